@@ -1,0 +1,113 @@
+"""Gemma-2 as a ComfyUI CLIP."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.sd
+import torch
+
+from ...model_loaders import dtypes, prompts
+from ...model_loaders.text_encoder import LoadedTextEncoder, encode_tokens, memory_of_tokens
+from .modules import adopt
+
+IDS, FIRST_KEPT = "gemma2", "gemma2_first_kept"
+
+
+class SanaTokenizer:
+    """Text to the tokens that ComfyUI passes from its tokenizer to its encoder.
+
+    Core CLIPTextEncode calls it with the text alone and so gets the image instruction. A prompt is
+    taken to the letter: SANA knows no ``(word:1.2)`` weights.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        instruction: str = prompts.IMAGE_INSTRUCTION,
+        max_sequence_length: int = 300,
+        clean_caption: bool = False,
+        **kwargs,
+    ) -> dict:
+        tokens = prompts.tokenize_prompt(self.tokenizer, text, instruction, max_sequence_length, clean_caption)
+        pairs = [(token, 1.0, i + 1) if return_word_ids else (token, 1.0) for i, token in enumerate(tokens.ids)]
+        return {IDS: [pairs], FIRST_KEPT: tokens.first_kept}
+
+    def untokenize(self, pairs):
+        return [(pair, self.tokenizer.convert_ids_to_tokens(pair[0])) for pair in pairs]
+
+    def decode(self, token_ids, skip_special_tokens=True):
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def state_dict(self):
+        return {}
+
+
+class SanaTextModel(torch.nn.Module):
+    """Gemma-2 in the interface of ComfyUI's text encoder models."""
+
+    def __init__(self, loaded: LoadedTextEncoder, compute_dtype: torch.dtype):
+        super().__init__()
+        self.gemma = loaded.module
+        self.spec = loaded.spec
+        self.dtypes = {compute_dtype}
+        self.options: dict = {}
+
+    def set_clip_options(self, options: dict) -> None:
+        if options.get("layer") is not None:
+            raise ValueError("CLIP skip does not apply to SANA's Gemma-2: the last hidden state is what is used")
+        self.options.update(options)
+
+    def reset_clip_options(self) -> None:
+        self.options = {}
+
+    def encode_token_weights(self, tokens: dict):
+        device = self.options.get("execution_device") or comfy.model_management.text_encoder_device()
+        ids = tuple(pair[0] for pair in tokens[IDS][0])
+        states = encode_tokens(self.gemma, prompts.PromptTokens(ids, tokens[FIRST_KEPT]), device)
+        return states.to(comfy.model_management.intermediate_device()).float(), None
+
+    def memory_estimation_function(self, tokens: dict, device=None) -> int:
+        return memory_of_tokens(self.spec, tokens[IDS][0]) if tokens else 0
+
+    def load_sd(self, state_dict):
+        raise ValueError("SANA's text encoder is loaded by SanaLoadTextEncoder or SanaLoadPipeline")
+
+
+def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
+    """A comfy CLIP around a loaded Gemma-2. It computes in bfloat16 or float32: float16 overflows in Gemma."""
+    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TEXT_ENCODER_DTYPES)
+    options = {"initial_device": torch.device("cpu")}
+    if device == "cpu":
+        options["load_device"] = options["offload_device"] = torch.device("cpu")
+    load_device = options.get("load_device", comfy.model_management.text_encoder_device())
+    compute = _compute_dtype(wanted or dtypes.stored_dtype(loaded.module), load_device)
+    adopt(loaded.module, wanted, compute)
+    target = SimpleNamespace(
+        params={},
+        clip=lambda **_: SanaTextModel(loaded, compute),
+        tokenizer=lambda **_: SanaTokenizer(loaded.tokenizer),
+    )
+    parameters = sum(p.numel() for p in loaded.module.parameters())
+    return comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options})
+
+
+def _compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    if stored == torch.float32 or not comfy.model_management.should_use_bf16(device):
+        return torch.float32
+    return torch.bfloat16
+
+
+def encode_prompt(clip, prompt: str, **options) -> list:
+    """CONDITIONING of a prompt by a CLIP of ours."""
+    if not isinstance(getattr(clip, "tokenizer", None), SanaTokenizer):
+        kind = type(getattr(clip, "tokenizer", clip)).__name__
+        raise ValueError(
+            f"this CLIP ({kind}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder or SanaLoadPipeline"
+        )
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt, **options))

@@ -1,0 +1,93 @@
+"""SANA's transformers as ComfyUI MODELs."""
+
+from __future__ import annotations
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.supported_models_base
+import torch
+
+from ...model_loaders import dtypes
+from ...model_loaders.transformer import LoadedTransformer, network_inputs
+from ...samplers.trigflow import TrigFlow
+from .modules import adopt, patcher_class
+
+DEFAULT_GUIDANCE = 4.5
+
+
+class SanaLatentFormat(comfy.latent_formats.LatentFormat):
+    """32 channels, a 32nd of the picture's side. Our VAE scales, so latents are passed on as they are."""
+
+    latent_channels = 32
+    spacial_downscale_ratio = 32
+
+
+class SanaConfig(comfy.supported_models_base.BASE):
+    """What BaseModel reads of a model config; the module itself comes ready-built."""
+
+    unet_config = {"disable_unet_model_creation": True}
+    latent_format = SanaLatentFormat
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    memory_usage_factor = 3.0
+
+
+class ComfyForward:
+    """A diffusers transformer that is called as ComfyUI calls its diffusion models."""
+
+    def forward(self, x, timesteps, context=None, control=None, transformer_options=None, guidance=None, **_):
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance)
+        return super().forward(**inputs)[0]
+
+    @property
+    def dtype(self):
+        return self.weight_dtype
+
+
+class SanaBaseModel(comfy.model_base.BaseModel):
+    """The part that is the same for every SANA image model: latent format, conditioning, memory."""
+
+    def __init__(self, loaded: LoadedTransformer, config: SanaConfig, sampling: torch.nn.Module):
+        super().__init__(config, comfy.model_base.ModelType.FLOW)
+        self.diffusion_model = loaded.module
+        self.sana_spec = loaded.spec
+        self.model_sampling = sampling
+
+    def extra_conds(self, **kwargs):
+        conds = super().extra_conds(**kwargs)
+        if self.sana_spec.guidance_scale is not None:
+            guidance = kwargs.get("guidance")
+            guidance = DEFAULT_GUIDANCE if guidance is None else guidance
+            conds["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
+        return conds
+
+
+class SanaSprint(SanaBaseModel):
+    """SANA-Sprint: TrigFlow angles are its sigmas."""
+
+    def __init__(self, loaded: LoadedTransformer, config: SanaConfig):
+        super().__init__(loaded, config, TrigFlow())
+
+    def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
+        return self.model_sampling.mix(sigma.reshape([sigma.shape[0]] + [1] * (noise.ndim - 1)), noise, latent_image)
+
+
+def build_model(loaded: LoadedTransformer, weight_dtype: str):
+    """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
+    if loaded.spec.family != "sprint":
+        raise ValueError(f"{loaded.path} is a SANA model that is not SANA-Sprint; only SANA-Sprint is sampled yet")
+    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
+    load_device = comfy.model_management.get_torch_device()
+    stored = wanted or dtypes.stored_dtype(loaded.module)
+    cast = comfy.model_management.unet_manual_cast(stored, load_device, SanaConfig.supported_inference_dtypes)
+    config = SanaConfig(SanaConfig.unet_config)
+    config.set_inference_dtype(stored, cast)
+    config.latent_format.latent_channels = loaded.spec.latent_channels
+
+    module = adopt(loaded.module, wanted, cast or stored)
+    module.sana_spec, module.weight_dtype = loaded.spec, stored
+    module.__class__ = type(f"Comfy{type(module).__name__}", (ComfyForward, type(module)), {})
+    model = SanaSprint(loaded, config)
+    return patcher_class()(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
+

@@ -1,0 +1,49 @@
+"""comfy's operations for modules that diffusers and transformers built."""
+
+from __future__ import annotations
+
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from ...model_loaders import dtypes
+from ...model_loaders.text_encoder import TokenEmbedding
+
+_ops = comfy.ops.manual_cast
+
+CASTING = {
+    torch.nn.Linear: _ops.Linear,
+    torch.nn.Conv2d: _ops.Conv2d,
+    torch.nn.Conv3d: _ops.Conv3d,
+    torch.nn.LayerNorm: _ops.LayerNorm,
+    torch.nn.GroupNorm: _ops.GroupNorm,
+}
+"""torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch one by one."""
+
+
+def adopt(module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype) -> torch.nn.Module:
+    """Make a module one that ComfyUI's memory management understands, in place."""
+    dtypes.adapt(module, CASTING, weight_dtype, compute_dtype)
+    for part in module.modules():
+        plain = not hasattr(part, "comfy_cast_weights") and not isinstance(part, TokenEmbedding)
+        if plain and any(True for _ in part.parameters(recurse=False)):
+            part.register_forward_pre_hook(_follow_input, with_kwargs=True)
+    return module
+
+
+def _follow_input(part, args, kwargs):
+    """Bring a module's own few weights to its input's device.
+
+    ComfyUI moves comfy's layers at each use, but of a model that it loads in part it leaves other
+    weights behind: diffusers' norms and the modulation tables of blocks.
+    """
+    inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+    device = next((value.device for value in inputs), None)
+    for parameter in part.parameters(recurse=False):
+        if device is not None and parameter.device != device:
+            parameter.data = parameter.data.to(device)
+
+
+def patcher_class():
+    """ComfyUI 0.33 chooses the patcher at start (dynamic offload or not); before, there was one."""
+    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

@@ -1,0 +1,230 @@
+"""Open weight files lazily and say what they hold.
+
+A checkpoint is a safetensors file, or a folder as diffusers and transformers write them: a
+config.json beside one file or beside shards with an index. Opening reads headers alone; a tensor
+is a view of the memory-mapped file until somebody writes to it. Pickles are never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", ".bf16", ".fp16", ".fp32")
+
+SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("SANA-Sprint transformer", ("time_embed.guidance_embedder.linear_1.weight", "caption_norm.weight")),
+    ("SANA-Video transformer", ("transformer_blocks.0.ff.conv_temp.weight", "caption_norm.weight")),
+    ("SANA transformer", ("transformer_blocks.0.ff.conv_inverted.weight", "caption_norm.weight")),
+    ("SANA ControlNet", ("controlnet_blocks.0.weight", "input_block.weight")),
+    ("SANA transformer in NVlabs' naming", ("blocks.0.mlp.inverted_conv.conv.weight", "attention_y_norm.weight")),
+    ("DC-AE", ("encoder.down_blocks.0.0.conv1.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
+    ("DC-AE", ("encoder.conv_in.conv.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
+    ("DC-AE in NVlabs' naming", ("encoder.project_in.conv.weight", "decoder.project_in.conv.weight")),
+    ("Gemma-2 text encoder", ("layers.0.pre_feedforward_layernorm.weight", "embed_tokens.weight")),
+    ("Gemma-2 text encoder", ("model.layers.0.pre_feedforward_layernorm.weight", "model.embed_tokens.weight")),
+    ("language model that is not Gemma-2", ("model.layers.0.self_attn.q_proj.weight",)),
+    ("Stable Diffusion XL checkpoint", ("conditioner.embedders.0.transformer.text_model.embeddings.position_ids",)),
+    ("Stable Diffusion XL checkpoint", ("conditioner.embedders.1.model.ln_final.weight",)),
+    ("Stable Diffusion 2 checkpoint", ("cond_stage_model.model.ln_final.weight",)),
+    ("Stable Diffusion 1 checkpoint", ("cond_stage_model.transformer.text_model.final_layer_norm.weight",)),
+    ("Stable Diffusion checkpoint", ("model.diffusion_model.input_blocks.0.0.weight",)),
+    ("Stable Diffusion 3 model", ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",)),
+    ("Flux model", ("double_blocks.0.img_attn.qkv.weight",)),
+    ("Flux model", ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight",)),
+    ("Wan video model", ("blocks.0.cross_attn.k.weight", "patch_embedding.weight")),
+    ("Wan VAE", ("decoder.middle.0.residual.0.gamma",)),
+    ("Stable Diffusion VAE", ("decoder.mid.block_1.norm1.weight",)),
+    ("Stable Diffusion VAE", ("decoder.mid_block.resnets.0.norm1.weight",)),
+    ("T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+    ("CLIP text encoder", ("text_model.encoder.layers.0.self_attn.q_proj.weight",)),
+)
+"""What a file is by keys that it alone holds; the first row whose keys are all there wins."""
+
+
+class UnusableFile(ValueError):
+    """A weight file or folder that cannot be used, with the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Mapping[str, "object"]):
+    """A lazily opened checkpoint: a mapping of key to CPU tensor, views of the mapped file."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    config: dict | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    _homes: dict[str, object] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, key: str):
+        return self._homes[key].get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a safetensors file or a folder of them.
+
+    Raises FileNotFoundError or UnusableFile, naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    config = _read_config(path / "config.json") if path.is_dir() else _read_config(path.with_suffix(".json"))
+    shapes, homes, metadata = {}, {}, {}
+    for file in weight_files(path):
+        handle = _open_file(file)
+        metadata.update(handle.metadata() or {})
+        for key in handle.keys():
+            shapes[key] = tuple(handle.get_slice(key).get_shape())
+            homes[key] = handle
+    if not shapes:
+        raise UnusableFile(f"{path} holds no tensors")
+    return Checkpoint(path, shapes, config, metadata, homes)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the file itself, a folder's one file, or its shards."""
+    if path.is_file():
+        if path.suffix in (".pth", ".pt", ".ckpt", ".bin"):
+            raise UnusableFile(f"{path} is a PyTorch pickle; give the model as safetensors")
+        return [path]
+    for name in (base + variant for base in BASENAMES for variant in VARIANTS):
+        stem, _, variant = name.partition(".")
+        index = path / (f"{stem}.safetensors.index.json" if not variant else f"{stem}.safetensors.index.{variant}.json")
+        if index.is_file():
+            return _shards(index)
+        if (path / f"{name}.safetensors").is_file():
+            return [path / f"{name}.safetensors"]
+    there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise FileNotFoundError(f"{path} holds no {BASENAMES[0]}.safetensors or model.safetensors (it holds {there})")
+
+
+def _shards(index: Path) -> list[Path]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise UnusableFile(f"{index} has no weight_map; download it again")
+    names = sorted(set(table.values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UnusableFile(f"{index} names the shard {name!r}, which lies outside its folder")
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(f"{index} names the shard {name}, which is missing; download it into {index.parent}")
+    return [index.parent / name for name in names]
+
+
+def _open_file(file: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        size = file.stat().st_size if file.exists() else 0
+        raise UnusableFile(
+            f"{file} ({size:,} bytes) is not a whole safetensors file ({error}); "
+            "it may be cut short or of another format: download it again"
+        ) from error
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object from a file; UnusableFile where it is not one."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UnusableFile(f"{file} holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _read_config(file: Path) -> dict | None:
+    return read_json(file) if file.is_file() else None
+
+
+def describe(shapes: Mapping[str, object]) -> str | None:
+    """What a checkpoint is, in words, or None; ``shapes`` is any mapping with its keys."""
+    for name, keys in SIGNATURES:
+        if all(key in shapes for key in keys):
+            return name
+    if any(".lora_A." in key or ".lora_down." in key or "lora_unet_" in key for key in shapes):
+        return "LoRA"
+    return None
+
+
+def require_kind(checkpoint: Checkpoint, wanted: tuple[str, ...], node_hint: str) -> str:
+    """The checkpoint's kind where it is one of ``wanted``; else UnusableFile saying what it is."""
+    kind = describe(checkpoint.shapes)
+    if kind in wanted:
+        return kind
+    said = f"is a {kind}" if kind else f"holds unknown keys such as {', '.join(sorted(checkpoint.shapes)[:3])}"
+    raise UnusableFile(f"{checkpoint.path} {said}, not a {wanted[0]}. {node_hint}")
+
+
+def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> None:
+    """Put a checkpoint's tensors into a module without copying them.
+
+    ``rename`` gives a key's name in the module, or None for a key to leave out. Raises
+    UnusableFile for a missing, unknown or misshapen key.
+    """
+    import torch
+
+    expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
+    names = {new: key for key in checkpoint if (new := rename(key)) is not None}
+    missing = sorted(expected.keys() - names.keys())
+    unknown = sorted(names.keys() - expected.keys())
+    if missing or unknown:
+        counts = [f"{len(keys)} {word} (such as {keys[0]})" for keys, word in ((missing, "missing"), (unknown, "unknown")) if keys]
+        raise UnusableFile(f"{checkpoint.path} does not fit its architecture: keys {' and '.join(counts)}")
+    for new, key in names.items():
+        if checkpoint.shapes[key] != expected[new]:
+            raise UnusableFile(
+                f"{checkpoint.path}: {key} has the shape {list(checkpoint.shapes[key])} where "
+                f"{list(expected[new])} was expected; its config.json may belong to another model"
+            )
+    module.load_state_dict({new: checkpoint[key] for new, key in names.items()}, strict=True, assign=True)
+    left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
+    if left:
+        raise UnusableFile(f"{checkpoint.path}: {type(module).__name__} was left without {left[0]}")
+    module.eval().requires_grad_(False)
+    for parameter in module.parameters():
+        if parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise UnusableFile(f"{checkpoint.path} holds {parameter.dtype} weights; float32, float16 or bfloat16 is read")
+
+
+def build_empty(make):
+    """``make()`` with weights that hold no memory: whatever torch.empty and torch.randn would fill.
+
+    Those two begin every weight in diffusers and transformers; tables that files do not hold
+    (rotary frequencies, position embeddings) come from other calls and are computed for real.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class EmptyWeights(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            if function in (torch.empty, torch.randn):
+                kwargs["device"] = "meta"
+            return function(*args, **kwargs)
+
+    with EmptyWeights():
+        return make()
+
+
+def build_from_config(make_class, config: dict, path: Path):
+    """An empty module of a diffusers class from its config.json; unknown entries are left out."""
+    import inspect
+
+    known = inspect.signature(make_class.__init__).parameters
+    arguments = {key: value for key, value in config.items() if key in known}
+    try:
+        return build_empty(lambda: make_class(**arguments))
+    except Exception as error:
+        raise UnusableFile(f"{path}: its config.json does not describe a {make_class.__name__} ({error})") from error

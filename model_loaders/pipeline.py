@@ -1,0 +1,44 @@
+"""A diffusers pipeline folder: which parts it has and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoints import UnusableFile, read_json
+from .text_encoder import LoadedTextEncoder, load_text_encoder
+from .transformer import LoadedTransformer, load_transformer
+from .vae import LoadedVae, load_vae
+
+PARTS = ("transformer", "text_encoder", "tokenizer", "vae")
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    transformer: LoadedTransformer
+    text_encoder: LoadedTextEncoder
+    vae: LoadedVae
+
+
+def load_pipeline(path: Path) -> LoadedPipeline:
+    """All three models of a SANA folder, opened but not read: weights stay mapped."""
+    check_pipeline(path)
+    return LoadedPipeline(
+        load_transformer(path / "transformer"),
+        load_text_encoder(path / "text_encoder", path / "tokenizer"),
+        load_vae(path / "vae"),
+    )
+
+
+def check_pipeline(path: Path) -> str:
+    """The pipeline's class name; UnusableFile or FileNotFoundError where the folder is not a whole SANA pipeline."""
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{path} has no model_index.json; give a folder in diffusers' layout")
+    name = read_json(index).get("_class_name", "unknown")
+    if not str(name).startswith("Sana"):
+        raise UnusableFile(f"{path} is a {name}, not a SANA pipeline")
+    missing = [part for part in PARTS if not (path / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{path} lacks the folder {', '.join(missing)}; download the whole pipeline")
+    return name

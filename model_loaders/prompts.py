@@ -1,0 +1,119 @@
+"""What SANA's text encoder is asked: instructions, caption clean-up and which states are kept.
+
+Ported from diffusers' SanaSprintPipeline (_get_gemma_prompt_embeds, encode_prompt). It differs in
+one way: no padding is computed. Gemma is causal and diffusers pads on the right under a mask, so
+padding changes no kept state, and the transformer masks it out again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+IMAGE_INSTRUCTION = "\n".join(
+    [
+        "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for "
+        "image generation. Evaluate the level of detail in the user prompt:",
+        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial "
+        "relationships to create vivid and concrete scenes.",
+        "- If the prompt is already detailed, refine and enhance the existing details slightly without "
+        "overcomplicating.",
+        "Here are examples of how to transform or refine prompts:",
+        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping "
+        "peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.",
+        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing "
+        "street lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering "
+        "glass skyscrapers.",
+        "Please generate only the enhanced description for the prompt below and avoid including any additional "
+        "commentary or evaluations:",
+        "User Prompt: ",
+    ]
+)
+"""SanaSprintPipeline's and SanaPipeline's complex_human_instruction."""
+
+VIDEO_INSTRUCTION = "\n".join(
+    [
+        "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable "
+        'for video generation. Evaluate the level of detail in the user prompt:',
+        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, motion, and "
+        "temporal relationships to create vivid and dynamic scenes.",
+        "- If the prompt is already detailed, refine and enhance the existing details slightly without "
+        "overcomplicating.",
+        "Here are examples of how to transform or refine prompts:",
+        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat slowly settling into a curled "
+        "position, peacefully falling asleep on a warm sunny windowsill, with gentle sunlight filtering through "
+        "surrounding pots of blooming red flowers.",
+        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing "
+        "street lamps gradually lighting up, a diverse crowd of people in colorful clothing walking past, and a "
+        "double-decker bus smoothly passing by towering glass skyscrapers.",
+        "Please generate only the enhanced description for the prompt below and avoid including any additional "
+        "commentary or evaluations:",
+        "User Prompt: ",
+    ]
+)
+"""SanaVideoPipeline's complex_human_instruction."""
+
+INSTRUCTIONS = {"image": IMAGE_INSTRUCTION, "video": VIDEO_INSTRUCTION, "none": "", "custom": None}
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids of instruction and prompt together, and from where on their states are kept.
+
+    The states used are those of ``ids[0]`` and of ``ids[first_kept:]``.
+    """
+
+    ids: tuple[int, ...]
+    first_kept: int
+
+
+def choose_instruction(name: str, custom: str | None = None) -> str:
+    """The instruction text that the widget's ``name`` stands for."""
+    if name not in INSTRUCTIONS:
+        raise ValueError(f"instruction is {name!r}; choose one of {', '.join(INSTRUCTIONS)}")
+    if name == "custom":
+        return custom or ""
+    return INSTRUCTIONS[name]
+
+
+def clean_prompt(prompt: str, clean_caption: bool = False) -> str:
+    """Lower case without outer spaces; with ``clean_caption``, diffusers' own caption cleaner.
+
+    Cleaning needs beautifulsoup4 and ftfy; ImportError says so where one is missing.
+    """
+    if not clean_caption:
+        return prompt.lower().strip()
+    try:
+        import bs4  # noqa: F401
+        import ftfy  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"clean_caption needs the packages beautifulsoup4 and ftfy, and {error.name} is not installed: "
+            "pip install beautifulsoup4 ftfy, or switch clean_caption off"
+        ) from error
+    from diffusers import SanaSprintPipeline
+
+    pipeline = SanaSprintPipeline.__new__(SanaSprintPipeline)
+    return pipeline._clean_caption(pipeline._clean_caption(prompt))
+
+
+def tokenize_prompt(
+    tokenizer, prompt: str, instruction: str = "", max_sequence_length: int = 300, clean_caption: bool = False
+) -> PromptTokens:
+    """Tokens of ``instruction + prompt``, cut where diffusers cuts them.
+
+    ``max_sequence_length``: 1 to 8192 states at most, the first token's among them.
+    """
+    if not 1 <= max_sequence_length <= 8192:
+        raise ValueError(f"max_sequence_length is {max_sequence_length}; give a number from 1 to 8192")
+    limit = max_sequence_length
+    if instruction:
+        limit += len(tokenizer.encode(instruction)) - 2
+    ids = tokenizer(
+        instruction + clean_prompt(prompt, clean_caption), max_length=max(limit, 1), truncation=True, add_special_tokens=True
+    ).input_ids
+    if not ids:
+        raise ValueError("the prompt gave no tokens; the tokenizer's files may be damaged")
+    return PromptTokens(tuple(ids), max(limit - (max_sequence_length - 1), 0))

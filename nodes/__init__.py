@@ -1,0 +1,22 @@
+"""What a person sees on the canvas: one file per place in the menu."""
+
+from __future__ import annotations
+
+from . import conditioning, latents, loaders, sampling
+
+_CLASSES = (
+    loaders.SanaLoadPipeline,
+    loaders.SanaLoadTransformer,
+    loaders.SanaLoadTextEncoder,
+    loaders.SanaLoadVAE,
+    conditioning.SanaEncodePrompt,
+    latents.SanaResolution,
+    latents.SanaEmptyLatent,
+    latents.SanaCropToSize,
+    sampling.SanaSCMSample,
+    sampling.SanaSCMSigmas,
+    sampling.SanaSCMSampler,
+)
+
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in _CLASSES}
+NODE_DISPLAY_NAME_MAPPINGS = {cls.__name__: cls.DISPLAY_NAME for cls in _CLASSES}

@@ -1,0 +1,159 @@
+"""sana/loaders: files to MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from .. import host
+from ..model_loaders import folders
+from ..model_loaders.dtypes import (
+    TEXT_ENCODER_DTYPES,
+    TRANSFORMER_DTYPES,
+    VAE_DTYPES,
+    narrow_weight_dtype,
+    parse_weight_dtype,
+)
+
+TRANSFORMER_KINDS = ("diffusion_models", "checkpoints")
+DTYPE_TIP = (
+    "How the weights are stored in memory. default keeps the file's own; fp8 halves bf16. "
+    "What is computed in is chosen by ComfyUI for your device."
+)
+
+
+def _roots(*kinds: str):
+    return [root for kind in kinds for root in host.current().roots(kind)]
+
+
+def _choice(names: list[str], tooltip: str):
+    return (names, {"tooltip": tooltip})
+
+
+def _weight_dtype(values: tuple[str, ...]):
+    return (list(values), {"default": "default", "tooltip": DTYPE_TIP, "advanced": True})
+
+
+def _said_if_missing(name: str, what: str, *kinds: str):
+    """True, or the message for a name that no model folder has: ComfyUI shows it before it runs anything."""
+    try:
+        folders.find_model(_roots(*kinds), name, what)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return True
+
+
+class SanaLoadPipeline:
+    DISPLAY_NAME = "Sana Load Pipeline"
+    CATEGORY = "sana/loaders"
+    DESCRIPTION = "Loads a whole SANA pipeline in diffusers' folder layout: transformer, Gemma-2 text encoder and VAE."
+    SEARCH_ALIASES = ["sana", "sana sprint", "diffusers loader", "load sana"]
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    OUTPUT_TOOLTIPS = ("The SANA transformer.", "Gemma-2, SANA's text encoder.", "The autoencoder (DC-AE).")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folders.list_folders(_roots("diffusers"), "model_index.json")
+        tip = "A folder under models/diffusers that holds a model_index.json."
+        return {"required": {"pipeline": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, pipeline):
+        return _said_if_missing(pipeline, "pipeline folder", "diffusers")
+
+    def load(self, pipeline, weight_dtype):
+        from ..model_loaders.pipeline import load_pipeline
+
+        parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
+        here = host.current()
+        loaded = load_pipeline(folders.find_model(_roots("diffusers"), pipeline, "pipeline folder"))
+        return (
+            here.model(loaded.transformer, weight_dtype),
+            here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)),
+            here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES)),
+        )
+
+
+class SanaLoadTransformer:
+    DISPLAY_NAME = "Sana Load Transformer"
+    CATEGORY = "sana/loaders"
+    DESCRIPTION = "Loads a SANA transformer alone: a diffusers folder or one safetensors file. What it is, is read from it."
+    SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The SANA transformer.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folders.list_models(_roots(*TRANSFORMER_KINDS))
+        tip = "A file or folder under models/diffusion_models or models/checkpoints."
+        return {"required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model_name):
+        return _said_if_missing(model_name, "transformer", *TRANSFORMER_KINDS)
+
+    def load(self, model_name, weight_dtype):
+        from ..model_loaders.transformer import load_transformer
+
+        parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
+        path = folders.find_model(_roots(*TRANSFORMER_KINDS), model_name, "transformer")
+        return (host.current().model(load_transformer(path), weight_dtype),)
+
+
+class SanaLoadTextEncoder:
+    DISPLAY_NAME = "Sana Load Text Encoder"
+    CATEGORY = "sana/loaders"
+    DESCRIPTION = "Loads Gemma-2, SANA's text encoder, from its Hugging Face folder. It never computes in float16."
+    SEARCH_ALIASES = ["sana", "gemma", "gemma loader", "load clip"]
+    FUNCTION = "load"
+    RETURN_TYPES = ("CLIP",)
+    OUTPUT_TOOLTIPS = ("Gemma-2 as a CLIP: core CLIPTextEncode works with it too.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folders.list_models(_roots("text_encoders"))
+        device_tip = "cpu keeps the text encoder off the graphics card: slower, and a gigabyte or five less there."
+        return {
+            "required": {
+                "encoder_name": _choice(names, "A folder of Gemma-2 under models/text_encoders."),
+                "weight_dtype": _weight_dtype(TEXT_ENCODER_DTYPES),
+                "device": (["default", "cpu"], {"default": "default", "tooltip": device_tip, "advanced": True}),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, encoder_name):
+        return _said_if_missing(encoder_name, "text encoder", "text_encoders")
+
+    def load(self, encoder_name, weight_dtype, device):
+        from ..model_loaders.text_encoder import load_text_encoder
+
+        parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
+        path = folders.find_model(_roots("text_encoders"), encoder_name, "text encoder")
+        return (host.current().clip(load_text_encoder(path), weight_dtype, device),)
+
+
+class SanaLoadVAE:
+    DISPLAY_NAME = "Sana Load VAE"
+    CATEGORY = "sana/loaders"
+    DESCRIPTION = "Loads DC-AE, SANA's image autoencoder: a diffusers folder or one safetensors file. Never float16."
+    SEARCH_ALIASES = ["sana", "dc-ae", "dcae", "load vae"]
+    FUNCTION = "load"
+    RETURN_TYPES = ("VAE",)
+    OUTPUT_TOOLTIPS = ("The autoencoder: 32 channels at a 32nd of the picture's side.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folders.list_models(_roots("vae"))
+        tip = "A file or folder under models/vae."
+        return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, vae_name):
+        return _said_if_missing(vae_name, "VAE", "vae")
+
+    def load(self, vae_name, weight_dtype):
+        from ..model_loaders.vae import load_vae
+
+        parse_weight_dtype(weight_dtype, VAE_DTYPES)
+        path = folders.find_model(_roots("vae"), vae_name, "VAE")
+        return (host.current().vae(load_vae(path), weight_dtype),)

@@ -1,0 +1,226 @@
+"""TrigFlow and the SCM sampler of SANA-Sprint (arXiv 2503.09641; TrigFlow: arXiv 2410.11081).
+
+x_t = cos t * x0 + sin t * z with the angle t in [0, pi/2]; the angles are the sigmas of ComfyUI's
+SIGMAS. Ported from diffusers' SanaSprintPipeline and SCMScheduler, and unlike them in two ways:
+the loop runs in unit variance, where their sigma_data of 0.5 has cancelled out, and the noise that
+they draw for the last step and do not use is not drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .noise import noise_after_start
+
+MAX_ANGLE = 1.5708
+"""diffusers' first timestep: pi/2, rounded up."""
+
+
+def network_time(t: torch.Tensor) -> torch.Tensor:
+    """The transformer's time s = sin t / (cos t + sin t), in [0, 1], of angles t."""
+    return torch.sin(t) / (torch.cos(t) + torch.sin(t))
+
+
+def _like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return t.view(t.shape[:1] + (1,) * (x.ndim - 1)) if t.ndim == 1 else t
+
+
+class TrigFlow(torch.nn.Module):
+    """The parameterisation, in the interface of ComfyUI's model_sampling objects.
+
+    ``sigma`` is an angle in radians: a scalar, [B], or already broadcastable to the latent.
+    """
+
+    def __init__(self, count: int = 1000):
+        super().__init__()
+        self.register_buffer("sigmas", torch.linspace(0, MAX_ANGLE, count + 1)[1:], persistent=False)
+
+    @property
+    def sigma_min(self) -> torch.Tensor:
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> torch.Tensor:
+        return self.sigmas[-1]
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return network_time(sigma)
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The angle whose network time is ``timestep``: the inverse of :meth:`timestep`."""
+        return torch.atan2(timestep, 1 - timestep)
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """The angle after ``percent`` (0 to 1) of the run; before the start it is beyond any angle."""
+        if percent <= 0.0:
+            return 999999999.9
+        return (1.0 - min(percent, 1.0)) * MAX_ANGLE
+
+    def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the transformer sees of x_t: x_t * sqrt(s^2 + (1 - s)^2)."""
+        s = network_time(_like(sigma, noise))
+        return noise * torch.sqrt(s**2 + (1 - s) ** 2)
+
+    def calculate_denoised(
+        self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
+    ) -> torch.Tensor:
+        """x0 = cos t * x_t - sin t * F, of the transformer's output and x_t (not its scaled input)."""
+        t = _like(sigma, model_output)
+        s = network_time(t)
+        scale = torch.sqrt(s**2 + (1 - s) ** 2)
+        field = ((1 - 2 * s) * (model_input * scale) + (1 - 2 * s + 2 * s**2) * model_output) / scale
+        return torch.cos(t) * model_input - torch.sin(t) * field
+
+    def mix(self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> torch.Tensor:
+        """x_t = cos t * x0 + sin t * z."""
+        t = _like(sigma, noise)
+        return torch.cos(t) * latent_image + torch.sin(t) * noise
+
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
+        """Where a run starts: x_t of a picture, or the bare noise where the latent is empty.
+
+        The second is diffusers' way: text-to-image starts from N(0, 1) whatever the first angle is.
+        """
+        if torch.count_nonzero(latent_image) == 0:
+            return noise
+        return self.mix(sigma, noise, latent_image)
+
+    def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """The latent that :meth:`noise_scaling` without noise turns into x_t again, for split runs."""
+        t = _like(torch.as_tensor(sigma), latent)
+        return latent / torch.cos(t)
+
+
+def scm_sigmas(
+    steps: int = 2,
+    max_timesteps: float = MAX_ANGLE,
+    intermediate_timesteps: float = 1.3,
+    denoise: float = 1.0,
+    timesteps: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """The angles of a run: float32 [n + 1], falling, the last one 0 (diffusers' SCMScheduler.set_timesteps).
+
+    ``intermediate_timesteps`` is the middle angle of two steps and of no other number. ``timesteps``
+    replaces all three; a 0 is added at its end where it lacks one. ``denoise`` below 1 begins the
+    schedule at the place that lies 1 - denoise of its steps after the first angle, and spreads
+    ceil(steps * denoise) steps over what is left; 0 gives no angles at all.
+    """
+    if timesteps is not None:
+        angles = _checked_list(timesteps)
+    else:
+        angles = _standard(steps, max_timesteps, intermediate_timesteps)
+    if not math.isfinite(denoise) or not 0.0 <= denoise <= 1.0:
+        raise ValueError(f"denoise is {denoise}; give a number from 0 to 1")
+    if denoise == 0.0:
+        return torch.zeros(0)
+    if denoise < 1.0:
+        angles = _begin_later(angles, denoise)
+    return torch.tensor(angles, dtype=torch.float32)
+
+
+def _standard(steps: int, first: float, middle: float) -> list[float]:
+    if steps != int(steps) or not 1 <= steps <= 1000:
+        raise ValueError(f"steps is {steps}; SANA-Sprint takes 1 to 1000 steps, and 1 to 4 is what it was made for")
+    _check_angle("max_timesteps", first)
+    if steps != 2:
+        return torch.linspace(first, 0, int(steps) + 1).tolist()
+    _check_angle("intermediate_timesteps", middle)
+    if middle >= first:
+        raise ValueError(
+            f"intermediate_timesteps is {middle} and max_timesteps is {first}: the angles must fall; "
+            "give intermediate_timesteps a smaller value than max_timesteps"
+        )
+    return [first, middle, 0.0]
+
+
+def _check_angle(name: str, value: float) -> None:
+    if not math.isfinite(value) or not 0.0 < value <= MAX_ANGLE + 1e-4:
+        raise ValueError(f"{name} is {value}; give an angle above 0 and at most {MAX_ANGLE} (pi/2)")
+
+
+def _checked_list(timesteps: Sequence[float]) -> list[float]:
+    angles = [float(t) for t in timesteps]
+    if angles and angles[-1] != 0.0:
+        angles.append(0.0)
+    if len(angles) < 2:
+        raise ValueError("timesteps holds no angle above 0; give falling numbers such as 1.5708, 1.3, 0")
+    for angle in angles[:-1]:
+        _check_angle("a number in timesteps", angle)
+    for before, after in zip(angles, angles[1:]):
+        if after >= before:
+            raise ValueError(f"timesteps must fall, but {after:g} follows {before:g}")
+    return angles
+
+
+def _begin_later(angles: list[float], denoise: float) -> list[float]:
+    steps = len(angles) - 1
+    place = steps * (1.0 - denoise)
+    before = min(int(place), steps - 1)
+    start = angles[before] + (angles[before + 1] - angles[before]) * (place - before)
+    count = max(1, math.ceil(steps * denoise - 1e-9))
+    kept = _resampled(angles, count)
+    return [angle * start / kept[0] for angle in kept]
+
+
+def _resampled(angles: list[float], count: int) -> list[float]:
+    """The schedule's shape in ``count`` steps, by linear interpolation between its angles."""
+    steps = len(angles) - 1
+    if count == steps:
+        return angles
+    places = [i * steps / count for i in range(count + 1)]
+    low = [min(int(p), steps - 1) for p in places]
+    return [angles[i] + (angles[i + 1] - angles[i]) * (p - i) for i, p in zip(low, places)]
+
+
+def parse_timesteps(text: str) -> list[float] | None:
+    """Angles written by a person, ``"1.5708, 1.3, 0"``; None for an empty text."""
+    words = [word.strip() for word in text.replace(";", ",").split(",") if word.strip()]
+    if not words:
+        return None
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise ValueError(f"timesteps is {text!r}; give numbers separated by commas, such as 1.5708, 1.3, 0") from None
+
+
+def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
+    """SIGMAS from another node, checked to be TrigFlow angles: falling, in [0, pi/2]. Returns them."""
+    values = sigmas.flatten().tolist()
+    if any(not math.isfinite(v) for v in values):
+        raise ValueError(f"sigmas holds a value that is not a number: {values}")
+    if any(not 0.0 <= v <= MAX_ANGLE + 1e-4 for v in values):
+        raise ValueError(
+            f"sigmas runs from {max(values):g} to {min(values):g}; SANA-Sprint's are angles from {MAX_ANGLE} "
+            "down to 0: use SanaSCMSigmas"
+        )
+    if any(after >= before for before, after in zip(values, values[1:])):
+        raise ValueError(f"sigmas must fall from step to step, but they are {[round(v, 4) for v in values]}")
+    return sigmas
+
+
+@torch.no_grad()
+def sample_scm(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+    """SCM multistep sampling: x_next = cos t' * x0 + sin t' * fresh noise (SCMScheduler.step).
+
+    k-diffusion's signature. ``model(x, sigma, **extra_args)`` returns x0; ``sigmas`` are angles,
+    falling. Without a ``noise_sampler`` the noise follows the initial noise in the generator of
+    ``extra_args["seed"]``, as in diffusers.
+    """
+    extra_args = {} if extra_args is None else extra_args
+    seed = extra_args.get("seed")
+    noise_sampler = noise_sampler or noise_after_start(0 if seed is None else seed, x.shape)
+    ones = x.new_ones([x.shape[0]])
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * ones, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        x = denoised
+        if sigmas[i + 1] > 0:
+            noise = noise_sampler(sigmas[i], sigmas[i + 1])
+            x = torch.cos(sigmas[i + 1]) * denoised + torch.sin(sigmas[i + 1]) * noise
+    return x

@@ -1,0 +1,81 @@
+"""Fixtures: a models folder with small random models, and each host over it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import tiny  # noqa: E402
+
+NO_COMFYUI = "COMFYUI_PATH names no ComfyUI checkout; set it to run the tests marked comfyui"
+
+
+def pytest_collection_modifyitems(items):
+    if tiny.comfyui_path() is None:
+        for item in items:
+            if item.get_closest_marker("comfyui"):
+                item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """A base directory as ComfyUI has it: models, input, output, custom_nodes, user, temp."""
+    base = tmp_path_factory.mktemp("home")
+    for name in ("models", "input", "output", "custom_nodes", "user", "temp"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / "sana-nodes").symlink_to(tiny.REPOSITORY, target_is_directory=True)
+    return base
+
+
+@pytest.fixture(scope="session")
+def reference(home):
+    """The diffusers pipeline over a random SANA-Sprint that lies in models/ in every place we load from."""
+    models = home / "models"
+    folder = models / "diffusers" / "tiny"
+    pipeline = tiny.sprint_pipeline(folder)
+    for kind, part in (("diffusion_models", "transformer"), ("vae", "vae"), ("text_encoders", "text_encoder")):
+        (models / kind).mkdir()
+        (models / kind / "tiny").symlink_to(folder / part, target_is_directory=True)
+    (models / "text_encoders" / "tokenizer").symlink_to(folder / "tokenizer", target_is_directory=True)
+    demo = models / "diffusers" / "sana-sprint-demo"
+    demo.symlink_to(tiny.DEMO, target_is_directory=True)
+    return pipeline
+
+
+def start_comfyui(home: Path) -> None:
+    """Import the real ComfyUI into this process, on the CPU, with ``home`` as its base directory."""
+    if "comfy.model_management" in sys.modules:
+        return
+    sys.path.insert(0, str(tiny.comfyui_path()))
+    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(home)]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401
+        import comfy.model_management
+        import folder_paths  # noqa: F401
+    finally:
+        sys.argv = arguments
+
+
+@pytest.fixture(params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])
+def host(request, home, reference):
+    """Each host in turn, over the same models."""
+    from sana_nodes import host as hosts
+
+    if request.param == "comfyui":
+        start_comfyui(home)
+        yield hosts.use("comfyui")
+    else:
+        chosen = hosts.use("embedded")
+        chosen.folders.models = [home / "models"]
+        chosen.folders.input, chosen.folders.output = home / "input", home / "output"
+        yield chosen
+    hosts._current = None

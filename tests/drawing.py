@@ -1,0 +1,56 @@
+"""Draw with our nodes, called as an executor calls them, and with diffusers."""
+
+from __future__ import annotations
+
+import torch
+
+from sana_nodes import NODE_CLASS_MAPPINGS
+
+
+def call(name: str, **given):
+    """Run one node with the defaults of its widgets for what is not given; returns its outputs."""
+    cls = NODE_CLASS_MAPPINGS[name]
+    arguments = {}
+    for key, spec in cls.INPUT_TYPES()["required"].items():
+        if len(spec) > 1 and "default" in spec[1]:
+            arguments[key] = spec[1]["default"]
+    return getattr(cls(), cls.FUNCTION)(**{**arguments, **given})
+
+
+def decode(vae, latent: dict) -> torch.Tensor:
+    """What core VAEDecode does: [B, H, W, 3]."""
+    return vae.decode(latent["samples"])
+
+
+def ours(parts, prompt: str, width=64, height=64, batch=1, seed=0, guidance=4.5, encoding=None, **sampling):
+    """The picture [B, H, W, 3] of our nodes over ``parts`` (MODEL, CLIP, VAE)."""
+    model, clip, vae = parts
+    positive = call("SanaEncodePrompt", clip=clip, text=prompt, guidance_scale=guidance, **(encoding or {}))[0]
+    latent = call("SanaEmptyLatent", width=width, height=height, batch_size=batch)[0]
+    drawn = call("SanaSCMSample", model=model, positive=positive, latent_image=latent, seed=seed, **sampling)[0]
+    return decode(vae, drawn)
+
+
+def theirs(pipeline, prompt: str, width=64, height=64, batch=1, seed=0, guidance=4.5, steps=2, **options):
+    """The picture [B, H, W, 3] of diffusers' pipeline."""
+    options.setdefault("intermediate_timesteps", 1.3 if steps == 2 else None)
+    pictures = pipeline(
+        prompt,
+        width=width,
+        height=height,
+        num_images_per_prompt=batch,
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        use_resolution_binning=False,
+        output_type="pt",
+        **options,
+    ).images
+    return pictures.movedim(1, -1)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape, f"{tuple(a.shape)} against {tuple(b.shape)}"
+    assert torch.isfinite(a).all(), "a picture holds values that are no numbers"
+    assert a.std() > 1e-3, "a picture of one colour proves nothing"
+    return (a.cpu() - b.cpu()).abs().max().item()

@@ -1,0 +1,110 @@
+"""Small random SANA models in the real file formats, made at run time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEMO = REPOSITORY / "demo" / "sana-sprint-demo"
+
+
+def stirred(module: torch.nn.Module, seed: int, amount: float = 0.02) -> torch.nn.Module:
+    """The module with every weight moved a little, so that no bias is 0 and no norm is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * amount)
+    return module.eval()
+
+
+def transformer(seed: int = 0, **changes):
+    from diffusers import SanaTransformer2DModel
+
+    torch.manual_seed(seed)
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "num_layers": 3,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 32,
+        "cross_attention_dim": 64,
+        "caption_channels": 48,
+        "guidance_embeds": True,
+        "qk_norm": "rms_norm_across_heads",
+    }
+    return stirred(SanaTransformer2DModel(**{**settings, **changes}), seed)
+
+
+def text_encoder(seed: int = 1, vocabulary: int = 800, **changes):
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 64,
+        "max_position_embeddings": 8192,
+    }
+    return stirred(Gemma2Model(Gemma2Config(**{**settings, **changes})), seed)
+
+
+def autoencoder(seed: int = 2, **changes):
+    from diffusers import AutoencoderDC
+
+    torch.manual_seed(seed)
+    stages = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    scales = ((), (), (), (5,), (5,), (5,))
+    channels = (8, 8, 16, 16, 32, 32)
+    settings = {
+        "latent_channels": 32,
+        "attention_head_dim": 8,
+        "encoder_block_types": stages,
+        "decoder_block_types": stages,
+        "encoder_block_out_channels": channels,
+        "decoder_block_out_channels": channels,
+        "encoder_layers_per_block": (1, 1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 2, 1, 1, 1, 1),
+        "encoder_qkv_multiscales": scales,
+        "decoder_qkv_multiscales": scales,
+        "downsample_block_type": "Conv",
+        "upsample_block_type": "interpolate",
+        "scaling_factor": 0.41407,
+    }
+    return stirred(AutoencoderDC(**{**settings, **changes}), seed)
+
+
+def sprint_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes):
+    """Write a whole SANA-Sprint folder and return the diffusers pipeline that reads it back."""
+    from diffusers import SanaSprintPipeline, SCMScheduler
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(DEMO / "tokenizer"), local_files_only=True)
+    pipeline = SanaSprintPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder().to(dtype),
+        vae=autoencoder().to(dtype),
+        transformer=transformer(**changes).to(dtype),
+        scheduler=SCMScheduler(),
+    )
+    pipeline.save_pretrained(folder)
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(DEMO / "tokenizer", folder / "tokenizer")
+    pipeline = SanaSprintPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def comfyui_path() -> Path | None:
+    import os
+
+    path = os.environ.get("COMFYUI_PATH")
+    return Path(path) if path and (Path(path) / "comfy").is_dir() else None
