@@ -1,6 +1,6 @@
 """Train the demo's AutoencoderDC: SANA's 32-times-smaller, 32-channel latent, small enough to ship.
 
-    python demo/train_autoencoder.py --output demo/sana-sprint-demo
+    python demo/train_autoencoder.py --output demo/models/diffusers/sana-sprint-demo
 
 The pictures are the language's own (language.py), drawn fresh for every batch with shapes of
 every size and place, so nothing is read from disk and the run repeats from its seed.

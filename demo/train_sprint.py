@@ -1,7 +1,7 @@
 """Train the demo's Gemma-2, tokenizer and SANA-Sprint transformer, and write them as a diffusers folder.
 
-    python demo/train_autoencoder.py --output demo/sana-sprint-demo
-    python demo/train_sprint.py --output demo/sana-sprint-demo
+    python demo/train_autoencoder.py --output demo/models/diffusers/sana-sprint-demo
+    python demo/train_sprint.py --output demo/models/diffusers/sana-sprint-demo
 
 A sentence of the language (language.py) has one picture, so plain denoising under TrigFlow is
 enough: x_t = cos t * x0 + sin t * z, and the network is asked for x0 = cos t * x_t - sin t * F

@@ -69,11 +69,11 @@ def use(name: str) -> Host:
     """Choose the host for this process."""
     global _current
     if name == "comfyui":
-        from .comfyui import ComfyHost
+        from .comfyui.bridge import ComfyHost
 
         _current = ComfyHost()
     elif name == "embedded":
-        from .embedded import EmbeddedHost
+        from .embedded.bridge import EmbeddedHost
 
         _current = EmbeddedHost()
     else:

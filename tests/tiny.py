@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DEMO = REPOSITORY / "demo" / "sana-sprint-demo"
+DEMO = REPOSITORY / "demo" / "models" / "diffusers" / "sana-sprint-demo"
 
 
 def stirred(module: torch.nn.Module, seed: int, amount: float = 0.02) -> torch.nn.Module:

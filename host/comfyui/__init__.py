@@ -1,7 +1,1 @@
 """Our modules inside a real ComfyUI, 0.3.64 to today. The only place that imports comfy."""
-
-from __future__ import annotations
-
-from .bridge import ComfyHost
-
-__all__ = ["ComfyHost"]

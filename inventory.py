@@ -1,0 +1,76 @@
+"""What model files are there, what each one is, and what an example workflow lacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .host.embedded.folders import KINDS, Folders
+from .model_loaders import folders
+from .model_loaders.checkpoints import describe, open_checkpoint
+from .model_loaders.pipeline import check_pipeline
+
+WIDGETS = {
+    ("SanaLoadPipeline", "pipeline"): ("diffusers",),
+    ("SanaLoadTransformer", "model_name"): ("diffusion_models", "checkpoints"),
+    ("SanaLoadTextEncoder", "encoder_name"): ("text_encoders",),
+    ("SanaLoadVAE", "vae_name"): ("vae",),
+}
+"""The loaders' inputs that name a file, and the kinds of folder where it is looked for."""
+
+
+def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
+    """Lines for a person: every model found, then what each example workflow lacks."""
+    places = Folders()
+    if roots is not None:
+        places.models = roots
+    elif comfyui is not None:
+        places.models = [comfyui / "models"]
+    lines = [f"models in {', '.join(str(root) for root in places.models)}"]
+    for kind in KINDS:
+        lines += [f"  {kind}/{name}: {what}" for name, what in found(places, kind)]
+    if len(lines) == 1:
+        lines.append("  none")
+    lines.append("example workflows")
+    for example in sorted(examples.glob("*.json")):
+        missing = lacking(json.loads(example.read_text(encoding="utf-8")), places)
+        lines.append(f"  {example.name}: {'can run' if not missing else 'lacks ' + ', '.join(missing)}")
+    return lines
+
+
+def found(places: Folders, kind: str) -> list[tuple[str, str]]:
+    """Name and description of each model of a kind."""
+    roots = places.roots(kind)
+    if kind == "diffusers":
+        return [(name, _pipeline(roots, name)) for name in folders.list_folders(roots, "model_index.json")]
+    return [(name, _checkpoint(roots, name)) for name in folders.list_models(roots)]
+
+
+def _pipeline(roots: list[Path], name: str) -> str:
+    try:
+        return check_pipeline(folders.find_model(roots, name, "pipeline folder"))
+    except (OSError, ValueError) as error:
+        return f"unusable: {error}"
+
+
+def _checkpoint(roots: list[Path], name: str) -> str:
+    try:
+        return describe(open_checkpoint(folders.find_model(roots, name, "model")).shapes) or "not recognised"
+    except (OSError, ValueError) as error:
+        return f"unusable: {error}"
+
+
+def lacking(graph: dict, places: Folders) -> list[str]:
+    """The model files that a workflow names and that are not there."""
+    missing = []
+    for node in graph.values():
+        for (class_type, key), kinds in WIDGETS.items():
+            if node["class_type"] != class_type:
+                continue
+            name = node["inputs"][key]
+            roots = [root for kind in kinds for root in places.roots(kind)]
+            try:
+                folders.find_model(roots, name, "model")
+            except (FileNotFoundError, ValueError):
+                missing.append(f"models/{kinds[0]}/{name}")
+    return missing

@@ -1,0 +1,188 @@
+"""The command line: what it prints, what it saves and the codes it ends with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+from PIL import Image
+
+from sana_nodes import cli, host
+
+WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
+SMALL = ["--set", "1.pipeline=tiny", "--set", "3.width=64", "--set", "Sana Empty Latent.height=96"]
+
+
+@pytest.fixture(autouse=True)
+def _forget_host():
+    yield
+    host._current = None
+
+
+@pytest.fixture
+def run(home, reference, tmp_path, capsys, monkeypatch):
+    """Run ``sana-nodes run`` on the embedded host; returns exit code, standard output and error."""
+    monkeypatch.setenv("COMFYUI_PATH", "")
+
+    def call(workflow, *arguments):
+        if not isinstance(workflow, (str, type(WORKFLOW))):
+            (tmp_path / "workflow.json").write_text(json.dumps(workflow))
+            workflow = tmp_path / "workflow.json"
+        places = ["--models", str(home / "models"), "--output", str(tmp_path / "output")]
+        code = cli.main(["run", str(workflow), *places, *arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def graph(**changes):
+    """The example workflow on the tiny model; ``changes``: node id to inputs."""
+    nodes = json.loads(WORKFLOW.read_text())
+    nodes["1"]["inputs"]["pipeline"] = "tiny"
+    nodes["3"]["inputs"].update(width=64, height=64)
+    for node_id, inputs in changes.items():
+        nodes[node_id.strip("n")]["inputs"].update(inputs)
+    return nodes
+
+
+def test_run_saves_what_it_prints(run):
+    code, out, err = run(WORKFLOW, "--host", "embedded", *SMALL)
+    assert code == 0
+    with Image.open(out.strip()) as picture:
+        assert picture.size == (64, 96)
+        assert json.loads(picture.text["prompt"])["3"]["inputs"]["height"] == 96
+    assert "SanaSCMSample" in err
+
+
+def test_json_is_one_object(run):
+    code, out, _ = run(WORKFLOW, "--json", *SMALL)
+    assert code == 0
+    saved = json.loads(out)["saved"]
+    assert len(saved) == 1 and Image.open(saved[0]).size == (64, 96)
+
+
+def test_second_run_numbers_on(run):
+    first, second = (run(WORKFLOW, *SMALL)[1].strip() for _ in range(2))
+    assert first.endswith("_00001_.png") and second.endswith("_00002_.png")
+
+
+def test_set_by_title_keeps_texts_texts(run):
+    code, out, _ = run(WORKFLOW, *SMALL, "--set", "Sana Encode Prompt.text=1 = 1.5", "--json")
+    with Image.open(json.loads(out)["saved"][0]) as picture:
+        assert json.loads(picture.text["prompt"])["2"]["inputs"]["text"] == "1 = 1.5"
+
+
+@pytest.mark.parametrize(
+    "setting,said",
+    [
+        ("9.width=3", "no node has this id or title"),
+        ("width=3", "NODE.INPUT=VALUE"),
+        ("3.breadth=3", "no input 'breadth'"),
+        ("3.width=wide", "give a INT"),
+        ("3.width=100000", "from 32 to 16384"),
+        ("4.steps=0", "from 1 to 1000"),
+        ("4.denoise=NaN", "from 0.0 to 1.0"),
+        ("4.add_noise=perhaps", "choose one of enable, disable"),
+        ("1.pipeline=absent", "no pipeline folder called 'absent'; looked in"),
+        ("1.pipeline=../tiny", "is no name"),
+        ("2.text=5", None),
+    ],
+)
+def test_unusable_settings_end_with_2(run, setting, said):
+    code, out, err = run(WORKFLOW, *SMALL, "--set", setting)
+    if said is None:
+        assert code == 0
+        return
+    assert code == 2 and said in err and out == ""
+
+
+def test_unknown_node_and_missing_input(run):
+    nodes = graph()
+    nodes["7"] = {"class_type": "KSampler", "inputs": {}}
+    code, _, err = run(nodes)
+    assert code == 2 and "node 7 is a KSampler" in err and "--host comfyui" in err
+    nodes = graph()
+    del nodes["4"]["inputs"]["model"]
+    code, _, err = run(nodes)
+    assert code == 2 and "node 4 (SanaSCMSample) lacks its input 'model'" in err
+
+
+def test_wrong_links(run):
+    code, _, err = run(graph(n4={"model": ["1", 2]}))
+    assert code == 2 and "model takes MODEL, and output 2 of node 1 is VAE" in err
+    code, _, err = run(graph(n4={"model": ["1", 5]}))
+    assert code == 2 and "output 5 of node 1, which has 3" in err
+    code, _, err = run(graph(n4={"model": ["8", 0]}))
+    assert code == 2 and "comes from node 8, which is not in the workflow" in err
+
+
+def test_cycle(run):
+    nodes = graph()
+    nodes["8"] = {"class_type": "SanaSCMSample", "inputs": {**nodes["4"]["inputs"], "latent_image": ["4", 0]}}
+    nodes["4"]["inputs"]["latent_image"] = ["8", 0]
+    code, _, err = run(nodes)
+    assert code == 2 and "runs in a circle: 4 -> 8 -> 4" in err
+
+
+def test_editor_format_and_other_files(run, tmp_path):
+    code, _, err = run({"nodes": [], "links": []})
+    assert code == 2 and "Export (API)" in err
+    code, _, err = run([1, 2])
+    assert code == 2 and "not a workflow" in err
+    (tmp_path / "broken.json").write_text("{")
+    code, _, err = run(tmp_path / "broken.json")
+    assert code == 2 and "is not JSON" in err
+    code, _, err = run(tmp_path / "absent.json")
+    assert code == 2 and "cannot read" in err
+    code, _, err = run({})
+    assert code == 2 and "no nodes" in err
+
+
+def test_node_failure_ends_with_1_and_names_the_node(run):
+    code, out, err = run(graph(n3={"width": 100}))
+    assert code == 1 and out == ""
+    assert "node 3 (SanaEmptyLatent): width is 100" in err and "96 and 128" in err
+
+
+def test_wrong_comfyui_path(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    code, _, err = run(WORKFLOW)
+    assert code == 2 and "holds no ComfyUI" in err
+    monkeypatch.delenv("COMFYUI_PATH")
+    code, _, err = run(WORKFLOW, "--host", "comfyui")
+    assert code == 2 and "set COMFYUI_PATH" in err
+
+
+def test_models_lists_kinds_and_what_is_missing(home, reference, capsys, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", "")
+    assert cli.main(["models", "--models", str(home / "models")]) == 0
+    out = capsys.readouterr().out
+    assert "diffusers/tiny: SanaSprintPipeline" in out
+    assert "diffusion_models/tiny: SANA-Sprint transformer" in out
+    assert "vae/tiny: DC-AE" in out and "text_encoders/tiny: Gemma-2 text encoder" in out
+    assert "sana_sprint_text_to_image.json: can run" in out
+    assert cli.main(["models", "--models", str(home)]) == 0
+    out = capsys.readouterr().out
+    assert "lacks models/diffusers/sana-sprint-demo" in out
+
+
+@pytest.mark.comfyui
+def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, tmp_path):
+    """``--host comfyui`` starts the real ComfyUI, so it has a process of its own."""
+    import subprocess
+    import sys
+
+    code, out, _ = run(WORKFLOW, "--host", "embedded", *SMALL)
+    assert code == 0
+    places = ["--models", str(home / "models"), "--output", str(tmp_path / "theirs")]
+    command = [sys.executable, "-m", "sana_nodes", "run", str(WORKFLOW), "--host", "comfyui", *places, *SMALL, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = json.loads(done.stdout)["saved"]
+    assert str(tmp_path / "theirs") in saved[0]
+    assert list(Image.open(saved[0]).getdata()) == list(Image.open(out.strip()).getdata())
+    refused = subprocess.run([*command, "--set", "4.steps=0"], capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2 and "steps" in refused.stderr
+    failed = subprocess.run([*command, "--set", "3.width=100"], capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 1 and "node 3 (SanaEmptyLatent)" in failed.stderr and "96 and 128" in failed.stderr
