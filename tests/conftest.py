@@ -17,7 +17,7 @@ NO_COMFYUI = "COMFYUI_PATH names no ComfyUI checkout; set it to run the tests ma
 
 
 def pytest_collection_modifyitems(items):
-    if tiny.comfyui_path() is None:
+    if tiny.COMFYUI is None:
         for item in items:
             if item.get_closest_marker("comfyui"):
                 item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
@@ -52,7 +52,7 @@ def start_comfyui(home: Path) -> None:
     """Import the real ComfyUI into this process, on the CPU, with ``home`` as its base directory."""
     if "comfy.model_management" in sys.modules:
         return
-    sys.path.insert(0, str(tiny.comfyui_path()))
+    sys.path.insert(0, str(tiny.COMFYUI))
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(home)]
     try:
         import comfy.options

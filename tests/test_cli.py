@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -168,11 +170,9 @@ def test_models_lists_kinds_and_what_is_missing(home, reference, capsys, monkeyp
 
 
 @pytest.mark.comfyui
-def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, tmp_path):
+def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, tmp_path, monkeypatch):
     """``--host comfyui`` starts the real ComfyUI, so it has a process of its own."""
-    import subprocess
-    import sys
-
+    monkeypatch.setenv("COMFYUI_PATH", str(tiny.COMFYUI))
     code, out, _ = run(WORKFLOW, "--host", "embedded", *SMALL)
     assert code == 0
     places = ["--models", str(home / "models"), "--output", str(tmp_path / "theirs")]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import torch
 
+COMFYUI = Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else None
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "demo" / "models" / "diffusers" / "sana-sprint-demo"
 
@@ -102,9 +104,3 @@ def sprint_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
-
-def comfyui_path() -> Path | None:
-    import os
-
-    path = os.environ.get("COMFYUI_PATH")
-    return Path(path) if path and (Path(path) / "comfy").is_dir() else None

@@ -39,9 +39,9 @@ def _follow_input(part, args, kwargs):
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)
-    for parameter in part.parameters(recurse=False):
+    for name, parameter in part.named_parameters(recurse=False):
         if device is not None and parameter.device != device:
-            parameter.data = parameter.data.to(device)
+            part.register_parameter(name, torch.nn.Parameter(parameter.to(device), requires_grad=False))
 
 
 def patcher_class():

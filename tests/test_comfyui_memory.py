@@ -1,0 +1,115 @@
+"""Our modules under ComfyUI's memory management, in-process."""
+
+from __future__ import annotations
+
+import conftest
+import drawing
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfyui
+
+
+@pytest.fixture(scope="module")
+def parts(home, reference):
+    from sana_nodes import host as hosts
+
+    conftest.start_comfyui(home)
+    hosts.use("comfyui")
+    yield drawing.call("SanaLoadPipeline", pipeline="tiny")
+    hosts._current = None
+
+
+def modules_of(parts):
+    model, clip, vae = parts
+    return model.model.diffusion_model, clip.cond_stage_model.gemma, vae.first_stage_model.autoencoder
+
+
+def test_layers_carry_comfys_operations(parts):
+    import comfy.ops
+
+    for module in modules_of(parts):
+        layers = [m for m in module.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+        assert len(layers) > 5
+        assert all(isinstance(layer, comfy.ops.CastWeightBiasOp) and layer.comfy_cast_weights for layer in layers)
+
+
+@pytest.mark.parametrize("budget", [1, 60_000, 200_000], ids=["novram", "lowvram", "most"])
+def test_a_model_loaded_in_part_draws_the_same(parts, budget):
+    """What --novram and --lowvram do on a card, with the CPU as the card: comfy refuses them beside --cpu."""
+    expected = drawing.ours(parts, "a red ring")
+    cpu = torch.device("cpu")
+    for patcher in (parts[0], parts[1].patcher, parts[2].patcher):
+        patcher.unpatch_model(cpu)
+        patcher.load(cpu, lowvram_model_memory=budget)
+        assert patcher.model.model_lowvram
+    try:
+        assert torch.equal(drawing.ours(parts, "a red ring"), expected)
+    finally:
+        for patcher in (parts[0], parts[1].patcher, parts[2].patcher):
+            patcher.detach()
+
+
+def test_weights_left_behind_follow_their_input(parts):
+    """A modulation table or a norm that comfy did not move is brought to the device that asks, here meta."""
+    from sana_nodes.host.comfyui.modules import adopt
+
+    class Table(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.ones(4))
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, hidden_states=None):
+            return hidden_states * self.table
+
+    block = adopt(Table().requires_grad_(False), None, torch.float32)
+    assert block(hidden_states=torch.zeros(2, 4, device="meta")).is_meta
+    assert block.table.is_meta and not block.inner.weight.is_meta
+
+
+def test_lora_like_patches_change_the_picture_and_leave_no_trace(parts):
+    model, clip, vae = parts
+    before = drawing.ours(parts, "a red ring")
+    weight = model.model.diffusion_model.transformer_blocks[0].attn2.to_v.weight
+    kept = weight.clone()
+    patched = model.clone()
+    key = "diffusion_model.transformer_blocks.0.attn2.to_v.weight"
+    assert patched.add_patches({key: (torch.full_like(weight, 0.3),)}, 1.0) == [key]
+    assert (drawing.ours((patched, clip, vae), "a red ring") - before).abs().max() > 1e-4
+    assert torch.equal(drawing.ours(parts, "a red ring"), before)
+    assert torch.equal(model.model.diffusion_model.transformer_blocks[0].attn2.to_v.weight, kept)
+
+
+@pytest.mark.parametrize("dtype,stored", [("bf16", torch.bfloat16), ("fp8_e4m3fn", torch.float8_e4m3fn)])
+def test_weight_dtype_is_stored_and_computed_in_float32(parts, dtype, stored):
+    model = drawing.call("SanaLoadTransformer", model_name="tiny", weight_dtype=dtype)[0]
+    network = model.model.diffusion_model
+    assert network.transformer_blocks[0].attn1.to_q.weight.dtype == stored
+    assert network.transformer_blocks[0].scale_shift_table.dtype == torch.float32
+    assert model.model.manual_cast_dtype == torch.float32
+    coarse = drawing.ours((model, *parts[1:]), "a red ring")
+    assert 0 < drawing.difference(coarse, drawing.ours(parts, "a red ring")) < 0.5
+
+
+@pytest.mark.parametrize("part,name", [("SanaLoadTextEncoder", "encoder_name"), ("SanaLoadVAE", "vae_name")])
+def test_float16_is_never_computed_in(parts, part, name, monkeypatch):
+    import comfy.cli_args
+
+    monkeypatch.setattr(comfy.cli_args.args, "fp16_vae", True)
+    monkeypatch.setattr(comfy.cli_args.args, "fp16_text_enc", True)
+    loaded = drawing.call(part, **{name: "tiny"})[0]
+    dtypes = loaded.cond_stage_model.dtypes if part == "SanaLoadTextEncoder" else {loaded.vae_dtype}
+    assert torch.float16 not in dtypes
+
+
+def test_a_stranger_is_refused(parts):
+    model, clip, vae = parts
+    stranger = type("Patcher", (), {"model": type("Flux", (), {})()})()
+    with pytest.raises(ValueError, match=r"this MODEL \(Flux\) is not SANA-Sprint"):
+        drawing.call("SanaSCMSample", model=stranger, positive=[], latent_image={"samples": torch.zeros(1, 32, 2, 2)})
+    other = type("CLIP", (), {"tokenizer": type("SD1Tokenizer", (), {})()})()
+    with pytest.raises(ValueError, match=r"\(SD1Tokenizer\) is not SANA's Gemma-2"):
+        drawing.call("SanaEncodePrompt", clip=other, text="x")
+    with pytest.raises(ValueError, match="the latent has 4 channels and this VAE"):
+        vae.decode(torch.zeros(1, 4, 8, 8))
