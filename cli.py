@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="run | models | demo")
     run = commands.add_parser("run", help="run an API-format workflow to its end")
     run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
-    run.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE: a node's id or title")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE: a node's id or title"
+    )
     run.add_argument("--models", type=Path, metavar="DIR", help="models folder (default: ./models, or ComfyUI's)")
     run.add_argument("--input", type=Path, metavar="DIR", help="input folder (default: ./input, or ComfyUI's)")
     run.add_argument("--output", type=Path, metavar="DIR", help="output folder (default: ./output, or ComfyUI's)")
@@ -98,7 +100,9 @@ def _node_called(graph: dict, name: str) -> str:
         return titled[0]
     if titled:
         raise BadCall(f"--set {name}: the nodes {', '.join(titled)} all have this title; use an id")
-    known = ", ".join(f"{i} ({node.get('_meta', {}).get('title', node.get('class_type'))})" for i, node in graph.items())
+    known = ", ".join(
+        f"{i} ({node.get('_meta', {}).get('title', node.get('class_type'))})" for i, node in graph.items()
+    )
     raise BadCall(f"--set {name}: no node has this id or title; the workflow has {known}")
 
 

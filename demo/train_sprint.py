@@ -37,7 +37,9 @@ def instruction_text() -> str:
 
 def phrasings(scene: Scene) -> list[str]:
     """The sentence of a scene and looser ways to say it, lower case as the pipeline makes them."""
-    place = scene.place.replace("centre", "center") if len(scene.prompt) % 2 else scene.place.replace("centre", "middle")
+    place = (
+        scene.place.replace("centre", "center") if len(scene.prompt) % 2 else scene.place.replace("centre", "middle")
+    )
     bare = scene.place.split("the ")[1]
     said = [
         scene.prompt,
@@ -181,9 +183,9 @@ def denoise(transformer, x, t, states, mask, guidance):
     s = torch.sin(t) / (torch.cos(t) + torch.sin(t))
     wide = s.view(-1, 1, 1, 1)
     scale = torch.sqrt(wide**2 + (1 - wide) ** 2)
-    out = transformer(
-        x * scale, states, timestep=s, guidance=guidance, encoder_attention_mask=mask, return_dict=False
-    )[0]
+    out = transformer(x * scale, states, timestep=s, guidance=guidance, encoder_attention_mask=mask, return_dict=False)[
+        0
+    ]
     field = ((1 - 2 * wide) * x * scale + (1 - 2 * wide + 2 * wide**2) * out) / scale
     t = t.view(-1, 1, 1, 1)
     return torch.cos(t) * x - torch.sin(t) * field, field

@@ -50,7 +50,15 @@ class Host(Protocol):
         """A SAMPLER of a function with k-diffusion's signature."""
 
     def sample(
-        self, model: Any, positive: list, latent: dict, noise: Any, sigmas: Any, function: Callable, seed: int, **options
+        self,
+        model: Any,
+        positive: list,
+        latent: dict,
+        noise: Any,
+        sigmas: Any,
+        function: Callable,
+        seed: int,
+        **options,
     ) -> dict:
         """Run a sampler function over a LATENT: ``noise`` [B, C, H, W] float32; ``options`` go to the function."""
 

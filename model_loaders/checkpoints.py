@@ -82,7 +82,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     for file in weight_files(path):
         handle = _open_file(file)
         metadata.update(handle.metadata() or {})
-        for key in handle.keys():
+        for key in handle.keys():  # noqa: SIM118 - a safetensors handle, no dict
             shapes[key] = tuple(handle.get_slice(key).get_shape())
             homes[key] = handle
     if not shapes:
@@ -116,7 +116,9 @@ def _shards(index: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name:
             raise UnusableFile(f"{index} names the shard {name!r}, which lies outside its folder")
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index} names the shard {name}, which is missing; download it into {index.parent}")
+            raise FileNotFoundError(
+                f"{index} names the shard {name}, which is missing; download it into {index.parent}"
+            )
     return [index.parent / name for name in names]
 
 
@@ -180,7 +182,11 @@ def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> Non
     missing = sorted(expected.keys() - names.keys())
     unknown = sorted(names.keys() - expected.keys())
     if missing or unknown:
-        counts = [f"{len(keys)} {word} (such as {keys[0]})" for keys, word in ((missing, "missing"), (unknown, "unknown")) if keys]
+        counts = [
+            f"{len(keys)} {word} (such as {keys[0]})"
+            for keys, word in ((missing, "missing"), (unknown, "unknown"))
+            if keys
+        ]
         raise UnusableFile(f"{checkpoint.path} does not fit its architecture: keys {' and '.join(counts)}")
     for new, key in names.items():
         if checkpoint.shapes[key] != expected[new]:
@@ -195,7 +201,9 @@ def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> Non
     module.eval().requires_grad_(False)
     for parameter in module.parameters():
         if parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise UnusableFile(f"{checkpoint.path} holds {parameter.dtype} weights; float32, float16 or bfloat16 is read")
+            raise UnusableFile(
+                f"{checkpoint.path} holds {parameter.dtype} weights; float32, float16 or bfloat16 is read"
+            )
 
 
 def build_empty(make):

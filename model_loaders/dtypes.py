@@ -27,7 +27,9 @@ def parse_weight_dtype(name: str, allowed: tuple[str, ...]) -> torch.dtype | Non
     if name not in allowed:
         raise ValueError(f"weight_dtype is {name!r}; choose one of {', '.join(allowed)}")
     if name == "int8_bnb":
-        raise ValueError("weight_dtype int8_bnb is not built yet; choose fp8_e4m3fn for weights of one byte, or default")
+        raise ValueError(
+            "weight_dtype int8_bnb is not built yet; choose fp8_e4m3fn for weights of one byte, or default"
+        )
     return WEIGHT_DTYPES[name]
 
 

@@ -36,7 +36,7 @@ IMAGE_INSTRUCTION = "\n".join(
 VIDEO_INSTRUCTION = "\n".join(
     [
         "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable "
-        'for video generation. Evaluate the level of detail in the user prompt:',
+        "for video generation. Evaluate the level of detail in the user prompt:",
         "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, motion, and "
         "temporal relationships to create vivid and dynamic scenes.",
         "- If the prompt is already detailed, refine and enhance the existing details slightly without "
@@ -112,7 +112,10 @@ def tokenize_prompt(
     if instruction:
         limit += len(tokenizer.encode(instruction)) - 2
     ids = tokenizer(
-        instruction + clean_prompt(prompt, clean_caption), max_length=max(limit, 1), truncation=True, add_special_tokens=True
+        instruction + clean_prompt(prompt, clean_caption),
+        max_length=max(limit, 1),
+        truncation=True,
+        add_special_tokens=True,
     ).input_ids
     if not ids:
         raise ValueError("the prompt gave no tokens; the tokenizer's files may be damaged")

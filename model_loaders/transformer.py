@@ -11,7 +11,7 @@ KINDS = ("SANA-Sprint transformer", "SANA transformer")
 HINT = "Give SanaLoadTransformer a SANA transformer in diffusers' naming (models/diffusion_models)."
 
 SELF_HEAD_DIM = 32
-CROSS_HEAD_DIMS = (112, 72, 64, 32)
+CROSS_HEAD_DIMS = (112, 72, 32)
 """Head sizes of published models, largest first: shapes do not show how a width divides into heads."""
 
 
@@ -65,7 +65,7 @@ def spec_of(config, kind: str) -> TransformerSpec:
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
     """The config of a transformer that came without one, read off its tensors' shapes.
 
-    Head sizes are the published ones (self-attention 32; cross-attention 112, else 72, 64 or 32,
+    Head sizes are the published ones (self-attention 32; cross-attention 112, else 72 or 32,
     whichever divides the width): a model with others needs its config.json beside it.
     """
     shapes = checkpoint.shapes
@@ -74,7 +74,9 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
     hidden = _shape(checkpoint, "transformer_blocks.0.ff.conv_point.weight", 4)[1]
     cross_head = next((d for d in CROSS_HEAD_DIMS if cross_width % d == 0), None)
     if width % SELF_HEAD_DIM or cross_head is None:
-        raise UnusableFile(f"{checkpoint.path}: a width of {width} has no published head size; put its config.json beside it")
+        raise UnusableFile(
+            f"{checkpoint.path}: a width of {width} has no published head size; put its config.json beside it"
+        )
     blocks = {key.split(".")[1] for key in shapes if key.startswith("transformer_blocks.")}
     ratio = hidden / width
     return {

@@ -99,7 +99,9 @@ class _Stage:
 def _stages(checkpoint: Checkpoint, prefix: str) -> list[_Stage]:
     numbers = {int(m[1]) for k in checkpoint.shapes if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", k))}
     if not numbers or numbers != set(range(len(numbers))):
-        raise UnusableFile(f"{checkpoint.path}: the stages {sorted(numbers)} of {prefix} are not 0, 1, 2, …")
+        raise UnusableFile(
+            f"{checkpoint.path}: the stages of {prefix} do not start at 0: put its config.json beside it"
+        )
     return [_stage(checkpoint, f"{prefix}.{n}") for n in sorted(numbers)]
 
 
@@ -110,7 +112,9 @@ def _stage(checkpoint: Checkpoint, prefix: str) -> _Stage:
     resample = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.conv\.weight", k)]
     blocks = attention or residual
     if not blocks:
-        raise UnusableFile(f"{checkpoint.path}: {prefix} has no block that a DC-AE knows; put its config.json beside it")
+        raise UnusableFile(
+            f"{checkpoint.path}: {prefix} has no block that a DC-AE knows; put its config.json beside it"
+        )
     first = next(k.split(".")[0] for k in shapes if re.fullmatch(r"\d+\.(conv1|attn\.to_q)\.weight", k))
     kernels = {
         int(m[1]): s[-1]

@@ -19,8 +19,15 @@ class SanaEncodePrompt:
 
     @classmethod
     def INPUT_TYPES(cls):
-        text = {"multiline": True, "dynamicPrompts": True, "tooltip": "What to draw. Taken to the letter: no (word:1.2) weights."}
-        instruction = {"default": "image", "tooltip": "The text put before the prompt. image and video are the trained ones."}
+        text = {
+            "multiline": True,
+            "dynamicPrompts": True,
+            "tooltip": "What to draw. Taken to the letter: no (word:1.2) weights.",
+        }
+        instruction = {
+            "default": "image",
+            "tooltip": "The text put before the prompt. image and video are the trained ones.",
+        }
         guidance = {
             "default": 4.5,
             "min": 0.0,
@@ -40,7 +47,12 @@ class SanaEncodePrompt:
             "tooltip": "Remove links, HTML and odd characters first. Needs beautifulsoup4 and ftfy.",
             "advanced": True,
         }
-        custom = {"multiline": True, "default": "", "tooltip": "The instruction's text when instruction is custom.", "advanced": True}
+        custom = {
+            "multiline": True,
+            "default": "",
+            "tooltip": "The instruction's text when instruction is custom.",
+            "advanced": True,
+        }
         return {
             "required": {
                 "clip": ("CLIP", {"tooltip": "Gemma-2 from SanaLoadPipeline or SanaLoadTextEncoder."}),

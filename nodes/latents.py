@@ -12,7 +12,10 @@ LARGEST = 16384
 
 
 def _side(name: str, step: int = 1, least: int = 1, tip: str = ""):
-    return ("INT", {"default": 1024, "min": least, "max": LARGEST, "step": step, "tooltip": tip or f"{name} in pixels."})
+    return (
+        "INT",
+        {"default": 1024, "min": least, "max": LARGEST, "step": step, "tooltip": tip or f"{name} in pixels."},
+    )
 
 
 class SanaResolution:
@@ -68,7 +71,9 @@ def _check_side(name: str, side: int) -> None:
         return
     below = min(max(side // RATIO * RATIO, RATIO), LARGEST)
     above = min(below + RATIO, LARGEST)
-    raise ValueError(f"{name} is {side}, not a multiple of {RATIO} from {RATIO} to {LARGEST}; the nearest are {below} and {above}")
+    raise ValueError(
+        f"{name} is {side}, not a multiple of {RATIO} from {RATIO} to {LARGEST}; the nearest are {below} and {above}"
+    )
 
 
 class SanaCropToSize:

@@ -75,7 +75,9 @@ class SanaLoadPipeline:
 class SanaLoadTransformer:
     DISPLAY_NAME = "Sana Load Transformer"
     CATEGORY = "sana/loaders"
-    DESCRIPTION = "Loads a SANA transformer alone: a diffusers folder or one safetensors file. What it is, is read from it."
+    DESCRIPTION = (
+        "Loads a SANA transformer alone: a diffusers folder or one safetensors file. What it is, is read from it."
+    )
     SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL",)

@@ -11,12 +11,25 @@ from ..samplers import noise, trigflow
 def _angle(default: float, tip: str):
     return (
         "FLOAT",
-        {"default": default, "min": 0.0, "max": 1.5709, "step": 0.0001, "round": 0.00001, "tooltip": tip, "advanced": True},
+        {
+            "default": default,
+            "min": 0.0,
+            "max": 1.5709,
+            "step": 0.0001,
+            "round": 0.00001,
+            "tooltip": tip,
+            "advanced": True,
+        },
     )
 
 
 def _schedule_inputs() -> dict:
-    steps = {"default": 2, "min": 1, "max": 1000, "tooltip": "SANA-Sprint draws in 1 to 4 steps; 2 is what it is best at."}
+    steps = {
+        "default": 2,
+        "min": 1,
+        "max": 1000,
+        "tooltip": "SANA-Sprint draws in 1 to 4 steps; 2 is what it is best at.",
+    }
     denoise = {
         "default": 1.0,
         "min": 0.0,
@@ -27,7 +40,9 @@ def _schedule_inputs() -> dict:
     return {
         "steps": ("INT", steps),
         "max_timesteps": _angle(1.5708, "The first angle, in radians; 1.5708 (pi/2) is pure noise."),
-        "intermediate_timesteps": _angle(1.3, "The second angle of two steps, in radians; other step counts ignore it."),
+        "intermediate_timesteps": _angle(
+            1.3, "The second angle of two steps, in radians; other step counts ignore it."
+        ),
         "denoise": ("FLOAT", denoise),
     }
 
@@ -36,9 +51,13 @@ def _require_sprint(model) -> None:
     spec = host.current().model_spec(model)
     if spec is None:
         kind = host.current().describe_model(model)
-        raise ValueError(f"this MODEL ({kind}) is not SANA-Sprint: load one with SanaLoadPipeline or SanaLoadTransformer")
+        raise ValueError(
+            f"this MODEL ({kind}) is not SANA-Sprint: load one with SanaLoadPipeline or SanaLoadTransformer"
+        )
     if spec.family != "sprint":
-        raise ValueError(f"this MODEL is SANA of the family {spec.family!r}, not SANA-Sprint: sample it with SanaFlowSample")
+        raise ValueError(
+            f"this MODEL is SANA of the family {spec.family!r}, not SANA-Sprint: sample it with SanaFlowSample"
+        )
 
 
 def _samples_of(latent: dict, model) -> torch.Tensor:
@@ -64,7 +83,13 @@ class SanaSCMSample:
 
     @classmethod
     def INPUT_TYPES(cls):
-        seed = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "The noise's seed."}
+        seed = {
+            "default": 0,
+            "min": 0,
+            "max": 2**64 - 1,
+            "control_after_generate": True,
+            "tooltip": "The noise's seed.",
+        }
         add_noise = {"default": "enable", "tooltip": "disable when the latent is noised already.", "advanced": True}
         return {
             "required": {
@@ -121,7 +146,7 @@ class SanaSCMSigmas:
     def INPUT_TYPES(cls):
         timesteps = {
             "default": "",
-            "tooltip": "Falling angles separated by commas, such as 1.5708, 1.1, 0.6. They replace steps and both timesteps.",
+            "tooltip": "Falling angles such as 1.5708, 1.1, 0.6; they replace steps and both timesteps.",
         }
         return {"required": _schedule_inputs(), "optional": {"timesteps": ("STRING", timesteps)}}
 
@@ -133,7 +158,9 @@ class SanaSCMSigmas:
 class SanaSCMSampler:
     DISPLAY_NAME = "Sana SCM Sampler"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "SANA-Sprint's sampler for SamplerCustomAdvanced; the noise of its steps follows the seed as in diffusers."
+    DESCRIPTION = (
+        "SANA-Sprint's sampler for SamplerCustomAdvanced; the noise of its steps follows the seed as in diffusers."
+    )
     SEARCH_ALIASES = ["sana", "sampler", "scm", "lcm"]
     FUNCTION = "get"
     RETURN_TYPES = ("SAMPLER",)

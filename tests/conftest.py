@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import tiny  # noqa: E402
+import tiny
 
 NO_COMFYUI = "COMFYUI_PATH names no ComfyUI checkout; set it to run the tests marked comfyui"
 
@@ -58,7 +58,7 @@ def start_comfyui(home: Path) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
         import comfy.model_management
         import folder_paths  # noqa: F401
     finally:

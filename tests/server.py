@@ -111,7 +111,9 @@ class Server:
         entry = self.run(graph)
         assert entry["status"]["status_str"] == "success", json.dumps(entry["status"])[:3000]
         found = [i for output in entry["outputs"].values() for i in output.get("images", [])]
-        return np.stack([np.asarray(Image.open(io.BytesIO(self.get("/view?" + urllib.parse.urlencode(i))))) for i in found])
+        return np.stack(
+            [np.asarray(Image.open(io.BytesIO(self.get("/view?" + urllib.parse.urlencode(i))))) for i in found]
+        )
 
     def cached(self, prompt_id: str) -> list[str]:
         """Nodes of a run that ComfyUI did not need to run again."""

@@ -9,7 +9,6 @@ import sys
 import pytest
 import tiny
 from PIL import Image
-
 from sana_nodes import cli, host
 
 WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_image.json"

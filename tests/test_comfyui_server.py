@@ -13,11 +13,10 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from server import Server
-
 from sana_nodes import NODE_CLASS_MAPPINGS
 from sana_nodes import host as hosts
 from sana_nodes.host.embedded import graph as executor
+from server import Server
 
 pytestmark = pytest.mark.comfyui
 
@@ -134,7 +133,9 @@ def test_progress_moves_with_each_step(server):
     server.wait(prompt_id)
     deadline = time.time() + 10
     while time.time() < deadline:
-        seen = [e["data"]["value"] for e in server.events if e["type"] == "progress" and e["data"]["prompt_id"] == prompt_id]
+        seen = [
+            e["data"]["value"] for e in server.events if e["type"] == "progress" and e["data"]["prompt_id"] == prompt_id
+        ]
         if len(seen) >= 4:
             break
         time.sleep(0.1)

@@ -51,7 +51,9 @@ def test_batch_of_three(parts, reference):
 LONG = "a red ring on the left of a blue background and " * 60
 
 
-@pytest.mark.parametrize("prompt", ["", "  A Red RING  ", "日本の山と海、夕焼け", LONG], ids=["empty", "case", "kanji", "long"])
+@pytest.mark.parametrize(
+    "prompt", ["", "  A Red RING  ", "日本の山と海、夕焼け", LONG], ids=["empty", "case", "kanji", "long"]
+)
 def test_prompts(parts, reference, prompt):
     assert same(parts, reference, prompt) < LIMIT
 

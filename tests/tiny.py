@@ -103,4 +103,3 @@ def sprint_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes)
     pipeline = SanaSprintPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-

@@ -90,4 +90,3 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
     module.__class__ = type(f"Comfy{type(module).__name__}", (ComfyForward, type(module)), {})
     model = SanaSprint(loaded, config)
     return patcher_class()(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
-

@@ -52,7 +52,9 @@ def check(loop, graph: Mapping) -> list[str]:
     """ComfyUI's own validation; the ids of output nodes, or ValueError with everything it said."""
     import execution
 
-    valid, error, outputs, node_errors = loop.run_until_complete(execution.validate_prompt(str(uuid.uuid4()), graph, None))
+    valid, error, outputs, node_errors = loop.run_until_complete(
+        execution.validate_prompt(str(uuid.uuid4()), graph, None)
+    )
     if not valid:
         said = [error.get("message", ""), error.get("details", "")]
         for node_id, problem in node_errors.items():

@@ -31,7 +31,9 @@ class EmbeddedHost:
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):
-            raise ValueError(f"this CLIP ({type(clip).__name__}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder")
+            raise ValueError(
+                f"this CLIP ({type(clip).__name__}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder"
+            )
         tokens = prompts.tokenize_prompt(clip.tokenizer, prompt, instruction, max_sequence_length, clean_caption)
         return [[clip.encode(tokens), {"pooled_output": None}]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -62,7 +61,7 @@ class SaveImage:
             pixels = (picture.cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
             half_written = path.with_suffix(".png.part")
             Image.fromarray(pixels).save(half_written, format="PNG", pnginfo=information, compress_level=4)
-            os.replace(half_written, path)
+            half_written.replace(path)
             saved.append(str(path))
         return {"ui": {"images": saved}, "result": ()}
 
@@ -113,9 +112,7 @@ class CLIPTextEncode:
         return ([[clip.encode(tokens), {"pooled_output": None}]],)
 
 
-CORE_NODES = {
-    cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode)
-}
+CORE_NODES = {cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode)}
 
 
 def _inside(folder: Path, name: str) -> Path:

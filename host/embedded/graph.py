@@ -46,7 +46,9 @@ def check(graph: Mapping, classes: Mapping[str, type]) -> list[str]:
 
 def _check_node(node_id: str, node: object, graph: Mapping, known: Mapping[str, type]) -> None:
     if not isinstance(node, Mapping) or "class_type" not in node:
-        raise BadWorkflow(f"node {node_id} has no class_type; save the workflow in API format (Workflow > Export (API))")
+        raise BadWorkflow(
+            f"node {node_id} has no class_type; save the workflow in API format (Workflow > Export (API))"
+        )
     name = node["class_type"]
     if name not in known:
         raise BadWorkflow(
@@ -100,7 +102,9 @@ def _check_value(where: str, value: object, spec: tuple, listed: bool) -> None:
     kind, options = spec[0], spec[1] if len(spec) > 1 else {}
     if not isinstance(kind, str):
         if listed and value not in kind:
-            raise BadWorkflow(f"{where} is {value!r}; choose one of {', '.join(map(str, kind)) or 'nothing: none found'}")
+            raise BadWorkflow(
+                f"{where} is {value!r}; choose one of {', '.join(map(str, kind)) or 'nothing: none found'}"
+            )
         return
     types = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}.get(kind)
     if types is None:
@@ -148,7 +152,9 @@ def _order(graph: Mapping) -> list[str]:
     return order
 
 
-def run(graph: Mapping, classes: Mapping[str, type], folders: Folders, started: Callable[[str, str], None] | None = None):
+def run(
+    graph: Mapping, classes: Mapping[str, type], folders: Folders, started: Callable[[str, str], None] | None = None
+):
     """Run a whole workflow; ``started(node id, class)`` is called before each node. Returns an Outcome."""
     known, outcome = {**CORE_NODES, **classes}, Outcome()
     for node_id in check(graph, classes):
