@@ -1,0 +1,43 @@
+"""Set up Sana Nodes from a fresh clone, with nothing but Python and its package index.
+
+    python bootstrap.py demo [PROMPT]   make .venv, install, draw a picture with the demo weights
+    python bootstrap.py test [ARGS]     make .venv, install, run the tests (ARGS go to pytest)
+
+Works on Linux, Windows and macOS, with Python 3.10 to 3.13, with or without a graphics card.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+FOLDER = ROOT / ".venv"
+PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def install() -> None:
+    """Make .venv and install this folder with its tests' needs, at the versions of constraints.txt."""
+    if not PYTHON.exists():
+        venv.create(FOLDER, with_pip=True, clear=True)
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[test]"], check=True)
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < (3, 10):  # noqa: UP036 - this file is what an older Python is started with
+        sys.stderr.write(f"Sana Nodes needs Python 3.10 or later; this is {sys.version.split()[0]}\n")
+        return 2
+    if not arguments or arguments[0] not in ("demo", "test"):
+        sys.stderr.write(__doc__)
+        return 2
+    install()
+    command = ["-m", "sana_nodes", "demo"] if arguments[0] == "demo" else ["-m", "pytest"]
+    return subprocess.run([str(PYTHON), *command, *arguments[1:]], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
