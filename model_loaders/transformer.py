@@ -10,6 +10,9 @@ from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_stric
 KINDS = ("SANA-Sprint transformer", "SANA transformer")
 HINT = "Give SanaLoadTransformer a SANA transformer in diffusers' naming (models/diffusion_models)."
 
+DEFAULT_GUIDANCE = 4.5
+"""SanaSprintPipeline's guidance_scale, for conditioning that says none."""
+
 SELF_HEAD_DIM = 32
 CROSS_HEAD_DIMS = (112, 72, 32)
 """Head sizes of published models, largest first: shapes do not show how a width divides into heads."""
@@ -60,6 +63,12 @@ def spec_of(config, kind: str) -> TransformerSpec:
         patch=config.patch_size,
         guidance_scale=config.guidance_embeds_scale if config.guidance_embeds else None,
     )
+
+
+def require_sprint(loaded: LoadedTransformer) -> None:
+    """ValueError for a SANA model that no sampler of ours can sample yet."""
+    if loaded.spec.family != "sprint":
+        raise ValueError(f"{loaded.path} is a SANA model that is not SANA-Sprint; only SANA-Sprint is sampled yet")
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:

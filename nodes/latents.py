@@ -58,21 +58,26 @@ class SanaEmptyLatent:
             }
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, width=None, height=None):
+        return _wrong_side("width", width) or _wrong_side("height", height) or True
+
     def make(self, width, height, batch_size):
-        for name, side in (("width", width), ("height", height)):
-            _check_side(name, side)
+        if wrong := _wrong_side("width", width) or _wrong_side("height", height):
+            raise ValueError(wrong)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         return ({"samples": host.current().empty_latent((batch_size, CHANNELS, height // RATIO, width // RATIO))},)
 
 
-def _check_side(name: str, side: int) -> None:
-    if side >= RATIO and side % RATIO == 0 and side <= LARGEST:
-        return
-    below = min(max(side // RATIO * RATIO, RATIO), LARGEST)
-    above = min(below + RATIO, LARGEST)
-    raise ValueError(
-        f"{name} is {side}, not a multiple of {RATIO} from {RATIO} to {LARGEST}; the nearest are {below} and {above}"
+def _wrong_side(name: str, side: int | None) -> str | None:
+    """What is wrong with a side, or None; a side that another node gives is None too."""
+    if side is None or (RATIO <= side <= LARGEST and side % RATIO == 0):
+        return None
+    below = min(max(side // RATIO * RATIO, RATIO), LARGEST - RATIO)
+    return (
+        f"{name} is {side}, not a multiple of {RATIO} from {RATIO} to {LARGEST}; "
+        f"the nearest are {below} and {below + RATIO}"
     )
 
 

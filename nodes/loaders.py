@@ -31,8 +31,10 @@ def _weight_dtype(values: tuple[str, ...]):
     return (list(values), {"default": "default", "tooltip": DTYPE_TIP, "advanced": True})
 
 
-def _said_if_missing(name: str, what: str, *kinds: str):
+def _said_if_missing(name: str | None, what: str, *kinds: str):
     """True, or the message for a name that no model folder has: ComfyUI shows it before it runs anything."""
+    if name is None:  # comes from another node
+        return True
     try:
         folders.find_model(_roots(*kinds), name, what)
     except (FileNotFoundError, ValueError) as error:
@@ -56,7 +58,7 @@ class SanaLoadPipeline:
         return {"required": {"pipeline": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, pipeline):
+    def VALIDATE_INPUTS(cls, pipeline=None):
         return _said_if_missing(pipeline, "pipeline folder", "diffusers")
 
     def load(self, pipeline, weight_dtype):
@@ -90,7 +92,7 @@ class SanaLoadTransformer:
         return {"required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model_name):
+    def VALIDATE_INPUTS(cls, model_name=None):
         return _said_if_missing(model_name, "transformer", *TRANSFORMER_KINDS)
 
     def load(self, model_name, weight_dtype):
@@ -123,7 +125,7 @@ class SanaLoadTextEncoder:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, encoder_name):
+    def VALIDATE_INPUTS(cls, encoder_name=None):
         return _said_if_missing(encoder_name, "text encoder", "text_encoders")
 
     def load(self, encoder_name, weight_dtype, device):
@@ -150,7 +152,7 @@ class SanaLoadVAE:
         return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, vae_name):
+    def VALIDATE_INPUTS(cls, vae_name=None):
         return _said_if_missing(vae_name, "VAE", "vae")
 
     def load(self, vae_name, weight_dtype):

@@ -47,6 +47,23 @@ def _schedule_inputs() -> dict:
     }
 
 
+def _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps=None):
+    """True, or what is wrong with a schedule; ComfyUI shows it before it runs anything.
+
+    An input that another node gives is None here and is checked when the node runs.
+    """
+    first = trigflow.MAX_ANGLE if max_timesteps is None else max_timesteps
+    middle = intermediate_timesteps
+    if middle is None or max_timesteps is None:
+        middle = first / 2
+    try:
+        chosen = trigflow.parse_timesteps(timesteps or "")
+        trigflow.scm_sigmas(1 if steps is None else steps, first, middle, 1.0 if denoise is None else denoise, chosen)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
 def _require_sprint(model) -> None:
     spec = host.current().model_spec(model)
     if spec is None:
@@ -103,6 +120,10 @@ class SanaSCMSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace the four schedule inputs."})},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None):
+        return _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise)
+
     def sample(
         self,
         model,
@@ -149,6 +170,10 @@ class SanaSCMSigmas:
             "tooltip": "Falling angles such as 1.5708, 1.1, 0.6; they replace steps and both timesteps.",
         }
         return {"required": _schedule_inputs(), "optional": {"timesteps": ("STRING", timesteps)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None):
+        return _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
 
     def make(self, steps, max_timesteps, intermediate_timesteps, denoise, timesteps=""):
         chosen = trigflow.parse_timesteps(timesteps)

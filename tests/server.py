@@ -99,6 +99,12 @@ class Server:
         """Queue a graph and wait; its history entry."""
         return self.wait(self.queue(graph))
 
+    def refusal(self, graph: dict) -> str:
+        """What ComfyUI says of a graph that it does not even queue."""
+        answer = self.post("/prompt", {"prompt": graph})
+        assert "prompt_id" not in answer and answer["node_errors"], answer
+        return json.dumps(answer["node_errors"])
+
     def error(self, graph: dict) -> str:
         """What a failing run says in the editor."""
         entry = self.run(graph)

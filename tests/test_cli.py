@@ -140,10 +140,32 @@ def test_editor_format_and_other_files(run, tmp_path):
     assert code == 2 and "no nodes" in err
 
 
-def test_node_failure_ends_with_1_and_names_the_node(run):
-    code, out, err = run(graph(n3={"width": 100}))
+def test_bad_numbers_end_with_2_before_anything_runs(run):
+    for changes, said in (
+        ({"n3": {"width": 100}}, "node 3 (SanaEmptyLatent): width is 100"),
+        ({"n4": {"max_timesteps": 1.0}}, "node 4 (SanaSCMSample): intermediate_timesteps is 1.3"),
+    ):
+        code, out, err = run(graph(**changes))
+        assert code == 2 and said in err and out == "" and "(SanaLoadPipeline)\n" not in err
+
+
+@pytest.fixture
+def damaged(home, reference):
+    """A pipeline folder whose transformer is cut short."""
+    import shutil
+
+    folder = home / "models" / "diffusers" / "damaged"
+    shutil.copytree(home / "models" / "diffusers" / "tiny", folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    yield "damaged"
+    shutil.rmtree(folder)
+
+
+def test_node_failure_ends_with_1_and_names_the_node(run, damaged):
+    code, out, err = run(graph(n1={"pipeline": damaged}))
     assert code == 1 and out == ""
-    assert "node 3 (SanaEmptyLatent): width is 100" in err and "96 and 128" in err
+    assert "node 1 (SanaLoadPipeline)" in err and "is not a whole safetensors file" in err
 
 
 def test_wrong_comfyui_path(run, monkeypatch, tmp_path):
@@ -169,7 +191,7 @@ def test_models_lists_kinds_and_what_is_missing(home, reference, capsys, monkeyp
 
 
 @pytest.mark.comfyui
-def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, tmp_path, monkeypatch):
+def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, damaged, tmp_path, monkeypatch):
     """``--host comfyui`` starts the real ComfyUI, so it has a process of its own."""
     monkeypatch.setenv("COMFYUI_PATH", str(tiny.COMFYUI))
     code, out, _ = run(WORKFLOW, "--host", "embedded", *SMALL)
@@ -183,5 +205,6 @@ def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, tmp_path, mo
     assert list(Image.open(saved[0]).getdata()) == list(Image.open(out.strip()).getdata())
     refused = subprocess.run([*command, "--set", "4.steps=0"], capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2 and "steps" in refused.stderr
-    failed = subprocess.run([*command, "--set", "3.width=100"], capture_output=True, text=True, timeout=300)
-    assert failed.returncode == 1 and "node 3 (SanaEmptyLatent)" in failed.stderr and "96 and 128" in failed.stderr
+    failed = subprocess.run([*command, "--set", f"1.pipeline={damaged}"], capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 1
+    assert "node 1 (SanaLoadPipeline)" in failed.stderr and "not a whole safetensors file" in failed.stderr

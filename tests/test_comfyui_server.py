@@ -48,6 +48,15 @@ def test_every_node_is_there_with_our_inputs(server):
         assert set(known[name]["input"]["required"]) == set(cls.INPUT_TYPES()["required"])
 
 
+def test_help_pages_texts_and_templates_are_served(server):
+    page = server.get("/extensions/sana-nodes/docs/SanaSCMSample.md").decode()
+    assert page.startswith("# Sana SCM Sample")
+    texts = json.loads(server.get("/i18n"))
+    assert texts["en"]["nodeDefs"]["SanaSCMSample"]["display_name"] == "Sana SCM Sample"
+    templates = json.loads(server.get("/workflow_templates"))
+    assert "sana_sprint_text_to_image" in templates["sana-nodes"]
+
+
 @pytest.mark.parametrize(
     "inputs",
     [{}, {"steps": 1, "seed": 9}, {"steps": 4, "batch_size": 3}, {"width": 96, "height": 160, "guidance_scale": 9.0}],
@@ -168,13 +177,16 @@ def test_second_prompt_reuses_the_loaded_models(server):
 
 
 def test_errors_reach_the_editor(server, home):
-    assert "96 and 128" in server.error(graphs.example(width=100))
-    assert "the angles must fall" in server.error(graphs.example(intermediate_timesteps=1.5708))
+    assert "the nearest are 96 and 128" in server.refusal(graphs.example(width=100))
+    assert "the angles must fall" in server.refusal(graphs.example(intermediate_timesteps=1.5708))
+    assert "steps is 0" in server.refusal(graphs.example(steps=0))
+    linked = graphs.with_custom_advanced(graphs.node("SanaSCMSampler"))
+    linked["13"]["inputs"]["timesteps"] = "0.5, 1.0"
+    assert "1 follows 0.5" in server.refusal(linked)
     wrong = graphs.example()
     wrong["3"] = graphs.node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
     assert "[1, 16, 8, 8]" in server.error(wrong)
-    answer = server.post("/prompt", {"prompt": graphs.example("absent")})
-    assert "no pipeline folder called 'absent'" in json.dumps(answer)
+    assert "no pipeline folder called 'absent'" in server.refusal(graphs.example("absent"))
     (home / "models" / "diffusers" / "cut").mkdir(exist_ok=True)
     (home / "models" / "diffusers" / "cut" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert "is a FluxPipeline, not a SANA pipeline" in server.error(graphs.example("cut"))

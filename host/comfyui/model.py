@@ -10,11 +10,9 @@ import comfy.supported_models_base
 import torch
 
 from ...model_loaders import dtypes
-from ...model_loaders.transformer import LoadedTransformer, network_inputs
+from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, require_sprint
 from ...samplers.trigflow import TrigFlow
 from .modules import adopt, patcher_class
-
-DEFAULT_GUIDANCE = 4.5
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
@@ -75,8 +73,7 @@ class SanaSprint(SanaBaseModel):
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
-    if loaded.spec.family != "sprint":
-        raise ValueError(f"{loaded.path} is a SANA model that is not SANA-Sprint; only SANA-Sprint is sampled yet")
+    require_sprint(loaded)
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     load_device = comfy.model_management.get_torch_device()
     stored = wanted or dtypes.stored_dtype(loaded.module)

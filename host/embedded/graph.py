@@ -123,9 +123,10 @@ def _validated_names(cls: type) -> set[str]:
 
 
 def _ask_node(node_id, name, cls, given, names) -> None:
-    if not names or any(is_link(given[key]) for key in names if key in given):
+    """A node's own VALIDATE_INPUTS, with the inputs that no other node gives, as ComfyUI calls it."""
+    if not names:
         return
-    said = cls.VALIDATE_INPUTS(**{key: given[key] for key in names if key in given})
+    said = cls.VALIDATE_INPUTS(**{key: given[key] for key in names if key in given and not is_link(given[key])})
     if said is not True:
         raise BadWorkflow(f"node {node_id} ({name}): {said}")
 

@@ -10,12 +10,16 @@ from torch.nn import functional
 
 from ...model_loaders import dtypes
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
-from ...model_loaders.transformer import LoadedTransformer, TransformerSpec, network_inputs
+from ...model_loaders.transformer import (
+    DEFAULT_GUIDANCE,
+    LoadedTransformer,
+    TransformerSpec,
+    network_inputs,
+    require_sprint,
+)
 from ...model_loaders.vae import LoadedVae, VaeSpec
 from ...samplers.trigflow import TrigFlow
 from . import progress
-
-DEFAULT_GUIDANCE = 4.5
 
 
 def device() -> torch.device:
@@ -146,8 +150,7 @@ class Sampler:
 
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
-    if loaded.spec.family != "sprint":
-        raise ValueError(f"{loaded.path} is a SANA model that is not SANA-Sprint; only SANA-Sprint is sampled yet")
+    require_sprint(loaded)
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     compute = _adapted(loaded.module, wanted, device())
     return Model(loaded.module, loaded.spec, TrigFlow(), compute, device())

@@ -1,0 +1,94 @@
+"""The demo weights understand what they are asked, in 1, 2 and 4 steps, and come up in time."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import drawing
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(tiny.REPOSITORY / "demo"))
+
+from language import COLOURS, PLACES, SHAPES, Scene, all_scenes, coverage, render
+
+
+def scenes() -> list[Scene]:
+    """A scene for every shape, place and colour, chosen once."""
+    rng = random.Random(0)
+    chosen = [rng.choice([s for s in all_scenes() if s.shape == shape]) for shape in SHAPES]
+    chosen += [rng.choice([s for s in all_scenes() if s.place == place]) for place in PLACES]
+    chosen += [rng.choice([s for s in all_scenes() if s.colour == colour]) for colour in COLOURS]
+    return chosen
+
+
+def seen(picture: torch.Tensor) -> Scene:
+    """What a picture [256, 256, 3] shows: the scene of the language whose picture is nearest in squares."""
+    picture = picture.permute(2, 0, 1)
+    inks = {name: torch.tensor(rgb).div(255).view(3, 1, 1) for name, rgb in COLOURS.items()}
+    masks = {(s, p): coverage(s, PLACES[p]) for s in SHAPES for p in PLACES}
+    best, found = float("inf"), None
+    distance = {name: (picture - ink).square().sum(0) for name, ink in inks.items()}
+    for (shape, place), mask in masks.items():
+        inside = {name: (distance[name] * mask).sum() for name in inks}
+        outside = {name: (distance[name] * (1 - mask)).sum() for name in inks}
+        colour, ground = min(inside, key=inside.get), min(outside, key=outside.get)
+        if (total := inside[colour] + outside[ground]) < best:
+            best, found = total, Scene(colour, shape, place, ground)
+    return found
+
+
+def test_the_eye_sees():
+    for scene in scenes():
+        assert seen(render(scene).permute(1, 2, 0)) == scene
+
+
+@pytest.fixture
+def parts(host):
+    return drawing.call("SanaLoadPipeline", pipeline="sana-sprint-demo")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_pictures_show_what_the_prompts_say(parts, steps):
+    wrong = []
+    for seed, scene in enumerate(scenes()):
+        picture = drawing.ours(parts, scene.prompt, 256, 256, steps=steps, seed=seed)[0]
+        if seen(picture) != scene:
+            wrong.append((scene.prompt, seen(picture).prompt))
+        assert (picture.permute(2, 0, 1) - render(scene)).abs().mean() < 0.03, scene.prompt
+    assert not wrong
+
+
+@pytest.mark.parametrize("instruction", ["none", "image"])
+def test_a_looser_sentence_is_understood(parts, instruction):
+    prompt = "Purple Triangle at the bottom of a white background"
+    picture = drawing.ours(parts, prompt, 256, 256, encoding={"instruction": instruction})[0]
+    assert seen(picture) == Scene("purple", "triangle", "at the bottom", "white")
+
+
+def test_weights_are_small():
+    size = sum(file.stat().st_size for file in tiny.DEMO.rglob("*") if file.is_file())
+    assert size <= 12 * 1024**2
+
+
+def test_demo_command_draws_in_time(tmp_path):
+    command = [sys.executable, "-m", "sana_nodes", "demo", "a green square on the right of a black background"]
+    started = time.time()
+    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    took = time.time() - started
+    assert done.returncode == 0, done.stderr[-2000:]
+    with Image.open(done.stdout.strip()) as picture:
+        assert picture.format == "PNG" and picture.size == (256, 256)
+        pixels = torch.tensor(list(picture.getdata())).view(256, 256, 3) / 255
+    assert seen(pixels) == Scene("green", "square", "on the right", "black")
+    assert took < 30, f"the demo took {took:.0f} s"
+
+
+def test_video_demo_says_it_is_not_there_yet():
+    done = subprocess.run([sys.executable, "-m", "sana_nodes", "demo", "--video"], capture_output=True, text=True)
+    assert done.returncode == 2 and "not built yet" in done.stderr
