@@ -109,6 +109,16 @@ def test_unknown_node_and_missing_input(run):
     assert code == 2 and "node 4 (SanaSCMSample) lacks its input 'model'" in err
 
 
+def test_core_nodes_stay_in_their_folders(run):
+    code, _, err = run(graph(n6={"filename_prefix": "../outside"}))
+    assert code == 1 and "node 6 (SaveImage)" in err and "leads out of" in err
+    nodes = graph()
+    nodes["30"] = {"class_type": "LoadImage", "inputs": {"image": "../secret.png"}}
+    nodes["3"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["30", 0], "vae": ["1", 2]}}
+    code, _, err = run(nodes)
+    assert code == 1 and "node 30 (LoadImage)" in err and "leads out of" in err
+
+
 def test_wrong_links(run):
     code, _, err = run(graph(n4={"model": ["1", 2]}))
     assert code == 2 and "model takes MODEL, and output 2 of node 1 is VAE" in err

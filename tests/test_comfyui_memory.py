@@ -58,14 +58,15 @@ def test_weights_left_behind_follow_their_input(parts):
         def __init__(self):
             super().__init__()
             self.table = torch.nn.Parameter(torch.ones(4))
+            self.register_buffer("places", torch.ones(4))
             self.inner = torch.nn.Linear(4, 4)
 
         def forward(self, hidden_states=None):
-            return hidden_states * self.table
+            return hidden_states * self.table + self.places
 
     block = adopt(Table().requires_grad_(False), None, torch.float32)
     assert block(hidden_states=torch.zeros(2, 4, device="meta")).is_meta
-    assert block.table.is_meta and not block.inner.weight.is_meta
+    assert block.table.is_meta and block.places.is_meta and not block.inner.weight.is_meta
 
 
 def test_lora_like_patches_change_the_picture_and_leave_no_trace(parts):

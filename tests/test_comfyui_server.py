@@ -75,6 +75,18 @@ def test_demo_weights_give_the_same_pixels_on_both_hosts(server, embedded):
     assert np.array_equal(server.pictures(graph), embedded(graph))
 
 
+def test_image_to_image_gives_the_same_pixels_on_both_hosts(server, embedded, home):
+    """LoadImage and VAEEncode too, with a picture whose sides 32 does not divide."""
+    pixels = np.random.default_rng(1).integers(0, 256, (100, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(home / "input" / "odd.png")
+    graph = graphs.example(denoise=0.6)
+    graph["3"] = graphs.node("VAEEncode", pixels=["30", 0], vae=["1", 2])
+    graph["30"] = graphs.node("LoadImage", image="odd.png")
+    there = server.pictures(graph)
+    assert there.shape == (1, 96, 64, 3)
+    assert np.array_equal(there, embedded(graph))
+
+
 def test_ksampler_lcm_and_clip_text_encode_draw_one_step_as_ours(server):
     assert np.array_equal(server.pictures(graphs.with_ksampler(1)), server.pictures(graphs.example(steps=1)))
 
@@ -196,5 +208,5 @@ def test_import_costs_the_start_next_to_nothing(server):
     """ComfyUI prints what each pack took to import, and no heavy library may have come with ours."""
     lines = [line for line in server.log.read_text().splitlines() if "seconds" in line and "sana-nodes" in line]
     assert lines, "ComfyUI said nothing of sana-nodes"
-    assert float(lines[0].split("seconds")[0].split()[-1]) < 0.3
+    assert float(lines[0].split("seconds")[0].split()[-1]) < 0.5
     assert os.path.basename(lines[0].strip()) == "sana-nodes"  # noqa: PTH119

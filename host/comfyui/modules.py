@@ -26,22 +26,25 @@ def adopt(module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dty
     dtypes.adapt(module, CASTING, weight_dtype, compute_dtype)
     for part in module.modules():
         plain = not hasattr(part, "comfy_cast_weights") and not isinstance(part, TokenEmbedding)
-        if plain and any(True for _ in part.parameters(recurse=False)):
+        if plain and (part._parameters or part._buffers):
             part.register_forward_pre_hook(_follow_input, with_kwargs=True)
     return module
 
 
 def _follow_input(part, args, kwargs):
-    """Bring a module's own few weights to its input's device.
+    """Bring a module's own few weights and tables to its input's device.
 
     ComfyUI moves comfy's layers at each use, but of a model that it loads in part it leaves other
-    weights behind: diffusers' norms and the modulation tables of blocks.
+    tensors behind: diffusers' norms, the modulation tables of blocks, position embeddings.
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)
-    for name, parameter in part.named_parameters(recurse=False):
-        if device is not None and parameter.device != device:
-            part.register_parameter(name, torch.nn.Parameter(parameter.to(device), requires_grad=False))
+    for name, parameter in part._parameters.items():
+        if parameter is not None and device is not None and parameter.device != device:
+            part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
+    for name, buffer in part._buffers.items():
+        if buffer is not None and device is not None and buffer.device != device:
+            part._buffers[name] = buffer.to(device)
 
 
 def patcher_class():
