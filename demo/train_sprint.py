@@ -141,7 +141,7 @@ def build_transformer():
     )
     with torch.no_grad():
         for block in transformer.transformer_blocks:
-            # open gates of attention and feed-forward: near 0, as they begin elsewhere, they take this short run to open
+            # attention and feed-forward begin with open gates: from near 0 a run this short barely opens them
             block.scale_shift_table[[2, 5]] = 1.0
     return transformer
 
