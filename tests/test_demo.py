@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import subprocess
 import sys
@@ -27,20 +28,23 @@ def scenes() -> list[Scene]:
     return chosen
 
 
+@functools.cache
+def masks() -> tuple[list[tuple[str, str]], torch.Tensor]:
+    """Every shape at every place, and what each covers: [54, 256 * 256]."""
+    kinds = [(shape, place) for shape in SHAPES for place in PLACES]
+    return kinds, torch.stack([coverage(shape, PLACES[place]).flatten() for shape, place in kinds])
+
+
 def seen(picture: torch.Tensor) -> Scene:
     """What a picture [256, 256, 3] shows: the scene of the language whose picture is nearest in squares."""
-    picture = picture.permute(2, 0, 1)
-    inks = {name: torch.tensor(rgb).div(255).view(3, 1, 1) for name, rgb in COLOURS.items()}
-    masks = {(s, p): coverage(s, PLACES[p]) for s in SHAPES for p in PLACES}
-    best, found = float("inf"), None
-    distance = {name: (picture - ink).square().sum(0) for name, ink in inks.items()}
-    for (shape, place), mask in masks.items():
-        inside = {name: (distance[name] * mask).sum() for name in inks}
-        outside = {name: (distance[name] * (1 - mask)).sum() for name in inks}
-        colour, ground = min(inside, key=inside.get), min(outside, key=outside.get)
-        if (total := inside[colour] + outside[ground]) < best:
-            best, found = total, Scene(colour, shape, place, ground)
-    return found
+    kinds, covered = masks()
+    inks = torch.tensor(list(COLOURS.values())) / 255
+    distance = (picture.reshape(1, -1, 3) - inks[:, None]).square().sum(-1)
+    inside, outside = distance @ covered.T, distance @ (1 - covered).T
+    best = int((inside.min(0).values + outside.min(0).values).argmin())
+    names = list(COLOURS)
+    colour, ground = names[int(inside[:, best].argmin())], names[int(outside[:, best].argmin())]
+    return Scene(colour, *kinds[best], ground)
 
 
 def test_the_eye_sees():
