@@ -110,12 +110,15 @@ def find_comfyui() -> Path | None:
     """The ComfyUI that COMFYUI_PATH names or that this folder is installed in; BadCall for a wrong COMFYUI_PATH."""
     named = os.environ.get("COMFYUI_PATH")
     if named:
-        if not (Path(named) / "comfy").is_dir() or not (Path(named) / "main.py").is_file():
+        if not _is_comfyui(Path(named)):
             raise BadCall(f"COMFYUI_PATH is {named}, which holds no ComfyUI (no main.py and comfy/)")
         return Path(named)
     around = PACK.parent.parent
-    inside = PACK.parent.name == "custom_nodes" and (around / "comfy").is_dir() and (around / "main.py").is_file()
-    return around if inside else None
+    return around if PACK.parent.name == "custom_nodes" and _is_comfyui(around) else None
+
+
+def _is_comfyui(folder: Path) -> bool:
+    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
 
 
 def run_command(given: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ class Host(Protocol):
     """What a node may ask of whoever runs it.
 
     MODEL, CLIP, VAE, CONDITIONING, SIGMAS and SAMPLER are the host's own values, opaque to nodes;
-    a LATENT is a dict whose ``samples`` are [B, C, H, W], unscaled as the autoencoder gives them
-    times its scale; an IMAGE is [B, H, W, 3] in [0, 1].
+    a LATENT is a dict whose ``samples`` are [B, C, H, W], the transformer's own (what the
+    autoencoder gives, times its scale); an IMAGE is [B, H, W, 3] in [0, 1].
     """
 
     name: str

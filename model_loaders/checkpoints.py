@@ -56,7 +56,6 @@ class Checkpoint(Mapping[str, "object"]):
     path: Path
     shapes: dict[str, tuple[int, ...]]
     config: dict | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
     _homes: dict[str, object] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: str):
@@ -78,16 +77,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     config = _read_config(path / "config.json") if path.is_dir() else _read_config(path.with_suffix(".json"))
-    shapes, homes, metadata = {}, {}, {}
+    shapes, homes = {}, {}
     for file in weight_files(path):
         handle = _open_file(file)
-        metadata.update(handle.metadata() or {})
         for key in handle.keys():  # noqa: SIM118 - a safetensors handle, no dict
             shapes[key] = tuple(handle.get_slice(key).get_shape())
             homes[key] = handle
     if not shapes:
         raise UnusableFile(f"{path} holds no tensors")
-    return Checkpoint(path, shapes, config, metadata, homes)
+    return Checkpoint(path, shapes, config, homes)
 
 
 def weight_files(path: Path) -> list[Path]:

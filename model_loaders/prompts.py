@@ -7,10 +7,7 @@ padding changes no kept state, and the transformer masks it out again.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-
-log = logging.getLogger(__name__)
 
 IMAGE_INSTRUCTION = "\n".join(
     [

@@ -109,6 +109,15 @@ def test_unknown_node_and_missing_input(run):
     assert code == 2 and "node 4 (SanaSCMSample) lacks its input 'model'" in err
 
 
+def test_core_clip_text_encode_is_ours_with_defaults(run):
+    nodes = graph()
+    nodes["2"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": nodes["2"]["inputs"]["text"]}}
+    pictures = [Image.open(run(given)[1].strip()).tobytes() for given in (nodes, graph())]
+    assert pictures[0] == pictures[1]
+    other = Image.open(run(graph(n2={"text": "another prompt", "guidance_scale": 9.0}))[1].strip()).tobytes()
+    assert other != pictures[0]
+
+
 def test_core_nodes_stay_in_their_folders(run):
     code, _, err = run(graph(n6={"filename_prefix": "../outside"}))
     assert code == 1 and "node 6 (SaveImage)" in err and "leads out of" in err

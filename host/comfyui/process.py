@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import time
@@ -95,9 +94,3 @@ def _paths(output: Mapping) -> list[str]:
                 folder = folder_paths.get_directory_by_type(item["type"])
                 found.append(os.path.join(folder, item.get("subfolder", ""), item["filename"]))  # noqa: PTH118
     return found
-
-
-def stop(loop) -> None:
-    """Close the event loop so that the process can end."""
-    asyncio.set_event_loop(None)
-    loop.stop()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from ...model_loaders import prompts
 from . import runtime
 from .folders import Folders
 
@@ -34,8 +33,7 @@ class EmbeddedHost:
             raise ValueError(
                 f"this CLIP ({type(clip).__name__}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder"
             )
-        tokens = prompts.tokenize_prompt(clip.tokenizer, prompt, instruction, max_sequence_length, clean_caption)
-        return [[clip.encode(tokens), {"pooled_output": None}]]
+        return clip.condition(prompt, instruction, max_sequence_length, clean_caption)
 
     def model_spec(self, model):
         return getattr(model, "spec", None)

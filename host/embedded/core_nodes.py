@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...model_loaders import prompts
 from . import runtime
 
 
@@ -108,8 +107,7 @@ class CLIPTextEncode:
         return {"required": {"text": ("STRING", {}), "clip": ("CLIP", {})}}
 
     def encode(self, text, clip: runtime.Clip):
-        tokens = prompts.tokenize_prompt(clip.tokenizer, text, prompts.IMAGE_INSTRUCTION)
-        return ([[clip.encode(tokens), {"pooled_output": None}]],)
+        return (clip.condition(text),)
 
 
 CORE_NODES = {cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode)}

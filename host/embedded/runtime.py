@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from ...model_loaders import dtypes
+from ...model_loaders import dtypes, prompts
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
 from ...model_loaders.transformer import (
     DEFAULT_GUIDANCE,
@@ -97,10 +97,12 @@ class Clip:
     spec: TextEncoderSpec
     device: torch.device
 
-    def encode(self, tokens) -> torch.Tensor:
-        """[1, L, width] float32 on the CPU."""
+    def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
+        """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
+        tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
         _bring(self.module, self.device)
-        return encode_tokens(self.module, tokens, self.device).to("cpu", torch.float32)
+        states = encode_tokens(self.module, tokens, self.device).to("cpu", torch.float32)
+        return [[states, {"pooled_output": None}]]
 
 
 @dataclass(frozen=True)
