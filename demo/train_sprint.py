@@ -30,12 +30,11 @@ FIRST = 0.2
 """The smallest angle that is trained; four steps end at 0.39."""
 
 
-def instruction_text() -> str:
+def instruction_text(pipeline_class) -> str:
+    """The instruction that a diffusers pipeline puts before a prompt."""
     import inspect
 
-    from diffusers import SanaSprintPipeline
-
-    lines = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
+    lines = inspect.signature(pipeline_class.__call__).parameters["complex_human_instruction"].default
     return "\n".join(lines)
 
 
@@ -58,13 +57,10 @@ def phrasings(scene: Scene) -> list[str]:
     return said
 
 
-def build_tokenizer(folder: Path) -> None:
-    """A byte-fallback BPE in Gemma's file format whose vocabulary is the instruction's and the language's words."""
+def build_tokenizer(folder: Path, corpus: list[str]) -> None:
+    """A byte-fallback BPE in Gemma's file format whose vocabulary is the corpus's words."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    corpus = [instruction_text().lower(), instruction_text()]
-    for scene in all_scenes():
-        corpus += phrasings(scene)
     learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     learner.normalizer = normalizers.Replace(" ", "▁")
     learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
@@ -149,9 +145,8 @@ def build_transformer():
 class PromptEncoder:
     """Prompts to hidden states as SanaSprintPipeline selects them, the instruction computed once."""
 
-    def __init__(self, tokenizer, gemma):
-        self.tokenizer, self.gemma = tokenizer, gemma
-        self.instruction = instruction_text()
+    def __init__(self, tokenizer, gemma, instruction: str):
+        self.tokenizer, self.gemma, self.instruction = tokenizer, gemma, instruction
         self.count = len(tokenizer.encode(self.instruction)) - 1
 
     def __call__(self, prompts: list[str]):
@@ -250,15 +245,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2)
     arguments = parser.parse_args()
 
-    from diffusers import AutoencoderDC
+    from diffusers import AutoencoderDC, SanaSprintPipeline
     from transformers import AutoTokenizer
 
     torch.manual_seed(arguments.seed)
     rng, generator = random.Random(arguments.seed), torch.Generator().manual_seed(arguments.seed)
-    build_tokenizer(arguments.output / "tokenizer")
+    instruction = instruction_text(SanaSprintPipeline)
+    corpus = [instruction.lower(), instruction] + [said for scene in all_scenes() for said in phrasings(scene)]
+    build_tokenizer(arguments.output / "tokenizer", corpus)
     tokenizer = AutoTokenizer.from_pretrained(arguments.output / "tokenizer")
     gemma, transformer = build_text_encoder(len(tokenizer)), build_transformer()
-    encoder = PromptEncoder(tokenizer, gemma)
+    encoder = PromptEncoder(tokenizer, gemma, instruction)
     scenes = all_scenes()
     latents = encode_pictures(AutoencoderDC.from_pretrained(arguments.output / "vae"), scenes)
     weights = [*gemma.parameters(), *transformer.parameters()]

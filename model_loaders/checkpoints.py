@@ -1,25 +1,29 @@
 """Open weight files lazily and say what they hold.
 
-A checkpoint is a safetensors file, or a folder as diffusers and transformers write them: a
-config.json beside one file or beside shards with an index. Opening reads headers alone; a tensor
-is a view of the memory-mapped file until somebody writes to it. Pickles are never opened.
+A checkpoint is a safetensors file, a PyTorch file of plain tensors (.pth), or a folder as diffusers
+and transformers write them: a config.json beside one file or beside shards with an index. Opening
+reads headers alone; a tensor is a view of the memory-mapped file until somebody writes to it. A
+PyTorch file is read with weights_only: code in it is never run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", ".bf16", ".fp16", ".fp32")
+PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SANA-Sprint transformer", ("time_embed.guidance_embedder.linear_1.weight", "caption_norm.weight")),
     ("SANA-Video transformer", ("transformer_blocks.0.ff.conv_temp.weight", "caption_norm.weight")),
     ("SANA transformer", ("transformer_blocks.0.ff.conv_inverted.weight", "caption_norm.weight")),
     ("SANA ControlNet", ("controlnet_blocks.0.weight", "input_block.weight")),
+    ("SANA-Video transformer in NVlabs' naming", ("blocks.0.mlp.t_conv.weight", "attention_y_norm.weight")),
     ("SANA transformer in NVlabs' naming", ("blocks.0.mlp.inverted_conv.conv.weight", "attention_y_norm.weight")),
     ("DC-AE", ("encoder.down_blocks.0.0.conv1.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
     ("DC-AE", ("encoder.conv_in.conv.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
@@ -36,7 +40,9 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Flux model", ("double_blocks.0.img_attn.qkv.weight",)),
     ("Flux model", ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight",)),
     ("Wan video model", ("blocks.0.cross_attn.k.weight", "patch_embedding.weight")),
-    ("Wan VAE", ("decoder.middle.0.residual.0.gamma",)),
+    ("Wan VAE in Wan's naming", ("decoder.middle.0.residual.0.gamma", "conv2.weight")),
+    ("Wan VAE", ("decoder.mid_block.resnets.0.norm1.gamma", "post_quant_conv.weight")),
+    ("LTX-2 video VAE", ("decoder.mid_block.resnets.0.conv1.conv.weight", "latents_mean")),
     ("Stable Diffusion VAE", ("decoder.mid.block_1.norm1.weight",)),
     ("Stable Diffusion VAE", ("decoder.mid_block.resnets.0.norm1.weight",)),
     ("T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
@@ -56,16 +62,33 @@ class Checkpoint(Mapping[str, "object"]):
     path: Path
     shapes: dict[str, tuple[int, ...]]
     config: dict | None = None
-    _homes: dict[str, object] = field(default_factory=dict, repr=False)
+    _readers: dict[str, Callable] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: str):
-        return self._homes[key].get_tensor(key)
+        return self._readers[key]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def renamed(self, table: Mapping[str, tuple[str, int, int]]) -> Checkpoint:
+        """The same tensors under other names: new name to (old name, part, parts).
+
+        ``parts`` above 1 cuts the old tensor's first dimension into that many equal views.
+        """
+        shapes, readers = {}, {}
+        for new, (old, part, parts) in table.items():
+            rows, rest = self.shapes[old][:1], self.shapes[old][1:]
+            if parts > 1 and rows[0] % parts:
+                raise UnusableFile(f"{self.path}: {old} has {rows[0]} rows, which {parts} cannot share")
+            shapes[new] = (rows[0] // parts, *rest) if parts > 1 else self.shapes[old]
+            readers[new] = self._readers[old] if parts == 1 else partial(self._rows, old, part, parts)
+        return Checkpoint(self.path, shapes, self.config, readers)
+
+    def _rows(self, key: str, part: int, parts: int):
+        return self[key].chunk(parts)[part]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -77,22 +100,51 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     config = _read_config(path / "config.json") if path.is_dir() else _read_config(path.with_suffix(".json"))
-    shapes, homes = {}, {}
+    shapes, readers = {}, {}
     for file in weight_files(path):
+        if file.suffix in PYTORCH_SUFFIXES:
+            for key, tensor in _open_pytorch(file).items():
+                shapes[key], readers[key] = tuple(tensor.shape), partial(_itself, tensor)
+            continue
         handle = _open_file(file)
         for key in handle.keys():  # noqa: SIM118 - a safetensors handle, no dict
             shapes[key] = tuple(handle.get_slice(key).get_shape())
-            homes[key] = handle
+            readers[key] = partial(handle.get_tensor, key)
     if not shapes:
         raise UnusableFile(f"{path} holds no tensors")
-    return Checkpoint(path, shapes, config, homes)
+    return Checkpoint(path, shapes, config, readers)
+
+
+def _itself(tensor):
+    return tensor
+
+
+def _open_pytorch(file: Path) -> dict:
+    """The tensors of a PyTorch file, mapped where its format allows; nothing else of it is used."""
+    import torch
+
+    try:
+        try:
+            held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file in the format before PyTorch 1.6 cannot be mapped
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UnusableFile(
+            f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); it may be cut short, or hold code, "
+            "which is never run: download it again, or get it as safetensors"
+        ) from error
+    for name in ("state_dict", "model", "module"):
+        if isinstance(held, dict) and isinstance(held.get(name), dict):
+            held = held[name]
+    if not isinstance(held, dict):
+        raise UnusableFile(f"{file} holds {type(held).__name__}, not a dictionary of tensors")
+    return {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the file itself, a folder's one file, or its shards."""
+    """The files of a checkpoint: the file itself, a folder's one safetensors file, or its shards."""
     if path.is_file():
-        if path.suffix in (".pth", ".pt", ".ckpt", ".bin"):
-            raise UnusableFile(f"{path} is a PyTorch pickle; give the model as safetensors")
         return [path]
     for name in (base + variant for base in BASENAMES for variant in VARIANTS):
         stem, _, variant = name.partition(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 
@@ -54,7 +55,8 @@ def adapt(
 ) -> torch.nn.Module:
     """Let a module store one dtype and compute in another, in place.
 
-    Layers of a class in ``casting`` become its casting counterpart, which brings weight and bias to
+    Layers of a class in ``casting``, or of a subclass that calls its forward (Wan's causal
+    convolution), become its casting counterpart, which brings weight and bias to
     its input's dtype at each use, and are stored in ``weight_dtype`` (None: as they are; 8-bit
     floats for matrices and kernels alone). All other weights are few and are put into
     ``compute_dtype`` once.
@@ -63,8 +65,8 @@ def adapt(
         parameters = list(part.parameters(recurse=False))
         if not parameters:
             continue
-        if type(part) in casting:
-            part.__class__ = casting[type(part)]
+        if cast := _casting_class(type(part), casting):
+            part.__class__ = cast
             for parameter in parameters:
                 _retype(parameter, weight_dtype, compute_dtype)
         elif isinstance(part, TokenEmbedding):
@@ -74,6 +76,18 @@ def adapt(
             for parameter in parameters:
                 parameter.data = parameter.data.to(compute_dtype)
     return module
+
+
+@cache
+def _subclass(kind: type, cast: type) -> type:
+    return type(kind.__name__, (kind, cast), {})
+
+
+def _casting_class(kind: type, casting: Mapping[type, type]) -> type | None:
+    if kind in casting:
+        return casting[kind]
+    base = next((known for known in casting if issubclass(kind, known)), None)
+    return None if base is None or issubclass(kind, casting[base]) else _subclass(kind, casting[base])
 
 
 def _retype(parameter: torch.nn.Parameter, dtype: torch.dtype | None, compute_dtype: torch.dtype) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .checkpoints import UnusableFile, read_json
@@ -24,10 +24,19 @@ def load_pipeline(path: Path) -> LoadedPipeline:
     """All three models of a SANA folder, opened but not read: weights stay mapped."""
     check_pipeline(path)
     return LoadedPipeline(
-        load_transformer(path / "transformer"),
+        _with_shift(load_transformer(path / "transformer"), path / "scheduler" / "scheduler_config.json"),
         load_text_encoder(path / "text_encoder", path / "tokenizer"),
         load_vae(path / "vae"),
     )
+
+
+def _with_shift(transformer: LoadedTransformer, config: Path) -> LoadedTransformer:
+    """The transformer with its pipeline's own flow shift, where the scheduler's config says one."""
+    said = read_json(config) if config.is_file() else {}
+    shift = said.get("flow_shift", said.get("shift"))
+    if transformer.spec.family == "sprint" or not isinstance(shift, (int, float)) or not 0 < shift <= 100:
+        return transformer
+    return replace(transformer, spec=replace(transformer.spec, flow_shift=float(shift)))
 
 
 def check_pipeline(path: Path) -> str:

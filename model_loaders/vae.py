@@ -1,32 +1,47 @@
-"""DC-AE, SANA's image autoencoder: a folder or one safetensors file in diffusers' naming, to a module."""
+"""SANA's autoencoders: a folder or one file, to a module and what a host needs to know of it."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_strictly, open_checkpoint, require_kind
+import torch
 
-KINDS = ("DC-AE",)
-HINT = "Give SanaLoadVAE a DC-AE (AutoencoderDC) in diffusers' naming (models/vae)."
-SANA_SCALE = 0.41407
-"""scaling_factor of the published dc-ae-f32c32-sana autoencoders."""
+from . import dc_ae, ltx2_vae, wan_vae
+from .checkpoints import Checkpoint, open_checkpoint, require_kind
+
+HINT = "Give SanaLoadVAE a DC-AE, a Wan 2.1 VAE or an LTX-2 video VAE (models/vae)."
+
+NAMES = {"dc-ae": "DC-AE", "wan": "the Wan 2.1 VAE", "ltx2": "the LTX-2 video VAE"}
+CHANNELS = {16: "wan", 32: "dc-ae", 128: "ltx2"}
+"""Which autoencoder a latent of so many channels is for."""
 
 
 @dataclass(frozen=True)
 class VaeSpec:
     """What a host needs to know of an autoencoder.
 
-    ``scale``: the transformer's latent is the autoencoder's times this. ``spatial_ratio``: pixels
-    per latent cell and side.
+    ``spatial_ratio``: pixels per latent cell and side. ``temporal_ratio``: frames per latent frame
+    after the first; 1 for pictures. What the autoencoder itself calls a latent is a LATENT times
+    ``gain`` plus ``offset``, by channel (one number: for all). ``widest``: channels of its widest stage.
     """
 
     family: str
     latent_channels: int
     spatial_ratio: int
-    scale: float
-    widest: int
+    temporal_ratio: int = 1
+    gain: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    widest: int = 1
+
+    @property
+    def name(self) -> str:
+        return NAMES[self.family]
+
+    @property
+    def is_video(self) -> bool:
+        return self.family != "dc-ae"
 
 
 @dataclass(frozen=True)
@@ -36,110 +51,57 @@ class LoadedVae:
     path: Path
 
 
+BUILDERS: dict[str, Callable[[Checkpoint], tuple[object, dict]]] = {
+    "DC-AE": dc_ae.build,
+    "Wan VAE": wan_vae.build,
+    "Wan VAE in Wan's naming": wan_vae.build_from_original,
+    "LTX-2 video VAE": ltx2_vae.build,
+}
+"""What a checkpoint is to the function that gives its module and the VaeSpec's fields."""
+
+
 def load_vae(path: Path) -> LoadedVae:
-    """An AutoencoderDC with the file's own dtype, its weights mapped from the file."""
+    """An AutoencoderDC, AutoencoderKLWan or AutoencoderKLLTX2Video with the file's own dtype, its weights mapped."""
     checkpoint = open_checkpoint(path)
-    require_kind(checkpoint, KINDS, HINT)
-    config = checkpoint.config if checkpoint.config and "latent_channels" in checkpoint.config else None
-    config = config or config_from_shapes(checkpoint)
-
-    from diffusers import AutoencoderDC
-
-    module = build_from_config(AutoencoderDC, config, checkpoint.path)
-    load_strictly(module, checkpoint)
-    spec = VaeSpec(
-        family="dc-ae",
-        latent_channels=module.config.latent_channels,
-        spatial_ratio=module.spatial_compression_ratio,
-        scale=module.config.scaling_factor,
-        widest=max(module.config.decoder_block_out_channels),
-    )
-    return LoadedVae(module, spec, checkpoint.path)
+    kind = require_kind(checkpoint, tuple(BUILDERS), HINT)
+    module, fields = BUILDERS[kind](checkpoint)
+    return LoadedVae(module, VaeSpec(**fields), checkpoint.path)
 
 
-def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a DC-AE that came without one, read off its tensors' shapes.
-
-    Activations and shortcuts leave no shape: they are those of the published SANA autoencoders, and
-    so is the scaling factor.
-    """
-    shapes = checkpoint.shapes
-    encoder = _stages(checkpoint, "encoder.down_blocks")
-    decoder = _stages(checkpoint, "decoder.up_blocks")
-    heads = [s[1] for k, s in shapes.items() if k.endswith("to_qkv_multiscale.0.proj_out.weight")]
-    first = "encoder.conv_in.weight" if "encoder.conv_in.weight" in shapes else "encoder.conv_in.conv.weight"
-    return {
-        "in_channels": shapes[first][1],
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "attention_head_dim": heads[0] if heads else 32,
-        "encoder_block_types": tuple(s.kind for s in encoder),
-        "decoder_block_types": tuple(s.kind for s in decoder),
-        "encoder_block_out_channels": tuple(s.channels for s in encoder),
-        "decoder_block_out_channels": tuple(s.channels for s in decoder),
-        "encoder_layers_per_block": tuple(s.layers for s in encoder),
-        "decoder_layers_per_block": tuple(s.layers for s in decoder),
-        "encoder_qkv_multiscales": tuple(s.scales for s in encoder),
-        "decoder_qkv_multiscales": tuple(s.scales for s in decoder),
-        "downsample_block_type": _resampling(encoder, ("pixel_unshuffle", "Conv"), larger_next=True),
-        "upsample_block_type": _resampling(decoder, ("interpolate", "pixel_shuffle"), larger_next=False),
-        "scaling_factor": SANA_SCALE,
-    }
+def _by_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *(1,) * (like.ndim - 2))
 
 
-@dataclass(frozen=True)
-class _Stage:
-    kind: str
-    layers: int
-    channels: int
-    scales: tuple[int, ...]
-    resample: int | None
-    """Output channels of the stage's down- or up-sampling convolution."""
+def to_autoencoder(spec: VaeSpec, latent: torch.Tensor) -> torch.Tensor:
+    """A LATENT's samples [B, C, ...] as the autoencoder has them; ValueError for another's."""
+    if latent.ndim != (5 if spec.is_video else 4) or latent.shape[1] != spec.latent_channels:
+        raise ValueError(wrong_latent(spec, latent.shape))
+    return latent * _by_channel(spec.gain, latent) + _by_channel(spec.offset, latent)
 
 
-def _stages(checkpoint: Checkpoint, prefix: str) -> list[_Stage]:
-    numbers = {int(m[1]) for k in checkpoint.shapes if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", k))}
-    if not numbers or numbers != set(range(len(numbers))):
-        raise UnusableFile(
-            f"{checkpoint.path}: the stages of {prefix} do not start at 0: put its config.json beside it"
-        )
-    return [_stage(checkpoint, f"{prefix}.{n}") for n in sorted(numbers)]
+def from_autoencoder(spec: VaeSpec, raw: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`to_autoencoder`."""
+    return (raw - _by_channel(spec.offset, raw)) / _by_channel(spec.gain, raw)
 
 
-def _stage(checkpoint: Checkpoint, prefix: str) -> _Stage:
-    shapes = {k[len(prefix) + 1 :]: s for k, s in checkpoint.shapes.items() if k.startswith(prefix + ".")}
-    residual = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.conv1\.weight", k)]
-    attention = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.attn\.to_q\.weight", k)]
-    resample = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.conv\.weight", k)]
-    blocks = attention or residual
-    if not blocks:
-        raise UnusableFile(
-            f"{checkpoint.path}: {prefix} has no block that a DC-AE knows; put its config.json beside it"
-        )
-    first = next(k.split(".")[0] for k in shapes if re.fullmatch(r"\d+\.(conv1|attn\.to_q)\.weight", k))
-    kernels = {
-        int(m[1]): s[-1]
-        for k, s in shapes.items()
-        if (m := re.fullmatch(rf"{first}\.attn\.to_qkv_multiscale\.(\d+)\.proj_in\.weight", k))
-    }
-    return _Stage(
-        kind="EfficientViTBlock" if attention else "ResBlock",
-        layers=len(blocks),
-        channels=blocks[0][1],
-        scales=tuple(kernels[i] for i in sorted(kernels)),
-        resample=resample[0][0] if resample else None,
-    )
+def wrong_latent(spec: VaeSpec, shape) -> str:
+    """What to do about a latent that this autoencoder cannot decode."""
+    takes = f"{spec.latent_channels} channels" + (" and frames" if spec.is_video else "")
+    right = NAMES.get(CHANNELS.get(shape[1])) if len(shape) > 1 else None
+    right = f"decode it with {right}" if right else "decode it with the VAE of the model that made it"
+    return f"the latent has the shape {list(shape)} and this VAE ({spec.name}) takes {takes}: {right}"
 
 
-def _resampling(stages: list[_Stage], names: tuple[str, str], larger_next: bool) -> str:
-    """Which of two resamplers was used, from how many channels its convolution gives.
+def frames_to_latent(spec: VaeSpec, frames: int) -> int:
+    """Latent frames of so many frames: the first by itself, then one for each whole ``temporal_ratio`` of them."""
+    return (frames - 1) // spec.temporal_ratio + 1
 
-    Down: a quarter of the next stage's for pixel_unshuffle, all of them for a strided convolution.
-    Up: all of the stage's own for interpolation, four times as many for pixel_shuffle.
-    """
-    plain = names[0] if not larger_next else names[1]
-    other = names[1] if not larger_next else names[0]
-    for stage, following in zip(stages, [*stages[1:], None]):
-        if stage.resample is not None:
-            target = following.channels if larger_next and following else stage.channels
-            return plain if stage.resample == target else other
-    return plain
+
+def latent_to_frames(spec: VaeSpec, latent_frames: int) -> int:
+    """Frames that so many latent frames decode to."""
+    return (latent_frames - 1) * spec.temporal_ratio + 1
+
+
+def neutral_latent(channels: int) -> torch.Tensor:
+    """The LATENT that the transformer sees as zeros: [C]. ComfyUI carries Wan's latents unnormalised."""
+    return torch.tensor(wan_vae.MEAN) if channels == len(wan_vae.MEAN) else torch.zeros(channels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import conditioning, latents, loaders, sampling
+from . import conditioning, latents, loaders, sampling, video
 
 _CLASSES = (
     loaders.SanaLoadPipeline,
@@ -10,12 +10,22 @@ _CLASSES = (
     loaders.SanaLoadTextEncoder,
     loaders.SanaLoadVAE,
     conditioning.SanaEncodePrompt,
+    conditioning.SanaEncodeVideoPrompt,
     latents.SanaResolution,
     latents.SanaEmptyLatent,
+    latents.SanaEmptyVideoLatent,
+    latents.SanaImageToVideoLatent,
     latents.SanaCropToSize,
     sampling.SanaSCMSample,
     sampling.SanaSCMSigmas,
     sampling.SanaSCMSampler,
+    sampling.SanaFlowSample,
+    sampling.SanaFlowSigmas,
+    sampling.SanaFlowSampler,
+    video.SanaSaveVideo,
+    video.SanaDecodeSaveVideo,
+    video.SanaSaveFrames,
+    video.SanaSelectFrames,
 )
 
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in _CLASSES}

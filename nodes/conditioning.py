@@ -7,6 +7,23 @@ import math
 from .. import host
 from ..model_loaders import prompts
 
+NEGATIVE_PROMPT = (
+    "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
+    "jerky movements, rapid shot changes, frames out of sync, inconsistent character shapes, temporal artifacts, "
+    "jitter, and ghosting effects, creating a disorienting visual experience."
+)
+"""The negative prompt of diffusers' SanaVideoPipeline and NVlabs' video scripts."""
+
+
+def _length_input():
+    tip = "Tokens of the prompt that are used at most; SANA was trained with 300."
+    return ("INT", {"default": 300, "min": 1, "max": 8192, "tooltip": tip, "advanced": True})
+
+
+def _clean_input():
+    tip = "Remove links, HTML and odd characters first. Needs beautifulsoup4 and ftfy."
+    return ("BOOLEAN", {"default": False, "tooltip": tip, "advanced": True})
+
 
 class SanaEncodePrompt:
     DISPLAY_NAME = "Sana Encode Prompt"
@@ -35,18 +52,6 @@ class SanaEncodePrompt:
             "step": 0.1,
             "tooltip": "SANA-Sprint's embedded guidance: how closely the picture follows the prompt. 1 to 9.",
         }
-        length = {
-            "default": 300,
-            "min": 1,
-            "max": 8192,
-            "tooltip": "Tokens of the prompt that are used at most; SANA was trained with 300.",
-            "advanced": True,
-        }
-        clean = {
-            "default": False,
-            "tooltip": "Remove links, HTML and odd characters first. Needs beautifulsoup4 and ftfy.",
-            "advanced": True,
-        }
         custom = {
             "multiline": True,
             "default": "",
@@ -59,8 +64,8 @@ class SanaEncodePrompt:
                 "text": ("STRING", text),
                 "instruction": (list(prompts.INSTRUCTIONS), instruction),
                 "guidance_scale": ("FLOAT", guidance),
-                "max_sequence_length": ("INT", length),
-                "clean_caption": ("BOOLEAN", clean),
+                "max_sequence_length": _length_input(),
+                "clean_caption": _clean_input(),
             },
             "optional": {"custom_instruction": ("STRING", custom)},
         }
@@ -78,3 +83,56 @@ class SanaEncodePrompt:
             clean_caption=clean_caption,
         )
         return ([[states, {**said, "guidance": float(guidance_scale)}] for states, said in conditioning],)
+
+
+class SanaEncodeVideoPrompt:
+    DISPLAY_NAME = "Sana Encode Video Prompt"
+    CATEGORY = "sana/conditioning"
+    DESCRIPTION = (
+        "Encodes a prompt for SANA-Video: led by the video instruction and followed by the motion score; "
+        "the negative prompt is encoded as it is."
+    )
+    SEARCH_ALIASES = ["sana", "sana video", "clip text encode", "prompt", "motion score"]
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    OUTPUT_TOOLTIPS = ("What the video shows.", "What guidance leads away from.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        prompt = {
+            "multiline": True,
+            "dynamicPrompts": True,
+            "tooltip": "What the video shows. Taken to the letter: no (word:1.2) weights.",
+        }
+        negative = {
+            "multiline": True,
+            "dynamicPrompts": True,
+            "default": NEGATIVE_PROMPT,
+            "tooltip": "What the video should not show; used where cfg is above 1.",
+        }
+        motion = {
+            "default": 30,
+            "min": 0,
+            "max": 1000,
+            "tooltip": "How much moves, as SANA-Video was trained to read it: about 5 for little, 30 for much.",
+        }
+        return {
+            "required": {
+                "clip": ("CLIP", {"tooltip": "Gemma-2 from SanaLoadPipeline or SanaLoadTextEncoder."}),
+                "prompt": ("STRING", prompt),
+                "negative_prompt": ("STRING", negative),
+                "motion_score": ("INT", motion),
+                "max_sequence_length": _length_input(),
+                "clean_caption": _clean_input(),
+            }
+        }
+
+    def encode(self, clip, prompt, negative_prompt, motion_score, max_sequence_length, clean_caption):
+        limits = {"max_sequence_length": max_sequence_length, "clean_caption": clean_caption}
+        encode = host.current().encode_prompt
+        positive = f"{prompt} motion score: {motion_score}."
+        return (
+            encode(clip, positive, instruction=prompts.VIDEO_INSTRUCTION, **limits),
+            encode(clip, negative_prompt, instruction="", **limits),
+        )

@@ -1,21 +1,73 @@
-"""sana/latent: sizes, empty latents, and pictures back to the size asked for."""
+"""sana/latent: sizes, empty latents, videos that begin with a picture, and pictures back to the size asked for."""
 
 from __future__ import annotations
 
+import torch
+
 from .. import host
+from ..media.pictures import cover
 from ..model_loaders.resolutions import BINS, nearest_size
+from ..model_loaders.vae import frames_to_latent, neutral_latent
 from ..samplers.pictures import crop_to_size
 
 RATIO = 32
+VIDEO_STEP = 16
 CHANNELS = 32
 LARGEST = 16384
+MOST_FRAMES = 100_000
 
 
-def _side(name: str, step: int = 1, least: int = 1, tip: str = ""):
+def _side(name: str, step: int = 1, least: int = 1, tip: str = "", default: int = 1024):
     return (
         "INT",
-        {"default": 1024, "min": least, "max": LARGEST, "step": step, "tooltip": tip or f"{name} in pixels."},
+        {"default": default, "min": least, "max": LARGEST, "step": step, "tooltip": tip or f"{name} in pixels."},
     )
+
+
+def _video_inputs() -> dict:
+    """What both video latents ask for: the VAE decides what a size must be a multiple of."""
+    tip = "A multiple of 16 with the Wan VAE (480p), of 32 with LTX-2's (720p), in pixels."
+    frames = {
+        "default": 81,
+        "min": 1,
+        "max": MOST_FRAMES,
+        "tooltip": "Rounded down to what the VAE can hold: 1, 5, 9, … with Wan's, 1, 9, 17, … with LTX-2's.",
+    }
+    batch = {"default": 1, "min": 1, "max": 4096, "tooltip": "Videos made together from one seed."}
+    return {
+        "width": _side("Width", VIDEO_STEP, VIDEO_STEP, tip, 832),
+        "height": _side("Height", VIDEO_STEP, VIDEO_STEP, tip, 480),
+        "frames": ("INT", frames),
+        "batch_size": ("INT", batch),
+    }
+
+
+def _wrong_video(width, height, frames, batch_size=1, step: int = VIDEO_STEP) -> str | None:
+    """What is wrong with a video's size, or None; what another node gives is None too."""
+    for name, count in (("frames", frames), ("batch_size", batch_size)):
+        if count is not None and count < 1:
+            return f"{name} is {count}; give 1 or more"
+    if frames is not None and frames > MOST_FRAMES:
+        return f"frames is {frames}; give at most {MOST_FRAMES}"
+    return _wrong_side("width", width, step) or _wrong_side("height", height, step)
+
+
+def _video_shape(spec, width: int, height: int, frames: int, batch_size: int) -> tuple[int, ...]:
+    """[B, C, f, h, w]; ValueError for a size that the VAE's latent cannot have."""
+    wrong = _wrong_video(width, height, frames, batch_size, max(VIDEO_STEP, spec.spatial_ratio))
+    if wrong:
+        raise ValueError(wrong)
+    ratio = spec.spatial_ratio
+    return (batch_size, spec.latent_channels, frames_to_latent(spec, frames), height // ratio, width // ratio)
+
+
+def _video_spec(vae):
+    spec = host.current().vae_spec(vae)
+    if not spec.is_video:
+        raise ValueError(
+            "this VAE is DC-AE, SANA's autoencoder for pictures; a video takes the Wan 2.1 VAE or the LTX-2 video VAE"
+        )
+    return spec
 
 
 class SanaResolution:
@@ -70,15 +122,77 @@ class SanaEmptyLatent:
         return ({"samples": host.current().empty_latent((batch_size, CHANNELS, height // RATIO, width // RATIO))},)
 
 
-def _wrong_side(name: str, side: int | None) -> str | None:
+def _wrong_side(name: str, side: int | None, step: int = RATIO) -> str | None:
     """What is wrong with a side, or None; a side that another node gives is None too."""
-    if side is None or (RATIO <= side <= LARGEST and side % RATIO == 0):
+    if side is None or (step <= side <= LARGEST and side % step == 0):
         return None
-    below = min(max(side // RATIO * RATIO, RATIO), LARGEST - RATIO)
+    below = min(max(side // step * step, step), LARGEST - step)
     return (
-        f"{name} is {side}, not a multiple of {RATIO} from {RATIO} to {LARGEST}; "
-        f"the nearest are {below} and {below + RATIO}"
+        f"{name} is {side}, not a multiple of {step} from {step} to {LARGEST}; "
+        f"the nearest are {below} and {below + step}"
     )
+
+
+class SanaEmptyVideoLatent:
+    DISPLAY_NAME = "Sana Empty Video Latent"
+    CATEGORY = "sana/latent"
+    DESCRIPTION = "An empty latent for text to video, of the shape that the VAE's model takes."
+    SEARCH_ALIASES = ["sana", "sana video", "empty latent video", "frames", "size"]
+    FUNCTION = "make"
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("An empty latent for SANA-Video.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"vae": ("VAE", {"tooltip": "The model's video VAE; it decides the shape."}), **_video_inputs()}
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, width=None, height=None, frames=None):
+        return _wrong_video(width, height, frames) or True
+
+    def make(self, vae, width, height, frames, batch_size):
+        shape = _video_shape(_video_spec(vae), width, height, frames, batch_size)
+        return ({"samples": host.current().empty_latent(shape)},)
+
+
+class SanaImageToVideoLatent:
+    DISPLAY_NAME = "Sana Image To Video Latent"
+    CATEGORY = "sana/latent"
+    DESCRIPTION = (
+        "A latent whose first frame is a picture and stays it, for image to video. The picture is cut to the "
+        "video's shape around its middle and resized."
+    )
+    SEARCH_ALIASES = ["sana", "sana video", "image to video", "i2v", "first frame", "start image"]
+    FUNCTION = "make"
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("A latent for SANA-Video with its first frame set and held by a noise mask.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "vae": ("VAE", {"tooltip": "The model's video VAE; it encodes the picture and decides the shape."}),
+                "image": ("IMAGE", {"tooltip": "What the video begins with; of several pictures the first."}),
+                **_video_inputs(),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, width=None, height=None, frames=None):
+        return _wrong_video(width, height, frames) or True
+
+    def make(self, vae, image, width, height, frames, batch_size):
+        spec = _video_spec(vae)
+        shape = _video_shape(spec, width, height, frames, batch_size)
+        first = vae.encode(cover(image[0], width, height)[None])
+        samples = host.current().empty_latent(shape)
+        samples += neutral_latent(spec.latent_channels).to(samples).view(1, -1, 1, 1, 1)
+        samples[:, :, :1] = first.to(samples)
+        mask = torch.ones_like(samples[:, :1])
+        mask[:, :, :1] = 0.0
+        return ({"samples": samples, "noise_mask": mask},)
 
 
 class SanaCropToSize:

@@ -1,11 +1,12 @@
-"""sana/sampling: SCM, the sampler of SANA-Sprint."""
+"""sana/sampling: SCM, the sampler of SANA-Sprint, and the flow-matching samplers of the other models."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import host
-from ..samplers import noise, trigflow
+from ..model_loaders.vae import CHANNELS, NAMES
+from ..samplers import flow_match, noise, trigflow
 
 
 def _angle(default: float, tip: str):
@@ -30,21 +31,19 @@ def _schedule_inputs() -> dict:
         "max": 1000,
         "tooltip": "SANA-Sprint draws in 1 to 4 steps; 2 is what it is best at.",
     }
-    denoise = {
-        "default": 1.0,
-        "min": 0.0,
-        "max": 1.0,
-        "step": 0.01,
-        "tooltip": "Below 1 it starts later and keeps part of the latent's picture: image to image.",
-    }
     return {
         "steps": ("INT", steps),
         "max_timesteps": _angle(1.5708, "The first angle, in radians; 1.5708 (pi/2) is pure noise."),
         "intermediate_timesteps": _angle(
             1.3, "The second angle of two steps, in radians; other step counts ignore it."
         ),
-        "denoise": ("FLOAT", denoise),
+        "denoise": _denoise_input(),
     }
+
+
+def _denoise_input():
+    tip = "Below 1 it starts later and keeps part of the latent's picture: image to image."
+    return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tip})
 
 
 def _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps=None):
@@ -64,29 +63,63 @@ def _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timest
     return True
 
 
-def _require_sprint(model) -> None:
+def _spec_of(model):
+    """The TransformerSpec of a MODEL; ValueError for one that is not SANA's."""
     spec = host.current().model_spec(model)
     if spec is None:
         kind = host.current().describe_model(model)
-        raise ValueError(
-            f"this MODEL ({kind}) is not SANA-Sprint: load one with SanaLoadPipeline or SanaLoadTransformer"
-        )
+        raise ValueError(f"this MODEL ({kind}) is not SANA: load one with SanaLoadPipeline or SanaLoadTransformer")
+    return spec
+
+
+def _require_sprint(model):
+    spec = _spec_of(model)
     if spec.family != "sprint":
-        raise ValueError(
-            f"this MODEL is SANA of the family {spec.family!r}, not SANA-Sprint: sample it with SanaFlowSample"
-        )
+        raise ValueError(f"this MODEL is {spec.name}, not SANA-Sprint: sample it with SanaFlowSample")
+    return spec
 
 
-def _samples_of(latent: dict, model) -> torch.Tensor:
-    """The latent's samples [B, C, H, W], checked against the model."""
+def _require_flow(model):
+    spec = _spec_of(model)
+    if spec.family == "sprint":
+        raise ValueError("this MODEL is SANA-Sprint, which flow matching cannot sample: use SanaSCMSample")
+    return spec
+
+
+def _samples_of(latent: dict, spec) -> torch.Tensor:
+    """The latent's samples, checked against the model: [B, C, H, W], or [B, C, F, H, W] for video."""
     samples = latent["samples"]
-    channels = host.current().model_spec(model).latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    wanted = "[batch, {}, frames, height, width]" if spec.family == "video" else "[batch, {}, height, width]"
+    if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
+        node = "SanaEmptyVideoLatent" if spec.family == "video" else "SanaEmptyLatent"
+        vae = NAMES.get(CHANNELS.get(spec.latent_channels), "the VAE of its size")
         raise ValueError(
-            f"the latent has the shape {list(samples.shape)} and SANA-Sprint takes [batch, {channels}, height, width]: "
-            "make it with SanaEmptyLatent, or encode a picture with SANA's own VAE"
+            f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
+            f"{wanted.format(spec.latent_channels)}: make it with {node}, or encode with {vae}, which is this model's"
         )
+    for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
+        if size % patch:
+            raise ValueError(
+                f"the latent's {name} is {size}, which {spec.name}'s patches of {patch} do not divide: "
+                f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
+            )
     return samples
+
+
+def _seed_input():
+    seed = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "The noise's seed."}
+    return ("INT", seed)
+
+
+def _add_noise_input():
+    tip = "disable when the latent is noised already."
+    return (["enable", "disable"], {"default": "enable", "tooltip": tip, "advanced": True})
+
+
+def _starting_noise(generator: torch.Generator, samples: torch.Tensor, add_noise: str) -> torch.Tensor:
+    """The first draw of a run; it is made and thrown away where no noise is to be added."""
+    start = noise.draw(generator, samples.shape)
+    return torch.zeros_like(start) if add_noise == "disable" else start
 
 
 class SanaSCMSample:
@@ -100,22 +133,14 @@ class SanaSCMSample:
 
     @classmethod
     def INPUT_TYPES(cls):
-        seed = {
-            "default": 0,
-            "min": 0,
-            "max": 2**64 - 1,
-            "control_after_generate": True,
-            "tooltip": "The noise's seed.",
-        }
-        add_noise = {"default": "enable", "tooltip": "disable when the latent is noised already.", "advanced": True}
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "A SANA-Sprint transformer."}),
                 "positive": ("CONDITIONING", {"tooltip": "The prompt, from SanaEncodePrompt."}),
                 "latent_image": ("LATENT", {"tooltip": "Empty for text to image, or a picture to start from."}),
-                "seed": ("INT", seed),
+                "seed": _seed_input(),
                 **_schedule_inputs(),
-                "add_noise": (["enable", "disable"], add_noise),
+                "add_noise": _add_noise_input(),
             },
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace the four schedule inputs."})},
         }
@@ -137,16 +162,13 @@ class SanaSCMSample:
         add_noise,
         sigmas=None,
     ):
-        _require_sprint(model)
-        samples = _samples_of(latent_image, model)
+        samples = _samples_of(latent_image, _require_sprint(model))
         if sigmas is None:
             sigmas = trigflow.scm_sigmas(steps, max_timesteps, intermediate_timesteps, denoise)
         if len(trigflow.check_sigmas(sigmas)) < 2:
             return (latent_image,)
         generator = noise.seeded_generator(seed)
-        start = noise.draw(generator, samples.shape)
-        if add_noise == "disable":
-            start = torch.zeros_like(start)
+        start = _starting_noise(generator, samples, add_noise)
         following = noise.continued_noise(generator, samples.shape)
         drawn = host.current().sample(
             model, positive, latent_image, start, sigmas, trigflow.sample_scm, seed, noise_sampler=following
@@ -197,3 +219,155 @@ class SanaSCMSampler:
 
     def get(self):
         return (host.current().sampler(trigflow.sample_scm),)
+
+
+def _flow_inputs() -> dict:
+    steps = {
+        "default": 50,
+        "min": 1,
+        "max": 1000,
+        "tooltip": "How many times the model is asked; 50 is the reference's.",
+    }
+    return {"steps": ("INT", steps), "shift": _shift_input(), "solver": _solver_input(), "denoise": _denoise_input()}
+
+
+def _shift_input():
+    tip = "Moves the noise levels towards the start. 0: the model's own, such as 8 for SANA-Video."
+    return ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": tip, "advanced": True})
+
+
+def _solver_input():
+    tip = "dpm_solver++ needs fewer steps; both are diffusers' to the letter."
+    return (list(flow_match.SOLVERS), {"default": flow_match.SOLVERS[0], "tooltip": tip})
+
+
+def _flow_said(steps, shift, solver, denoise, cfg=None):
+    """True, or what is wrong with a flow schedule; an input that another node gives is None."""
+    given = {"steps": steps, "shift": shift or None, "solver": solver, "denoise": denoise}
+    usual = {"steps": 1, "shift": 1.0, "solver": flow_match.SOLVERS[0], "denoise": 1.0}
+    try:
+        flow_match.check_schedule(**{key: usual[key] if value is None else value for key, value in given.items()})
+    except ValueError as error:
+        return str(error)
+    if cfg is not None and not 1.0 <= cfg <= 100.0:
+        return f"cfg is {cfg}; give a number from 1, which is no guidance, to 100"
+    return True
+
+
+class SanaFlowSample:
+    DISPLAY_NAME = "Sana Flow Sample"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = (
+        "Samples SANA-Video, and SANA's picture models that are not Sprint, by flow matching with classifier-free "
+        "guidance. The same seed gives what diffusers gives."
+    )
+    SEARCH_ALIASES = ["sana", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"]
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("The finished latent; decode it with the model's VAE.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        flow = _flow_inputs()
+        cfg = {
+            "default": 6.0,
+            "min": 1.0,
+            "max": 100.0,
+            "step": 0.1,
+            "tooltip": "How strongly it is led towards the prompt and away from the negative one; 1 is not at all.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "SANA-Video, or a SANA model that is not Sprint."}),
+                "positive": (
+                    "CONDITIONING",
+                    {"tooltip": "What it shows, from SanaEncodeVideoPrompt or SanaEncodePrompt."},
+                ),
+                "negative": ("CONDITIONING", {"tooltip": "What it does not show."}),
+                "latent_image": (
+                    "LATENT",
+                    {"tooltip": "Empty, or one with a first frame from SanaImageToVideoLatent."},
+                ),
+                "seed": _seed_input(),
+                "steps": flow["steps"],
+                "cfg": ("FLOAT", cfg),
+                "shift": flow["shift"],
+                "solver": flow["solver"],
+                "denoise": flow["denoise"],
+                "add_noise": _add_noise_input(),
+            },
+            "optional": {"sigmas": ("SIGMAS", {"tooltip": "Noise levels that replace steps, shift and denoise."})},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps=None, cfg=None, shift=None, solver=None, denoise=None):
+        return _flow_said(steps, shift, solver, denoise, cfg)
+
+    def sample(
+        self,
+        model,
+        positive,
+        negative,
+        latent_image,
+        seed,
+        steps,
+        cfg,
+        shift,
+        solver,
+        denoise,
+        add_noise,
+        sigmas=None,
+    ):
+        samples = _samples_of(latent_image, _require_flow(model))
+        if sigmas is None:
+            sigmas = flow_match.flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
+        if len(flow_match.check_sigmas(sigmas)) < 2:
+            return (latent_image,)
+        start = _starting_noise(noise.seeded_generator(seed), samples, add_noise)
+        function = flow_match.sampler_of(solver)
+        drawn = host.current().sample(
+            model, positive, latent_image, start, sigmas, function, seed, negative=negative, cfg=cfg
+        )
+        return (drawn,)
+
+
+class SanaFlowSigmas:
+    DISPLAY_NAME = "Sana Flow Sigmas"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = "The noise levels of a flow-matching run, for SanaFlowSample or SamplerCustomAdvanced."
+    SEARCH_ALIASES = ["sana", "sana video", "scheduler", "sigmas", "flow shift"]
+    FUNCTION = "make"
+    RETURN_TYPES = ("SIGMAS",)
+    OUTPUT_TOOLTIPS = ("Falling noise levels, the last one 0.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        model = ("MODEL", {"tooltip": "Whose shift is used where shift is 0; without it that is 3."})
+        return {"required": _flow_inputs(), "optional": {"model": model}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps=None, shift=None, solver=None, denoise=None):
+        return _flow_said(steps, shift, solver, denoise)
+
+    def make(self, steps, shift, solver, denoise, model=None):
+        if not shift and model is not None:
+            _require_flow(model)
+            shift = host.current().flow_shift(model)
+        return (flow_match.flow_sigmas(steps, shift or flow_match.DEFAULT_SHIFT, solver, denoise),)
+
+
+class SanaFlowSampler:
+    DISPLAY_NAME = "Sana Flow Sampler"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = "SANA-Video's and SANA's flow-matching solver for SamplerCustomAdvanced."
+    SEARCH_ALIASES = ["sana", "sana video", "sampler", "dpm solver", "euler", "flow match"]
+    FUNCTION = "get"
+    RETURN_TYPES = ("SAMPLER",)
+    OUTPUT_TOOLTIPS = ("A sampler for SamplerCustomAdvanced.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"solver": _solver_input()}}
+
+    def get(self, solver):
+        return (host.current().sampler(flow_match.sampler_of(solver)),)

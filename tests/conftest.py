@@ -48,6 +48,18 @@ def reference(home):
     return pipeline
 
 
+@pytest.fixture(scope="session")
+def video_references(home, reference) -> dict:
+    """diffusers' pipelines over random SANA-Video models that lie in models/diffusers: by the name of the folder."""
+    folder = home / "models" / "diffusers"
+    return {
+        "tiny-video": tiny.video_pipeline(folder / "tiny-video", tiny.wan_vae(), tiny.video_transformer()),
+        "tiny-video-ltx2": tiny.video_pipeline(
+            folder / "tiny-video-ltx2", tiny.ltx2_vae(), tiny.ltx2_video_transformer()
+        ),
+    }
+
+
 def start_comfyui(home: Path) -> None:
     """Import the real ComfyUI into this process, on the CPU, with ``home`` as its base directory."""
     if "comfy.model_management" in sys.modules:

@@ -84,22 +84,96 @@ def autoencoder(seed: int = 2, **changes):
     return stirred(AutoencoderDC(**{**settings, **changes}), seed)
 
 
+def video_transformer(seed: int = 3, **changes):
+    from diffusers import SanaVideoTransformer3DModel
+
+    torch.manual_seed(seed)
+    settings = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "num_layers": 3,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 32,
+        "cross_attention_dim": 64,
+        "caption_channels": 48,
+        "mlp_ratio": 3.0,
+        "sample_size": 30,
+        "patch_size": (1, 2, 2),
+    }
+    return stirred(SanaVideoTransformer3DModel(**{**settings, **changes}), seed)
+
+
+def wan_vae(seed: int = 4, **changes):
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(seed)
+    settings = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 2}
+    return stirred(AutoencoderKLWan(**{**settings, **changes}), seed)
+
+
+def ltx2_vae(seed: int = 5, **changes):
+    from diffusers import AutoencoderKLLTX2Video
+
+    torch.manual_seed(seed)
+    settings = {
+        "latent_channels": 128,
+        "block_out_channels": (8, 16, 32, 32),
+        "decoder_block_out_channels": (8, 16, 32),
+        "layers_per_block": (1, 2, 1, 1, 1),
+        "decoder_layers_per_block": (2, 1, 2, 1),
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
+    }
+    vae = stirred(AutoencoderKLLTX2Video(**{**settings, **changes}), seed)
+    generator = torch.Generator().manual_seed(seed)
+    vae.latents_mean.copy_(torch.randn(128, generator=generator) * 0.3)
+    vae.latents_std.copy_(torch.rand(128, generator=generator) + 0.5)
+    return vae
+
+
+def ltx2_video_transformer(seed: int = 6, **changes):
+    channels = {"in_channels": 128, "out_channels": 128, "patch_size": (1, 1, 1), "sample_size": 22}
+    return video_transformer(seed, **{**channels, **changes})
+
+
+def flow_scheduler(solver: str, shift: float):
+    """diffusers' scheduler for a solver of ours."""
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    if solver == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=shift)
+    return DPMSolverMultistepScheduler(flow_shift=shift, use_flow_sigmas=True, prediction_type="flow_prediction")
+
+
+def video_pipeline(folder: Path, vae, transformer, shift: float = 8.0, dtype: torch.dtype = torch.float32):
+    """Write a whole SANA-Video folder and return the diffusers pipeline that reads it back."""
+    from diffusers import SanaVideoPipeline
+
+    return _written(SanaVideoPipeline, folder, vae, transformer, flow_scheduler("dpm_solver++", shift), dtype)
+
+
 def sprint_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes):
     """Write a whole SANA-Sprint folder and return the diffusers pipeline that reads it back."""
     from diffusers import SanaSprintPipeline, SCMScheduler
+
+    return _written(SanaSprintPipeline, folder, autoencoder(), transformer(**changes), SCMScheduler(), dtype)
+
+
+def _written(pipeline_class, folder: Path, vae, network, scheduler, dtype: torch.dtype):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(DEMO / "tokenizer"), local_files_only=True)
-    pipeline = SanaSprintPipeline(
-        tokenizer=tokenizer,
+    pipeline = pipeline_class(
+        tokenizer=AutoTokenizer.from_pretrained(str(DEMO / "tokenizer"), local_files_only=True),
         text_encoder=text_encoder().to(dtype),
-        vae=autoencoder().to(dtype),
-        transformer=transformer(**changes).to(dtype),
-        scheduler=SCMScheduler(),
+        vae=vae.to(dtype),
+        transformer=network.to(dtype),
+        scheduler=scheduler,
     )
     pipeline.save_pretrained(folder)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(DEMO / "tokenizer", folder / "tokenizer")
-    pipeline = SanaSprintPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

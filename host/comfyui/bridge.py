@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import comfy.cli_args
 import comfy.model_management
 import comfy.samplers
+import comfy.utils
 import folder_paths
 import torch
 
+from .. import SaveTarget
 from . import clip, model, sampling, vae
 
 
@@ -39,6 +44,9 @@ class ComfyHost:
     def model_spec(self, patcher):
         return getattr(patcher.model, "sana_spec", None)
 
+    def flow_shift(self, patcher) -> float:
+        return patcher.get_model_object("model_sampling").shift
+
     def describe_model(self, patcher) -> str:
         return type(patcher.model).__name__
 
@@ -48,5 +56,36 @@ class ComfyHost:
     def sampler(self, function):
         return comfy.samplers.KSAMPLER(function)
 
-    def sample(self, patcher, positive, latent, noise, sigmas, function, seed, **options):
-        return sampling.sample(patcher, positive, latent, noise, sigmas, function, seed, options)
+    def sample(self, patcher, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+        guider = sampling.guider(patcher, positive, negative, cfg)
+        return sampling.sample(guider, latent, noise, sigmas, function, seed, options)
+
+    def vae_spec(self, vae_object):
+        return vae.spec_of(vae_object)
+
+    def decode_frames(self, vae_object, samples):
+        return vae.decode_frames(vae_object, samples)
+
+    def save_target(self, prefix, width, height):
+        output = folder_paths.get_output_directory()
+        folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
+        return SaveTarget(Path(folder), name, number, subfolder)
+
+    def shown(self, target, files, animated):
+        images = [{"filename": file.name, "subfolder": target.subfolder, "type": "output"} for file in files]
+        return {"images": images, "animated": (True,)} if animated else {"images": images}
+
+    def tags(self, prompt, extra_pnginfo):
+        if comfy.cli_args.args.disable_metadata:
+            return {}
+        return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
+
+    @contextmanager
+    def progress(self, total, what):
+        bar = comfy.utils.ProgressBar(total)
+
+        def update(count=1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update(count)
+
+        yield SimpleNamespace(update=update)

@@ -6,11 +6,13 @@ import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
 from ...model_loaders import dtypes
-from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, require_sprint
+from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs
+from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from .modules import adopt, patcher_class
 
@@ -19,6 +21,13 @@ class SanaLatentFormat(comfy.latent_formats.LatentFormat):
     """32 channels, a 32nd of the picture's side. Our VAE scales, so latents are passed on as they are."""
 
     latent_channels = 32
+    spacial_downscale_ratio = 32
+
+
+class SanaVideoLatentFormat(comfy.latent_formats.LatentFormat):
+    """Latents of a video VAE that normalises them itself: LTX-2's, and DC-AE-V's."""
+
+    latent_dimensions = 3
     spacial_downscale_ratio = 32
 
 
@@ -32,10 +41,21 @@ class SanaConfig(comfy.supported_models_base.BASE):
 
 
 class ComfyForward:
-    """A diffusers transformer that is called as ComfyUI calls its diffusion models."""
+    """A diffusers transformer that is called as ComfyUI calls its diffusion models.
 
-    def forward(self, x, timesteps, context=None, control=None, transformer_options=None, guidance=None, **_):
-        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance)
+    The wrappers that nodes put around a diffusion model (EasyCache) are run here, with
+    ``transformer_options`` last, as ComfyUI's own models do.
+    """
+
+    def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
+        options = {} if transformer_options is None else transformer_options
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        run = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._once, self, wrappers)
+        return run.execute(x, timesteps, context, given.get("guidance"), given.get("denoise_mask"), options)
+
+    def _once(self, x, timesteps, context, guidance, denoise_mask, transformer_options):
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask)
         return super().forward(**inputs)[0]
 
     @property
@@ -44,7 +64,7 @@ class ComfyForward:
 
 
 class SanaBaseModel(comfy.model_base.BaseModel):
-    """The part that is the same for every SANA image model: latent format, conditioning, memory."""
+    """The part that is the same for every SANA model: latent format, conditioning, memory."""
 
     def __init__(self, loaded: LoadedTransformer, config: SanaConfig, sampling: torch.nn.Module):
         super().__init__(config, comfy.model_base.ModelType.FLOW)
@@ -60,6 +80,11 @@ class SanaBaseModel(comfy.model_base.BaseModel):
             conds["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
         return conds
 
+    def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
+        sigma = sigma.reshape([sigma.shape[0]] + [1] * (noise.ndim - 1))
+        mix = getattr(self.model_sampling, "mix", self.model_sampling.noise_scaling)  # ModelSamplingSD3 has the second
+        return mix(sigma, noise, latent_image)
+
 
 class SanaSprint(SanaBaseModel):
     """SANA-Sprint: TrigFlow angles are its sigmas."""
@@ -67,23 +92,54 @@ class SanaSprint(SanaBaseModel):
     def __init__(self, loaded: LoadedTransformer, config: SanaConfig):
         super().__init__(loaded, config, TrigFlow())
 
+
+class SanaImage(SanaBaseModel):
+    """SANA and SANA 1.5: flow matching."""
+
+    def __init__(self, loaded: LoadedTransformer, config: SanaConfig):
+        super().__init__(loaded, config, FlowMatch(loaded.spec.flow_shift))
+
+
+class SanaVideo(SanaImage):
+    """SANA-Video: flow matching, with a time of 0 where the latent is held (image to video)."""
+
+    def extra_conds(self, **kwargs):
+        conds = super().extra_conds(**kwargs)
+        mask = kwargs.get("denoise_mask")
+        if mask is not None:
+            conds["denoise_mask"] = comfy.conds.CONDRegular(mask[:, :1])
+        return conds
+
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
-        return self.model_sampling.mix(sigma.reshape([sigma.shape[0]] + [1] * (noise.ndim - 1)), noise, latent_image)
+        return latent_image
+
+
+MODELS = {"sprint": SanaSprint, "image": SanaImage, "video": SanaVideo}
+VIDEO_FORMATS = {16: comfy.latent_formats.Wan21, 128: comfy.latent_formats.LTXV}
+
+
+def _latent_format(spec):
+    made = (
+        SanaLatentFormat()
+        if spec.family != "video"
+        else VIDEO_FORMATS.get(spec.latent_channels, SanaVideoLatentFormat)()
+    )
+    made.latent_channels = spec.latent_channels
+    return made
 
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
-    require_sprint(loaded)
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     load_device = comfy.model_management.get_torch_device()
     stored = wanted or dtypes.stored_dtype(loaded.module)
     cast = comfy.model_management.unet_manual_cast(stored, load_device, SanaConfig.supported_inference_dtypes)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
-    config.latent_format.latent_channels = loaded.spec.latent_channels
+    config.latent_format = _latent_format(loaded.spec)
 
     module = adopt(loaded.module, wanted, cast or stored)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = type(f"Comfy{type(module).__name__}", (ComfyForward, type(module)), {})
-    model = SanaSprint(loaded, config)
+    model = MODELS[loaded.spec.family](loaded, config)
     return patcher_class()(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())

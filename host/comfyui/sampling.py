@@ -9,12 +9,22 @@ import comfy.utils
 import latent_preview
 
 
-def sample(patcher, positive, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
-    """Sample without classifier-free guidance; returns the LATENT with new ``samples``."""
+def guider(patcher, positive, negative=None, cfg: float = 1.0):
+    """ComfyUI's guider for a prompt alone or, with a ``negative``, for classifier-free guidance."""
+    made = comfy.samplers.CFGGuider(patcher)
+    if negative is None:
+        made.inner_set_conds({"positive": positive})
+    else:
+        made.set_conds(positive, negative)
+        made.set_cfg(cfg)
+    return made
+
+
+def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
+    """Run a sampler function over a LATENT; returns it with new ``samples``."""
+    patcher = guide.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
-    guider = comfy.samplers.CFGGuider(patcher)
-    guider.inner_set_conds({"positive": positive})
-    out = guider.sample(
+    out = guide.sample(
         noise,
         samples,
         comfy.samplers.KSAMPLER(function, options),

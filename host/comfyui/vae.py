@@ -1,20 +1,35 @@
-"""DC-AE as a ComfyUI VAE."""
+"""SANA's autoencoders as ComfyUI VAEs."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.sd
+import comfy.utils
 import torch
 
-from ...model_loaders import dtypes
-from ...model_loaders.vae import LoadedVae
+from ...model_loaders import dtypes, streaming
+from ...model_loaders.streaming import Tiles
+from ...model_loaders.vae import (
+    CHANNELS,
+    LoadedVae,
+    VaeSpec,
+    frames_to_latent,
+    from_autoencoder,
+    latent_to_frames,
+    to_autoencoder,
+    wrong_latent,
+)
 from .modules import adopt, patcher_class
 
 WORKING_DTYPES = [torch.bfloat16, torch.float32]
 """Never float16: it overflows in DC-AE and gives black or grey pictures."""
+
+TILE, TILE_OVERLAP = 256, 64
+"""Pixels of a window and of its overlap where a whole frame does not fit; as ComfyUI's own."""
 
 
 class SanaAutoencoder(torch.nn.Module):
@@ -27,11 +42,11 @@ class SanaAutoencoder(torch.nn.Module):
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] in [-1, 1] to [B, C, H / ratio, W / ratio]."""
-        return self.autoencoder.encode(pixels, return_dict=False)[0] * self.spec.scale
+        return from_autoencoder(self.spec, self.autoencoder.encode(pixels, return_dict=False)[0])
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """[B, C, h, w] to [B, 3, h * ratio, w * ratio] in about [-1, 1]."""
-        return self.autoencoder.decode(samples / self.spec.scale, return_dict=False)[0]
+        return self.autoencoder.decode(to_autoencoder(self.spec, samples), return_dict=False)[0]
 
 
 class SanaVAE(comfy.sd.VAE):
@@ -40,13 +55,15 @@ class SanaVAE(comfy.sd.VAE):
     def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device):
         with _quiet_about_missing_weights():
             super().__init__(sd={})
-        spec = loaded.spec
+        spec = self.sana_spec = loaded.spec
         self.first_stage_model = SanaAutoencoder(loaded).eval()
         self.latent_channels = spec.latent_channels
         self.downscale_ratio = self.upscale_ratio = spec.spatial_ratio
         self.working_dtypes = WORKING_DTYPES
-        self.memory_used_encode = lambda shape, dtype: _memory(spec, shape[2] * shape[3], dtype)
-        self.memory_used_decode = lambda shape, dtype: _memory(spec, shape[2] * shape[3] * spec.spatial_ratio**2, dtype)
+        self.memory_used_encode = lambda shape, dtype: _memory(spec, shape[-2] * shape[-1], dtype)
+        self.memory_used_decode = lambda shape, dtype: _memory(
+            spec, shape[-2] * shape[-1] * spec.spatial_ratio**2, dtype
+        )
         self.device, self.vae_dtype = device, dtype
         self.output_device = comfy.model_management.intermediate_device()
         offload_device = comfy.model_management.vae_offload_device()
@@ -63,15 +80,126 @@ class SanaVAE(comfy.sd.VAE):
 
     def _check_channels(self, samples):
         if samples.shape[1] != self.latent_channels:
-            raise ValueError(
-                f"the latent has {samples.shape[1]} channels and this VAE (DC-AE) takes {self.latent_channels}: "
-                "decode it with the VAE of the model that made it"
-            )
+            raise ValueError(wrong_latent(self.sana_spec, samples.shape))
 
 
-def _memory(spec, pixels: int, dtype: torch.dtype) -> int:
-    """Bytes of the widest stage at the picture's size: about 9 maps of 2 * widest channels at a quarter of it."""
-    return int(pixels * spec.widest * 4.5 * comfy.model_management.dtype_size(dtype))
+class SanaVideoVAE(SanaVAE):
+    """A video autoencoder, run a few frames at a time: memory is theirs, and that of the finished video."""
+
+    def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device):
+        super().__init__(loaded, dtype, device)
+        spec = loaded.spec
+        self.latent_dim = 3
+        self.upscale_index_formula = (spec.temporal_ratio, spec.spatial_ratio, spec.spatial_ratio)
+        self.downscale_index_formula = self.upscale_index_formula
+        self.upscale_ratio = (lambda n: max(0, latent_to_frames(spec, n)), *self.upscale_index_formula[1:])
+        self.downscale_ratio = (lambda n: max(0, frames_to_latent(spec, n)), *self.upscale_index_formula[1:])
+
+    def decode(self, samples_in, *args, **kwargs):
+        """A LATENT's samples [B, C, f, h, w] to [B, F, H, W, 3] in [0, 1]."""
+        return self._videos(samples_in, None)
+
+    def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """The same through windows of ``tile_x`` latent cells; time needs none, since it is streamed."""
+        ratio = self.sana_spec.spatial_ratio
+        size = min(v for v in (tile_x, tile_y, 1 << 20) if v) if tile_x or tile_y else TILE // ratio
+        overlap = size // 4 if overlap is None else overlap
+        return self._videos(samples, Tiles(max(2, size), min(overlap, size - 1)))
+
+    def _videos(self, samples, tiles: Tiles | None):
+        frames = latent_to_frames(self.sana_spec, samples.shape[2]) if samples.ndim == 5 else 0
+        sides = (side * self.sana_spec.spatial_ratio for side in samples.shape[-2:])
+        raw = to_autoencoder(self.sana_spec, samples)
+        videos = torch.empty(samples.shape[0], frames, *sides, 3, device=self.output_device)
+        for video, one in zip(videos, raw.split(1)):
+            start = 0
+            for piece in self._pieces(one, tiles):
+                video[start : start + len(piece)] = piece
+                start += len(piece)
+        return videos
+
+    def frames(self, samples) -> Iterator[torch.Tensor]:
+        """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
+        for one in to_autoencoder(self.sana_spec, samples).split(1):
+            yield from self._pieces(one, None)
+
+    def _pieces(self, raw, tiles: Tiles | None) -> Iterator[torch.Tensor]:
+        """Frames of one video; where a whole frame does not fit into memory, once more from windows."""
+        bar = comfy.utils.ProgressBar(raw.shape[2])
+        done = 0
+        for attempt in (tiles, tiles or self._fallback()):
+            try:
+                for place, piece in enumerate(self._run(raw, attempt, bar)):
+                    if place >= done:
+                        yield piece
+                        done += 1
+                return
+            except comfy.model_management.OOM_EXCEPTION:
+                if attempt is not None:
+                    raise
+                logging.warning("Out of memory while decoding; trying again in windows of %d pixels.", TILE)
+            comfy.model_management.soft_empty_cache()
+
+    def _fallback(self) -> Tiles:
+        ratio = self.sana_spec.spatial_ratio
+        return Tiles(max(2, TILE // ratio), max(1, TILE_OVERLAP // ratio))
+
+    def _run(self, raw, tiles, bar) -> Iterator[torch.Tensor]:
+        side = raw.shape if tiles is None else (*raw.shape[:3], tiles.size, tiles.size)
+        needed = self.memory_used_decode(side, self.vae_dtype)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        module, shown = self.first_stage_model.autoencoder, 0
+        for piece in streaming.decode_pieces(module, self.sana_spec, raw, self.device, self.vae_dtype, tiles):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            piece = piece[0].to(self.output_device, torch.float32, copy=True)
+            yield self.process_output(piece).movedim(0, -1)
+            shown = min(shown + streaming.PIECE, raw.shape[2])
+            bar.update_absolute(shown)
+
+    def encode(self, pixel_samples):
+        """Frames [F, H, W, 3] of one video, or [B, F, H, W, 3], to [B, C, f, h, w]."""
+        try:
+            return self._latents(pixel_samples, None)
+        except comfy.model_management.OOM_EXCEPTION:
+            logging.warning("Out of memory while encoding; trying again in windows of %d pixels.", TILE)
+        comfy.model_management.soft_empty_cache()
+        return self._latents(pixel_samples, self._fallback())
+
+    def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """The same through windows of ``tile_x`` pixels."""
+        ratio = self.sana_spec.spatial_ratio
+        size = max(2, min(v for v in (tile_x, tile_y, TILE) if v) // ratio)
+        overlap = size // 4 if overlap is None else overlap // ratio
+        return self._latents(pixel_samples, Tiles(size, min(overlap, size - 1)))
+
+    def _latents(self, pixels, tiles: Tiles | None):
+        videos = pixels if pixels.ndim == 5 else pixels[None]
+        videos = self._cropped(videos[..., :3])
+        needed = self.memory_used_encode(videos.shape[:-1], self.vae_dtype)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        module = self.first_stage_model.autoencoder
+        raw = streaming.encode_pieces(module, self.sana_spec, videos, self.device, self.vae_dtype, tiles)
+        return from_autoencoder(self.sana_spec, raw.to(self.output_device, torch.float32))
+
+    def _cropped(self, videos):
+        ratio = self.sana_spec.spatial_ratio
+        for dim in (2, 3):
+            side = videos.shape[dim]
+            if side < ratio:
+                raise ValueError(
+                    f"the picture is {side} pixels on a side; {self.sana_spec.name} needs at least {ratio}"
+                )
+            videos = videos.narrow(dim, side % ratio // 2, side // ratio * ratio)
+        return videos
+
+
+def _memory(spec: VaeSpec, pixels: int, dtype: torch.dtype) -> int:
+    """Bytes of the widest stage at the picture's size: about 9 maps of 2 * widest channels at a quarter of it.
+
+    A video autoencoder works on a few frames at once, each with the last two of every layer beside it.
+    """
+    frames = 1 if not spec.is_video else 2 + spec.temporal_ratio
+    return int(pixels * frames * spec.widest * 4.5 * comfy.model_management.dtype_size(dtype))
 
 
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
@@ -82,7 +210,29 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     if compute not in WORKING_DTYPES:
         compute = torch.float32
     adopt(loaded.module, wanted, compute)
-    return SanaVAE(loaded, compute, device)
+    return (SanaVideoVAE if loaded.spec.is_video else SanaVAE)(loaded, compute, device)
+
+
+def spec_of(vae) -> VaeSpec:
+    """The VaeSpec of a VAE of ours, or of a core one with the latents of Wan 2.1 or LTX-2; else ValueError."""
+    if isinstance(vae, SanaVAE):
+        return vae.sana_spec
+    family = CHANNELS.get(vae.latent_channels)
+    if family == "dc-ae" or family is None or vae.latent_dim != 3:
+        raise ValueError(
+            f"this VAE has {vae.latent_channels} latent channels; SANA-Video takes the Wan 2.1 VAE (16) or the LTX-2 "
+            "video VAE (128): load one with SanaLoadVAE or VAELoader"
+        )
+    return VaeSpec(family, vae.latent_channels, vae.spacial_compression_decode(), vae.temporal_compression_decode())
+
+
+def decode_frames(vae, samples) -> Iterator[torch.Tensor]:
+    """A video LATENT's frames in order; a core VAE gives one whole video at a time."""
+    if isinstance(vae, SanaVideoVAE):
+        yield from vae.frames(samples)
+        return
+    for one in samples.split(1):
+        yield vae.decode(one).flatten(0, -4)
 
 
 @contextmanager

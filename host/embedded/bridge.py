@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import runtime
+from . import progress, runtime
 from .folders import Folders
 
 
@@ -38,6 +38,9 @@ class EmbeddedHost:
     def model_spec(self, model):
         return getattr(model, "spec", None)
 
+    def flow_shift(self, model) -> float:
+        return model.sampling.shift
+
     def describe_model(self, model) -> str:
         return type(model).__name__
 
@@ -47,5 +50,24 @@ class EmbeddedHost:
     def sampler(self, function):
         return runtime.Sampler(function)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, **options):
-        return runtime.sample(model, positive, latent, noise, sigmas, function, seed, options)
+    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+        guidance = runtime.Guidance(positive, negative, cfg)
+        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options)
+
+    def vae_spec(self, vae):
+        return vae.spec
+
+    def decode_frames(self, vae, samples):
+        return vae.frames(samples)
+
+    def save_target(self, prefix, width, height):
+        return self.folders.save_target(prefix)
+
+    def shown(self, target, files, animated):
+        return {"images": [str(file) for file in files]}
+
+    def tags(self, prompt, extra_pnginfo):
+        return {"prompt": prompt} if prompt else {}
+
+    def progress(self, total, what):
+        return progress.bar(total, what)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import runtime
+from .folders import inside
 
 
 class LoadImage:
@@ -23,7 +22,7 @@ class LoadImage:
     def load(self, image, folders):
         from PIL import Image, ImageOps
 
-        path = _inside(folders.input, image)
+        path = inside(folders.input, image)
         if not path.is_file():
             raise FileNotFoundError(f"no picture {image!r} in {folders.input}")
         with Image.open(path) as opened:
@@ -50,13 +49,12 @@ class SaveImage:
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        stem = _inside(folders.output, filename_prefix)
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        target = folders.save_target(filename_prefix)
         information = PngInfo()
         information.add_text("prompt", json.dumps(prompt))
-        number, saved = _next_number(stem), []
+        saved = []
         for offset, picture in enumerate(images):
-            path = stem.with_name(f"{stem.name}_{number + offset:05}_.png")
+            path = target.path(".png", offset)
             pixels = (picture.cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
             half_written = path.with_suffix(".png.part")
             Image.fromarray(pixels).save(half_written, format="PNG", pnginfo=information, compress_level=4)
@@ -83,7 +81,8 @@ class VAEDecode:
         return {"required": {"samples": ("LATENT", {}), "vae": ("VAE", {})}}
 
     def decode(self, samples, vae):
-        return (vae.decode(samples["samples"]),)
+        pictures = vae.decode(samples["samples"])
+        return (pictures.flatten(0, -4),)
 
 
 class VAEEncode:
@@ -111,20 +110,3 @@ class CLIPTextEncode:
 
 
 CORE_NODES = {cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode)}
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """``name`` below ``folder``; ValueError where it would lead out of it."""
-    path = (Path(folder) / name).resolve()
-    if not path.is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{name!r} leads out of {folder}; give a name inside it")
-    return path
-
-
-def _next_number(stem: Path) -> int:
-    numbers = [
-        int(m[1])
-        for file in stem.parent.iterdir()
-        if (m := re.fullmatch(rf"{re.escape(stem.name)}_(\d+)_?\.png", file.name))
-    ]
-    return max(numbers, default=0) + 1

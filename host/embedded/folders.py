@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .. import SaveTarget
 
 KINDS = ("diffusers", "diffusion_models", "checkpoints", "text_encoders", "vae", "loras", "controlnet")
 
@@ -23,3 +26,19 @@ class Folders:
 
     def roots(self, kind: str) -> list[Path]:
         return [Path(root) / kind for root in self.models]
+
+    def save_target(self, prefix: str) -> SaveTarget:
+        """Where files of ``prefix``, which may name folders, are saved next; ValueError where it leaves the output."""
+        stem = inside(self.output, prefix)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        taken = (re.match(rf"{re.escape(stem.name)}_(\d+)_?(\.|$)", file.name) for file in stem.parent.iterdir())
+        number = max((int(match[1]) for match in taken if match), default=0) + 1
+        return SaveTarget(stem.parent, stem.name, number, stem.parent.relative_to(self.output.resolve()).as_posix())
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``name`` below ``folder``; ValueError where it would lead out of it."""
+    path = (Path(folder) / name).resolve()
+    if not path.is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{name!r} leads out of {folder}; give a name inside it")
+    return path

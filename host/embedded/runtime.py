@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional
 
-from ...model_loaders import dtypes, prompts
+from ...model_loaders import dtypes, prompts, streaming
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
 from ...model_loaders.transformer import (
     DEFAULT_GUIDANCE,
     LoadedTransformer,
     TransformerSpec,
     network_inputs,
-    require_sprint,
 )
-from ...model_loaders.vae import LoadedVae, VaeSpec
+from ...model_loaders.vae import LoadedVae, VaeSpec, from_autoencoder, latent_to_frames, to_autoencoder
+from ...model_loaders.wan_vae import MEAN, STD
+from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from . import progress
 
@@ -54,7 +55,15 @@ class CastingConv2d(torch.nn.Conv2d):
         return self._conv_forward(x, self.weight.to(x.dtype), bias)
 
 
-CASTING = {torch.nn.Linear: CastingLinear, torch.nn.Conv2d: CastingConv2d}
+class CastingConv3d(torch.nn.Conv3d):
+    """A Conv3d stored in one dtype that computes in its input's."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
+CASTING = {torch.nn.Linear: CastingLinear, torch.nn.Conv2d: CastingConv2d, torch.nn.Conv3d: CastingConv3d}
 
 
 class _Resident:
@@ -107,7 +116,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Vae:
-    """VAE: an autoencoder in pictures of [B, H, W, 3] in [0, 1] and the transformer's latents."""
+    """VAE: an autoencoder between LATENTs and pictures [B, H, W, 3] or videos [B, F, H, W, 3] in [0, 1]."""
 
     module: torch.nn.Module
     spec: VaeSpec
@@ -116,31 +125,63 @@ class Vae:
 
     @torch.no_grad()
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        if samples.ndim != 4 or samples.shape[1] != self.spec.latent_channels:
-            raise ValueError(
-                f"the latent has the shape {list(samples.shape)} and this VAE (DC-AE) takes "
-                f"{self.spec.latent_channels} channels: decode it with the VAE of the model that made it"
-            )
+        raw = to_autoencoder(self.spec, samples)
+        if not self.spec.is_video:
+            _bring(self.module, self.device)
+            return _picture(self.module.decode(raw.to(self.device, self.dtype), return_dict=False)[0]).movedim(1, -1)
+        frames = latent_to_frames(self.spec, samples.shape[2])
+        sides = (side * self.spec.spatial_ratio for side in samples.shape[-2:])
+        videos = torch.empty(samples.shape[0], frames, *sides, 3)
+        for video, one in zip(videos, raw.split(1)):
+            start = 0
+            for piece in self._frames(one):
+                video[start : start + len(piece)] = piece
+                start += len(piece)
+        return videos
+
+    def frames(self, samples: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The frames of one video after another, a few at a time: [n, H, W, 3]."""
+        raw = to_autoencoder(self.spec, samples)
+        for one in raw.split(1):
+            yield from self._frames(one)
+
+    def _frames(self, raw: torch.Tensor) -> Iterator[torch.Tensor]:
         _bring(self.module, self.device)
-        samples = samples.to(self.device, self.dtype) / self.spec.scale
-        pixels = self.module.decode(samples, return_dict=False)[0].to("cpu", torch.float32)
-        return ((pixels + 1.0) / 2.0).clamp(0.0, 1.0).movedim(1, -1)
+        with progress.bar(raw.shape[2], "decoding") as bar:
+            for piece in streaming.decode_pieces(self.module, self.spec, raw, self.device, self.dtype):
+                yield _picture(piece[0]).movedim(0, -1)
+                bar.update(min(streaming.PIECE, bar.total - bar.n))
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Sides that the ratio does not divide are cropped in the middle, as in ComfyUI."""
+        """Sides that the ratio does not divide are cropped in the middle, as in ComfyUI.
+
+        A video VAE takes pictures [F, H, W, 3] for the frames of one video.
+        """
         _bring(self.module, self.device)
-        pixels = self._cropped(pixels)[..., :3].movedim(-1, 1).to(self.device, self.dtype) * 2.0 - 1.0
-        return self.module.encode(pixels, return_dict=False)[0].to("cpu", torch.float32) * self.spec.scale
+        pixels = self._cropped(pixels[..., :3])
+        if self.spec.is_video:
+            videos = pixels if pixels.ndim == 5 else pixels[None]
+            raw = streaming.encode_pieces(self.module, self.spec, videos, self.device, self.dtype)
+        else:
+            raw = self.module.encode(pixels.movedim(-1, 1).to(self.device, self.dtype) * 2.0 - 1.0, return_dict=False)[
+                0
+            ]
+        return from_autoencoder(self.spec, raw.to("cpu", torch.float32))
 
     def _cropped(self, pixels: torch.Tensor) -> torch.Tensor:
         ratio = self.spec.spatial_ratio
-        for dim in (1, 2):
-            spare = pixels.shape[dim] % ratio
-            if spare == pixels.shape[dim]:
-                raise ValueError(f"the picture is {pixels.shape[dim]} pixels on a side; DC-AE needs at least {ratio}")
-            pixels = pixels.narrow(dim, spare // 2, pixels.shape[dim] - spare)
+        for dim in (-3, -2):
+            side = pixels.shape[dim]
+            if side < ratio:
+                raise ValueError(f"the picture is {side} pixels on a side; {self.spec.name} needs at least {ratio}")
+            pixels = pixels.narrow(dim, side % ratio // 2, side // ratio * ratio)
         return pixels
+
+
+def _picture(pixels: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] on any device to [0, 1] in float32 on the CPU."""
+    return pixels.to("cpu", torch.float32, copy=True).add_(1.0).div_(2.0).clamp_(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -152,10 +193,10 @@ class Sampler:
 
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
-    require_sprint(loaded)
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     compute = _adapted(loaded.module, wanted, device())
-    return Model(loaded.module, loaded.spec, TrigFlow(), compute, device())
+    sampling = TrigFlow() if loaded.spec.family == "sprint" else FlowMatch(loaded.spec.flow_shift)
+    return Model(loaded.module, loaded.spec, sampling, compute, device())
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip:
@@ -171,34 +212,103 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> Vae:
     return Vae(loaded.module, loaded.spec, compute, device())
 
 
-def sample(model: Model, positive: list, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
+@dataclass(frozen=True)
+class Guidance:
+    """What a run is led by: the prompt, and with ``cfg`` above 1 also what to lead away from."""
+
+    positive: list
+    negative: list | None = None
+    cfg: float = 1.0
+
+
+def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
-    if len(positive) != 1:
-        raise ValueError(f"the conditioning has {len(positive)} entries; the embedded host takes one: run with ComfyUI")
-    if latent.get("noise_mask") is not None:
-        raise ValueError("the latent has a noise mask; the embedded host does not inpaint yet: run with ComfyUI")
     _bring(model.module, model.device)
-    denoise = _denoiser(model, *positive[0])
+    samples = _normalised(model.spec, latent["samples"].to(model.device, torch.float32))
+    mask = latent.get("noise_mask")
+    mask = None if mask is None else _fitted(mask.to(model.device, torch.float32), samples)
+    denoise = _guided(model, guidance, mask)
+    denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
-    samples = latent["samples"].to(model.device, torch.float32)
-    steps = len(sigmas) - 1
-    with progress.bar(steps, "sampling") as bar:
+    with progress.bar(len(sigmas) - 1, "sampling") as bar:
         x = sampling.noise_scaling(sigmas[0], noise.to(model.device), samples)
-        x = function(denoise, x, sigmas, {"seed": seed}, lambda state: bar.update(), None, **options)
+        extra = {"seed": seed, "denoise_mask": mask}
+        x = function(denoise, x, sigmas, extra, lambda state: bar.update(), None, **options)
         x = sampling.inverse_noise_scaling(sigmas[-1], x)
-    return {**latent, "samples": x.to("cpu", torch.float32)}
+    return {**latent, "samples": _carried(model.spec, x).to("cpu", torch.float32)}
 
 
-def _denoiser(model: Model, context: torch.Tensor, said: dict) -> Callable:
-    """``denoise(x, sigma, seed)``, x0 of x_t, for one conditioning."""
+def _wan(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (1, -1, 1, 1, 1)
+    return torch.tensor(MEAN, device=samples.device).view(shape), torch.tensor(STD, device=samples.device).view(shape)
+
+
+def _normalised(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
+    """A LATENT as the transformer sees it; an empty one stays empty, as in ComfyUI."""
+    if spec.family != "video" or spec.latent_channels != len(MEAN) or not samples.count_nonzero():
+        return samples
+    mean, std = _wan(samples)
+    return (samples - mean) / std
+
+
+def _carried(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
+    """What the transformer made, as a LATENT carries it."""
+    if spec.family != "video" or spec.latent_channels != len(MEAN):
+        return samples
+    mean, std = _wan(samples)
+    return samples * std + mean
+
+
+def _fitted(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """A noise mask at the latent's size: [B or 1, 1, ...] (comfy.utils.reshape_mask)."""
+    dims = samples.ndim - 2
+    if mask.ndim < samples.ndim:
+        places = (-1, 1) if dims == 2 else (1, 1, -1)
+        mask = mask.reshape(*places, *mask.shape[-2:])
+    if mask.shape[2:] == samples.shape[2:]:
+        return mask
+    return functional.interpolate(mask, size=samples.shape[2:], mode="bilinear" if dims == 2 else "trilinear")
+
+
+def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
+    """A denoiser that keeps the latent where the mask is 0 (ComfyUI's KSamplerX0Inpaint)."""
+
+    def held(x, sigma, **given):
+        known = samples if model.spec.family == "video" else model.sampling.mix(sigma, noise, samples)
+        return denoise(x * mask + known * (1 - mask), sigma, **given) * mask + samples * (1 - mask)
+
+    return held
+
+
+def _guided(model: Model, guidance: Guidance, mask) -> Callable:
+    """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with classifier-free guidance where it is asked for."""
+    towards = _denoiser(model, guidance.positive, mask)
+    if guidance.negative is None or guidance.cfg == 1.0:
+        return towards
+    away = _denoiser(model, guidance.negative, mask)
+
+    def denoise(x, sigma, **given):
+        unguided = away(x, sigma)
+        return unguided + (towards(x, sigma) - unguided) * guidance.cfg
+
+    return denoise
+
+
+def _denoiser(model: Model, conditioning: list, mask) -> Callable:
+    """x0 of x_t for one conditioning."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"the conditioning has {len(conditioning)} entries; the embedded host takes one: run with ComfyUI"
+        )
+    context, said = conditioning[0]
     context = context.to(model.device, model.dtype)
     guidance = torch.tensor([float(said.get("guidance", DEFAULT_GUIDANCE))], device=model.device, dtype=model.dtype)
 
     @torch.no_grad()
-    def denoise(x, sigma, seed=None):
+    def denoise(x, sigma, **_):
         seen = model.sampling.calculate_input(sigma, x).to(model.dtype)
         time = model.sampling.timestep(sigma).float()
-        out = model.module(**network_inputs(model.spec, seen, time, context, guidance))[0]
+        out = model.module(**network_inputs(model.spec, seen, time, context, guidance, mask))[0]
         return model.sampling.calculate_denoised(sigma, out.float(), x)
 
     return denoise

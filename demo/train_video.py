@@ -1,0 +1,203 @@
+"""Train the video demo's Gemma-2, tokenizer and SANA-Video transformer, and write them as a diffusers folder.
+
+    python demo/train_video_autoencoder.py --output demo/models/diffusers/sana-video-demo
+    python demo/train_video.py --output demo/models/diffusers/sana-video-demo
+
+A sentence of the language (video_language.py) has one video, so plain denoising under flow matching is
+enough: x_t = (1 - sigma) * x0 + sigma * z, and the network gives z - x0 (SANA-Video, arXiv 2509.24695).
+A third of every batch begins with its first frame, at time 0 as in SanaImageToVideoPipeline, and with the
+shape's line moved aside, which only the picture tells. The rest is as in train_sprint.py: half of the
+noise levels at the start, noise that grows over the first steps, cells of the shape counting more,
+Muon for matrices. A tenth is said nothing or the negative prompt, so that guidance works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from train_autoencoder import Average, learning_rate
+from train_sprint import WIDTH, PromptEncoder, build_optimisers, build_text_encoder, build_tokenizer, instruction_text
+from video_language import Move, all_moves, film
+
+NEGATIVE = (
+    "a chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, jerky "
+    "movements, rapid shot changes, frames out of sync, inconsistent character shapes, temporal artifacts, jitter, "
+    "and ghosting effects, creating a disorienting visual experience."
+)
+ASIDE = 0.2
+SHIFT = 8.0
+
+
+def phrasings(move: Move) -> list[str]:
+    """The sentence of a video and looser ways to say it, lower case as the pipeline makes them."""
+    ways = [
+        move.prompt,
+        move.prompt,
+        move.prompt,
+        f"{move.colour} {move.shape} moving {move.direction}, {move.background} background",
+        move.prompt.replace("moving", "moving to the" if move.direction in ("left", "right") else "going"),
+    ]
+    return [f"{said} motion score: {score}." for said in ways for score in (30, 10)] + ways
+
+
+def build_transformer():
+    from diffusers import SanaVideoTransformer3DModel
+
+    transformer = SanaVideoTransformer3DModel(
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        num_layers=5,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=32,
+        cross_attention_dim=128,
+        caption_channels=WIDTH,
+        mlp_ratio=2.5,
+        patch_size=(1, 2, 2),
+        sample_size=30,
+    )
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            block.scale_shift_table[[2, 5]] = 1.0  # open gates, as in train_sprint.py
+    return transformer
+
+
+def encode_films(autoencoder, moves: list[Move], rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised latents [N, 16, 5, 16, 16]: each move through the middle, and each move somewhere aside."""
+    mean = torch.tensor(autoencoder.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(autoencoder.config.latents_std).view(1, -1, 1, 1, 1)
+    found = []
+    with torch.no_grad():
+        for asides in ([0.0] * len(moves), [rng.uniform(-ASIDE, ASIDE) for _ in moves]):
+            latents = []
+            for i in range(0, len(moves), 8):
+                clips = [film(m, a).transpose(0, 1) for m, a in zip(moves[i : i + 8], asides[i : i + 8])]
+                latents.append(autoencoder.encode(torch.stack(clips) * 2 - 1).latent_dist.mode().float())
+            found.append((torch.cat(latents) - mean) / std)
+    return found[0], found[1]
+
+
+def saliency(latents: torch.Tensor) -> torch.Tensor:
+    """How much each cell says: 1 where it is as most of its video is, up to 9 on the shape's way."""
+    ground = latents.flatten(2).median(dim=2).values[..., None, None, None]
+    return 1 + 8 * (latents - ground).square().mean(1, keepdim=True).clamp(max=1.0)
+
+
+def draw_levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels as the sampler meets them: half at the start, the others shifted towards it."""
+    level = torch.rand(count, generator=generator)
+    level = SHIFT * level / (1 + (SHIFT - 1) * level)
+    level[torch.rand(count, generator=generator) < 0.5] = 1.0
+    return level
+
+
+def training_loss(transformer, encoder, films, moves, rng, generator, batch, loudness):
+    chosen = [rng.randrange(len(moves)) for _ in range(batch)]
+    from_picture = torch.arange(batch) < batch // 3
+    x0 = torch.where(from_picture.view(-1, 1, 1, 1, 1), films[1][chosen], films[0][chosen])
+    prompts = [rng.choice(phrasings(moves[i])) for i in chosen]
+    prompts = [rng.choice(["", NEGATIVE]) if rng.random() < 0.1 else said for said in prompts]
+    states, mask = encoder.plain(prompts) if rng.random() < 0.2 else encoder(prompts)
+    level = draw_levels(batch, generator)
+    z = torch.randn(x0.shape, generator=generator)
+    z[level == 1.0] *= loudness
+    free = torch.ones(batch, 1, *x0.shape[2:])
+    free[from_picture, :, 0] = 0.0
+    wide = level.view(-1, 1, 1, 1, 1)
+    x = torch.where(free > 0, (1 - wide) * x0 + wide * z, x0)
+    times = 1000 * wide * free[..., ::2, ::2]
+    velocity = transformer(x, states, timestep=times, encoder_attention_mask=mask, return_dict=False)[0]
+    error = (velocity - (z - x0)) * free
+    worth = saliency(x0)
+    loss = (worth * (wide * error).square()).mean() + 0.1 * (worth * error.square()).mean()
+    return loss, (wide * error).abs().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--quiet", type=int, default=300, help="steps until the noise at the start has its strength")
+    parser.add_argument("--seed", type=int, default=2)
+    arguments = parser.parse_args()
+
+    from diffusers import AutoencoderKLWan, SanaVideoPipeline
+    from transformers import AutoTokenizer
+
+    torch.manual_seed(arguments.seed)
+    rng, generator = random.Random(arguments.seed), torch.Generator().manual_seed(arguments.seed)
+    instruction, moves = instruction_text(SanaVideoPipeline), all_moves()
+    corpus = [instruction.lower(), instruction, NEGATIVE, *(said for move in moves for said in phrasings(move))]
+    build_tokenizer(arguments.output / "tokenizer", corpus)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.output / "tokenizer")
+    gemma, transformer = build_text_encoder(len(tokenizer)), build_transformer()
+    encoder = PromptEncoder(tokenizer, gemma, instruction)
+    films = encode_films(AutoencoderKLWan.from_pretrained(arguments.output / "vae"), moves, rng)
+    weights = [*gemma.parameters(), *transformer.parameters()]
+    averages = [Average(gemma, 0.99), Average(transformer, 0.99)]
+    optimisers = build_optimisers([gemma, transformer], arguments.rate)
+    print(f"{sum(w.numel() for w in weights)} weights, {len(tokenizer)} tokens, {encoder.count} of instruction")
+    curve, started = [], time.time()
+    for step in range(arguments.steps):
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            group["lr"] = learning_rate(step, arguments.steps, group["peak"])
+        loudness = min(1.0, step / arguments.quiet)
+        loss, error = training_loss(
+            transformer, encoder, films, moves, rng, generator, arguments.batch, loudness
+        )
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        for average in averages:
+            average.update()
+        curve.append((step, loss.item(), error))
+        if step % 20 == 0:
+            print(f"{step} loss {loss.item():.4f} error {error:.4f} {time.time() - started:.0f} s", flush=True)
+        if step % 200 == 199:
+            save(gemma, transformer, averages, arguments.output, curve)
+    save(gemma, transformer, averages, arguments.output, curve)
+
+
+def save(gemma, transformer, averages, folder: Path, curve) -> None:
+    """Write the averaged weights in bfloat16, the scheduler and model_index.json: a folder diffusers opens."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    kept = [{k: v.clone() for k, v in m.state_dict().items()} for m in (gemma, transformer)]
+    for average in averages:
+        average.apply()
+    copies = [build_text_encoder(gemma.config.vocab_size), build_transformer()]
+    for copy, trained in zip(copies, (gemma, transformer)):
+        copy.load_state_dict(trained.state_dict())
+        copy.to(torch.bfloat16)
+    copies[0].save_pretrained(folder / "text_encoder")
+    copies[1].save_pretrained(folder / "transformer")
+    for module, weights in zip((gemma, transformer), kept):
+        module.load_state_dict(weights)
+    scheduler = DPMSolverMultistepScheduler(flow_shift=SHIFT, use_flow_sigmas=True, prediction_type="flow_prediction")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "SanaVideoPipeline",
+        "_diffusers_version": "0.36.0",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "Gemma2Model"],
+        "tokenizer": ["transformers", "GemmaTokenizerFast"],
+        "transformer": ["diffusers", "SanaVideoTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "video_curve.json").write_text(json.dumps(curve))
+
+
+if __name__ == "__main__":
+    main()

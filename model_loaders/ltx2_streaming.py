@@ -1,0 +1,159 @@
+"""AutoencoderKLLTX2Video piece by piece in time, to the same result as at once.
+
+Every convolution over time keeps the last frames it saw; where the decoder is not causal it also waits
+for one frame more, and a block's shortcut waits with it. The modules are diffusers' own
+(autoencoder_kl_ltx2.py); only the order in time is ours.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class _Run:
+    """What each layer remembers during one pass over a video."""
+
+    def __init__(self, causal: bool):
+        self.causal = causal
+        self.memory: dict[object, torch.Tensor] = {}
+
+    def park(self, device) -> None:
+        self.memory = {key: kept.to(device) for key, kept in self.memory.items()}
+
+    def conv(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
+        """LTX2VideoCausalConv3d, whose first and last frames are repeated at the video's ends alone."""
+        length = layer.kernel_size[0]
+        left, right = (length - 1, 0) if self.causal else ((length - 1) // 2, (length - 1) // 2)
+        kept = self.memory.get(layer)
+        if kept is None:
+            if x.shape[2] == 0:
+                return self._nothing(x, layer.conv.out_channels)
+            kept = x[:, :, :1].repeat(1, 1, left, 1, 1)
+        end = [x[:, :, -1:] if x.shape[2] else kept[:, :, -1:]] * right if last else []
+        x = torch.cat([kept, x, *end], dim=2)
+        self.memory[layer] = x[:, :, max(0, x.shape[2] - (length - 1)) :].clone()
+        if x.shape[2] < length:
+            return self._nothing(x, layer.conv.out_channels)
+        return layer.conv(x)
+
+    @staticmethod
+    def _nothing(x: torch.Tensor, channels: int) -> torch.Tensor:
+        return x.new_zeros(x.shape[0], channels, 0, *x.shape[3:])
+
+    def waiting(self, key, x: torch.Tensor, count: int) -> torch.Tensor:
+        """The next ``count`` frames of a branch that runs ahead of another; the rest is kept."""
+        if key in self.memory:
+            x = torch.cat([self.memory[key], x], dim=2)
+        self.memory[key] = x[:, :, count:].clone()
+        return x[:, :, :count]
+
+    def started(self, key, x: torch.Tensor) -> bool:
+        """True once: when the first frames of a branch arrive."""
+        if x.shape[2] == 0 or (key, "started") in self.memory:
+            return False
+        self.memory[key, "started"] = x.new_zeros(0)
+        return True
+
+    def resnet(self, block, x: torch.Tensor, last: bool) -> torch.Tensor:
+        h = self.conv(block.conv1, block.nonlinearity(block.norm1(x)), last)
+        h = self.conv(block.conv2, block.dropout(block.nonlinearity(block.norm2(h))), last)
+        if block.norm3 is not None:
+            x = block.norm3(x.movedim(1, -1)).movedim(-1, 1)
+        if block.conv_shortcut is not None:
+            x = block.conv_shortcut(x) if x.shape[2] else self._nothing(x, block.conv_shortcut.out_channels)
+        return h + self.waiting(block, x, h.shape[2])
+
+    def upsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
+        """LTX2VideoUpsampler3d: channels become places, and the first frames that this makes are dropped."""
+        h = self.conv(layer.conv, x, last)
+        wide = _channels_to_places(h, layer.stride)
+        if self.started(layer, wide):
+            wide = wide[:, :, layer.stride[0] - 1 :]
+        if not layer.residual:
+            return wide
+        repeats = layer.stride[0] * layer.stride[1] * layer.stride[2] // layer.upscale_factor
+        residual = _channels_to_places(x, layer.stride).repeat(1, repeats, 1, 1, 1)
+        if self.started((layer, "residual"), residual):
+            residual = residual[:, :, layer.stride[0] - 1 :]
+        return wide + self.waiting(layer, residual, wide.shape[2])
+
+    def downsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
+        """LTX2VideoDownsampler3d: the first frames are doubled, then places become channels."""
+        if self.started(layer, x):
+            x = torch.cat([x[:, :, : layer.stride[0] - 1], x], dim=2)
+        step = layer.stride[0]
+        h = self.waiting_groups((layer, "h"), self.conv(layer.conv, x, last), step)
+        residual = _places_to_channels(self.waiting_groups((layer, "x"), x, step), layer.stride)
+        residual = residual.unflatten(1, (-1, layer.group_size)).mean(dim=2)
+        h = _places_to_channels(h, layer.stride)
+        return h + self.waiting(layer, residual, h.shape[2])
+
+    def waiting_groups(self, key, x: torch.Tensor, step: int) -> torch.Tensor:
+        """As many frames as make whole groups of ``step``; the rest is kept."""
+        if key in self.memory:
+            x = torch.cat([self.memory.pop(key), x], dim=2)
+        return self.waiting(key, x, x.shape[2] // step * step)
+
+
+def _channels_to_places(x: torch.Tensor, stride) -> torch.Tensor:
+    x = x.unflatten(1, (-1, *stride))
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _places_to_channels(x: torch.Tensor, stride) -> torch.Tensor:
+    frames, rows, columns = (size // step for size, step in zip(x.shape[2:], stride))
+    x = x.reshape(*x.shape[:2], frames, stride[0], rows, stride[1], columns, stride[2])
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+class Ltx2Decoder:
+    """AutoencoderKLLTX2Video's decoder, a few latent frames at a time."""
+
+    def __init__(self, module):
+        self.decoder = module.decoder
+        self.run = _Run(self.decoder.is_causal)
+
+    def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
+        decoder, run = self.decoder, self.run
+        x = run.conv(decoder.conv_in, piece, last)
+        for block in decoder.mid_block.resnets:
+            x = run.resnet(block, x, last)
+        for stage in decoder.up_blocks:
+            if stage.conv_in is not None:
+                x = run.resnet(stage.conv_in, x, last)
+            for layer in stage.upsamplers or ():
+                x = run.upsample(layer, x, last)
+            for block in stage.resnets:
+                x = run.resnet(block, x, last)
+        x = run.conv(decoder.conv_out, decoder.conv_act(decoder.norm_out(x)), last)
+        x = x.unflatten(1, (-1, decoder.patch_size, decoder.patch_size))
+        return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+    def park(self, device) -> None:
+        self.run.park(device)
+
+
+class Ltx2Encoder:
+    """AutoencoderKLLTX2Video's encoder, a few frames at a time."""
+
+    def __init__(self, module):
+        self.encoder, self.channels = module.encoder, module.config.latent_channels
+        self.run = _Run(self.encoder.is_causal)
+
+    def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
+        encoder, run, p = self.encoder, self.run, self.encoder.patch_size
+        x = piece.unflatten(4, (-1, p)).unflatten(3, (-1, p))
+        x = x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+        x = run.conv(encoder.conv_in, x, last)
+        for stage in encoder.down_blocks:
+            for block in stage.resnets:
+                x = run.resnet(block, x, last)
+            for layer in stage.downsamplers or ():
+                x = run.downsample(layer, x, last)
+        for block in encoder.mid_block.resnets:
+            x = run.resnet(block, x, last)
+        x = run.conv(encoder.conv_out, encoder.conv_act(encoder.norm_out(x)), last)
+        return x[:, : self.channels]
+
+    def park(self, device) -> None:
+        self.run.park(device)

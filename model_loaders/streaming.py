@@ -1,0 +1,183 @@
+"""Video autoencoders piece by piece in time: memory is that of a few frames, and the result the same.
+
+A coder is fed latents (a decoder) or pixels (an encoder) in order and gives what it can finish; after
+the piece fed as ``last`` it has given everything. Wan's convolutions keep their own last frames
+(AutoencoderKLWan._decode and _encode in diffusers); LTX-2's are in ltx2_streaming.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
+from .vae import VaeSpec
+
+PIECE = 2
+"""Latent frames decoded at a time where the autoencoder takes more than one."""
+
+
+class Coder(Protocol):
+    """One run over one batch of videos."""
+
+    def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
+        """What ``piece`` [B, C, n, h, w] completes: [B, C', m, h', w'], m 0 or more."""
+
+    def park(self, device: torch.device | str) -> None:
+        """Move what is remembered between pieces."""
+
+
+class WanDecoder:
+    """AutoencoderKLWan's decoder, a latent frame at a time."""
+
+    def __init__(self, module):
+        module.clear_cache()
+        self.module, self.memory, self.first = module, module._feat_map, True
+
+    def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
+        frames = []
+        for latent in self.module.post_quant_conv(piece).split(1, dim=2):
+            frames.append(self.module.decoder(latent, feat_cache=self.memory, feat_idx=[0], first_chunk=self.first))
+            self.first = False
+        return torch.cat(frames, dim=2).clamp(-1.0, 1.0)
+
+    def park(self, device) -> None:
+        self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
+
+
+class WanEncoder:
+    """AutoencoderKLWan's encoder: the first frame, then four frames for each latent frame."""
+
+    def __init__(self, module):
+        module.clear_cache()
+        self.module, self.memory, self.first, self.waiting = module, module._enc_feat_map, True, None
+
+    def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
+        frames = piece if self.waiting is None else torch.cat([self.waiting, piece], dim=2)
+        latents = []
+        while frames.shape[2] >= (1 if self.first else 4):
+            taken, frames = frames[:, :, : 1 if self.first else 4], frames[:, :, 1 if self.first else 4 :]
+            latents.append(self.module.encoder(taken, feat_cache=self.memory, feat_idx=[0]))
+            self.first = False
+        self.waiting = frames
+        if not latents:
+            side = [s // 8 for s in piece.shape[-2:]]
+            return piece.new_zeros(piece.shape[0], self.module.config.z_dim, 0, *side)
+        return self.module.quant_conv(torch.cat(latents, dim=2))[:, : self.module.config.z_dim]
+
+    def park(self, device) -> None:
+        self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Square windows for a pass over large frames: ``size`` and ``overlap`` in latent cells."""
+
+    size: int
+    overlap: int
+
+    def starts(self, length: int) -> list[int]:
+        """Where the windows begin along a side of ``length`` cells; the last one ends at its end."""
+        if length <= self.size:
+            return [0]
+        stride = max(1, self.size - self.overlap)
+        return [*range(0, length - self.size, stride), length - self.size]
+
+
+class Tiled:
+    """A coder over windows that overlap and are faded into each other: memory of a window, not of a frame.
+
+    What a window remembers waits on the CPU while others are worked on.
+    """
+
+    def __init__(self, make: Callable[[], Coder], tiles: Tiles, scale: float, ratio: int, device):
+        self.make, self.tiles, self.device = make, tiles, device
+        self.scale, self.ratio = scale, ratio
+        """``scale``: output cells per input cell; ``ratio``: input cells per latent cell."""
+        self.coders: dict[tuple[int, int], Coder] = {}
+
+    def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
+        rows, columns = piece.shape[-2] // self.ratio, piece.shape[-1] // self.ratio
+        total = weights = None
+        for top in self.tiles.starts(rows):
+            for left in self.tiles.starts(columns):
+                window = self._window(piece, top, left)
+                coder = self.coders.setdefault((top, left), None) or self.make()
+                self.coders[top, left] = coder
+                coder.park(self.device)
+                part = coder.push(window.to(self.device), last)
+                coder.park("cpu")
+                if total is None:
+                    side = [int(s * self.scale) for s in piece.shape[-2:]]
+                    total = torch.zeros(*part.shape[:3], *side, dtype=part.dtype)
+                    weights = torch.zeros(1, 1, 1, *side)
+                self._add(part.to("cpu"), total, weights, top, left, (rows, columns))
+        return total.div_(weights.to(total.dtype))
+
+    def park(self, device) -> None:
+        """Nothing to do: between pieces every window waits on the CPU."""
+
+    def _window(self, piece, top, left):
+        size, ratio = self.tiles.size, self.ratio
+        return piece[..., top * ratio : (top + size) * ratio, left * ratio : (left + size) * ratio]
+
+    def _add(self, part, total, weights, top, left, latent_side) -> None:
+        cell = int(self.ratio * self.scale) if self.scale >= 1 else 1
+        fade = self.tiles.overlap * cell
+        down = _ramp(part.shape[-2], fade, top > 0, top + self.tiles.size < latent_side[0])
+        across = _ramp(part.shape[-1], fade, left > 0, left + self.tiles.size < latent_side[1])
+        weight = down[:, None] * across[None, :]
+        rows = slice(top * cell, top * cell + part.shape[-2])
+        columns = slice(left * cell, left * cell + part.shape[-1])
+        total[..., rows, columns] += part * weight.to(part.dtype)
+        weights[..., rows, columns] += weight
+
+
+def _ramp(length: int, fade: int, before: bool, after: bool) -> torch.Tensor:
+    """1 in the middle; falling towards 0 over ``fade`` cells where another window overlaps."""
+    ramp = torch.ones(length)
+    fade = min(fade, length)
+    slope = (torch.arange(fade) + 1) / (fade + 1)
+    if before and fade:
+        ramp[:fade] *= slope
+    if after and fade:
+        ramp[length - fade :] *= slope.flip(0)
+    return ramp
+
+
+DECODERS = {"wan": WanDecoder, "ltx2": Ltx2Decoder}
+ENCODERS = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
+"""By VaeSpec.family; an encoder gives the mode of the distribution."""
+
+
+@torch.no_grad()
+def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
+    """Frames in order, a few at a time, of the autoencoder's own latents [B, C, f, h, w]: [B, 3, n, H, W] in [-1, 1]."""
+    make = partial(DECODERS[spec.family], module)
+    coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
+    for start in range(0, latents.shape[2], PIECE):
+        piece = latents[:, :, start : start + PIECE].to(device, dtype)
+        frames = coder.push(piece, start + PIECE >= latents.shape[2])
+        if frames.shape[2]:
+            yield frames
+
+
+@torch.no_grad()
+def encode_pieces(module, spec: VaeSpec, pixels: torch.Tensor, device, dtype, tiles: Tiles | None = None):
+    """The autoencoder's latents [B, C, f, h, w] of frames [B, F, H, W, 3] in [0, 1], read a few at a time.
+
+    Frames beyond the last whole latent frame are left out, as in ComfyUI and diffusers.
+    """
+    frames = (pixels.shape[1] - 1) // spec.temporal_ratio * spec.temporal_ratio + 1
+    make, ratio = partial(ENCODERS[spec.family], module), spec.spatial_ratio
+    coder = make() if tiles is None else Tiled(make, tiles, 1 / ratio, ratio, device)
+    latents, step = [], spec.temporal_ratio * PIECE
+    for start in range(0, frames, step):
+        stop = min(start + step, frames)
+        piece = pixels[:, start:stop].movedim(-1, 1).to(device, dtype) * 2.0 - 1.0
+        latents.append(coder.push(piece, stop == frames))
+    return torch.cat(latents, dim=2)

@@ -1,0 +1,224 @@
+"""Flow matching and its two solvers, for SANA's models that are not Sprint and for SANA-Video.
+
+x_t = (1 - sigma) * x0 + sigma * z with sigma in [0, 1]; the network gives the velocity z - x0. Ported
+from diffusers' FlowMatchEulerDiscreteScheduler and DPMSolverMultistepScheduler (use_flow_sigmas,
+order 2, midpoint, final sigma zero); DPM-Solver++: arXiv 2211.01095.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from .trigflow import _like
+
+SOLVERS = ("dpm_solver++", "euler")
+STEPS_IN_TRAINING = 1000
+DEFAULT_SHIFT = 3.0
+
+
+def shifted(sigma, shift: float):
+    """Noise levels [0, 1] moved towards the start: shift * s / (1 + (shift - 1) * s)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+class FlowMatch(torch.nn.Module):
+    """The parameterisation, in the interface of ComfyUI's model_sampling objects.
+
+    ``sigma``: a scalar, [B], or already broadcastable to the latent, in [0, 1].
+    """
+
+    def __init__(self, shift: float = DEFAULT_SHIFT):
+        super().__init__()
+        self.shift = shift
+        steps = torch.arange(1, STEPS_IN_TRAINING + 1) / STEPS_IN_TRAINING
+        self.register_buffer("sigmas", shifted(steps, shift), persistent=False)
+
+    @property
+    def sigma_min(self) -> torch.Tensor:
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> torch.Tensor:
+        return self.sigmas[-1]
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The network's time, 0 to 1000."""
+        return sigma * STEPS_IN_TRAINING
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        return shifted(timestep / STEPS_IN_TRAINING, self.shift)
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """The noise level after ``percent`` (0 to 1) of the run."""
+        if percent <= 0.0:
+            return 1.0
+        return shifted(1.0 - min(percent, 1.0), self.shift)
+
+    def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return noise
+
+    def calculate_denoised(
+        self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
+    ) -> torch.Tensor:
+        """x0 = x_t - sigma * velocity."""
+        return model_input - _like(sigma, model_output) * model_output
+
+    def mix(self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> torch.Tensor:
+        """x_t = (1 - sigma) * x0 + sigma * z."""
+        sigma = _like(torch.as_tensor(sigma), noise)
+        return (1 - sigma) * latent_image + sigma * noise
+
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
+        """Where a run starts: x_t of a picture or video, and the bare noise wherever a frame of it is empty.
+
+        The second is diffusers' way: it starts from N(0, 1) whatever the first sigma is.
+        """
+        empty = latent_image.abs().amax(dim=(1, -2, -1), keepdim=True) == 0
+        return torch.where(empty, noise, self.mix(sigma, noise, latent_image))
+
+    def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """The latent that :meth:`noise_scaling` without noise turns into x_t again, for split runs."""
+        return latent / (1 - _like(torch.as_tensor(sigma), latent))
+
+
+def flow_sigmas(
+    steps: int = 50, shift: float = DEFAULT_SHIFT, solver: str = SOLVERS[0], denoise: float = 1.0
+) -> torch.Tensor:
+    """The noise levels of a run as the solver's diffusers scheduler makes them: float32 [n + 1], falling to 0.
+
+    ``denoise`` below 1 keeps the last ceil(steps * denoise) steps of a longer run, as ComfyUI's
+    BasicScheduler does; 0 gives no levels at all.
+    """
+    check_schedule(steps, shift, solver, denoise)
+    if denoise == 0.0:
+        return torch.zeros(0)
+    steps = int(steps)
+    total = max(steps, int(steps / denoise))
+    levels = _dpm_levels(total, shift) if solver == SOLVERS[0] else _euler_levels(total, shift)
+    return torch.cat([levels, torch.zeros(1)])[-(steps + 1) :]
+
+
+def check_schedule(steps: int, shift: float, solver: str, denoise: float) -> None:
+    """ValueError, saying what to give, for settings that make no schedule."""
+    if steps != int(steps) or not 1 <= steps <= 1000:
+        raise ValueError(f"steps is {steps}; give a whole number from 1 to 1000, such as 50")
+    if not math.isfinite(shift) or not 0.0 < shift <= 100.0:
+        raise ValueError(f"shift is {shift}; give a number above 0 and at most 100, or 0 for the model's own")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if not math.isfinite(denoise) or not 0.0 <= denoise <= 1.0:
+        raise ValueError(f"denoise is {denoise}; give a number from 0 to 1")
+
+
+def _euler_levels(steps: int, shift: float) -> torch.Tensor:
+    """FlowMatchEulerDiscreteScheduler.set_timesteps, which shifts its own shifted ends once more."""
+    least = shifted(1 / STEPS_IN_TRAINING, shift)
+    levels = torch.linspace(1.0, least, steps, dtype=torch.float64)
+    return shifted(levels, shift).float()
+
+
+def _dpm_levels(steps: int, shift: float) -> torch.Tensor:
+    """DPMSolverMultistepScheduler.set_timesteps with use_flow_sigmas.
+
+    The network is shown whole times, int(1000 * sigma); where rounding to float32 would change that
+    number, the level is put on the other side of it.
+    """
+    last = 1 / STEPS_IN_TRAINING
+    alphas = 1.0 + torch.arange(steps + 1, dtype=torch.float64) * ((last - 1.0) / steps)
+    alphas[-1] = last  # as numpy's linspace, whose rounding decides whole times
+    levels = 1 - alphas
+    exact = shifted(levels, shift).flip(0)[:-1]
+    rounded = exact.float()
+    whole = (exact * STEPS_IN_TRAINING).floor()
+    above = rounded.double() * STEPS_IN_TRAINING >= whole + 1
+    below = rounded.double() * STEPS_IN_TRAINING < whole
+    rounded = torch.where(above, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)
+    return torch.where(below, torch.nextafter(rounded, torch.ones_like(rounded)), rounded)
+
+
+def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
+    """SIGMAS from another node, checked to be flow-matching noise levels: falling, in [0, 1]. Returns them."""
+    values = sigmas.flatten().tolist()
+    if any(not math.isfinite(v) for v in values):
+        raise ValueError(f"sigmas holds a value that is not a number: {values}")
+    if any(not 0.0 <= v <= 1.0 + 1e-6 for v in values):
+        raise ValueError(
+            f"sigmas runs from {max(values):g} to {min(values):g}; flow matching's go from 1 down to 0: "
+            "use SanaFlowSigmas or BasicScheduler"
+        )
+    if any(after >= before for before, after in zip(values, values[1:])):
+        raise ValueError(f"sigmas must fall from step to step, but they are {[round(v, 4) for v in values]}")
+    return sigmas
+
+
+def sampler_of(solver: str) -> Callable:
+    """The sampler function that a solver's name stands for."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+    return sample_flow_dpm if solver == SOLVERS[0] else sample_flow_euler
+
+
+@torch.no_grad()
+def sample_flow_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+    """Euler steps along the velocity (FlowMatchEulerDiscreteScheduler.step). k-diffusion's signature."""
+    extra_args = {} if extra_args is None else extra_args
+    ones = x.new_ones([x.shape[0]])
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * ones, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        x = denoised if sigmas[i + 1] == 0 else x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+@torch.no_grad()
+def sample_flow_dpm(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+    """DPM-Solver++(2M) on flow matching (DPMSolverMultistepScheduler.step). k-diffusion's signature.
+
+    ``extra_args["denoise_mask"]``, where there is one, says which part is not held.
+    """
+    extra_args = {} if extra_args is None else extra_args
+    mask = extra_args.get("denoise_mask")
+    ones = x.new_ones([x.shape[0]])
+    earlier = None
+    for i in range(len(sigmas) - 1):
+        denoised = _denoised_at_whole_time(model, x, sigmas[i], ones, mask, extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        first_order = earlier is None or sigmas[i + 1] == 0
+        slope = None if first_order else denoised - earlier
+        x = _dpm_step(x, denoised, slope, sigmas, i)
+        earlier = denoised
+    return x
+
+
+def _denoised_at_whole_time(model, x, sigma, ones, mask, extra_args):
+    """x0 by the velocity that the network gives at the whole time below 1000 * sigma, as diffusers asks it."""
+    whole = math.floor(float(sigma) * STEPS_IN_TRAINING) / STEPS_IN_TRAINING
+    if whole == 0.0:
+        return model(x, sigma * ones, **extra_args)
+    asked = torch.as_tensor(whole, dtype=x.dtype, device=x.device)
+    denoised = model(x, asked * ones, **extra_args)
+    further = (x - denoised) * (1 - sigma / asked)
+    return denoised + (further if mask is None else further * mask)
+
+
+def _log_snr(sigma):
+    return torch.log(1 - sigma) - torch.log(sigma)
+
+
+def _dpm_step(x, denoised, slope, sigmas, i):
+    """One step of order 1 (``slope`` None) or 2; ``slope``: this x0 less the one before."""
+    now, following = sigmas[i], sigmas[i + 1]
+    h = _log_snr(following) - _log_snr(now)
+    gain = (1 - following) * (torch.exp(-h) - 1.0)
+    stepped = (following / now) * x - gain * denoised
+    if slope is None:
+        return stepped
+    r = (_log_snr(now) - _log_snr(sigmas[i - 1])) / h
+    return stepped - 0.5 * gain * (slope / r)

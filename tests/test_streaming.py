@@ -1,0 +1,96 @@
+"""Video autoencoders piece by piece give what diffusers gives at once, in memory that length does not change."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from sana_nodes.model_loaders import streaming
+from sana_nodes.model_loaders.streaming import Tiles, decode_pieces, encode_pieces
+from sana_nodes.model_loaders.vae import load_vae
+
+MAKERS = {
+    "wan": tiny.wan_vae,
+    "ltx2": tiny.ltx2_vae,
+    "ltx2, not causal": lambda: tiny.ltx2_vae(decoder_causal=False),
+}
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def pair(request, tmp_path_factory):
+    """A random autoencoder of diffusers and ours over its files."""
+    folder = tmp_path_factory.mktemp("vae")
+    MAKERS[request.param]().save_pretrained(folder)
+    theirs = type(load_vae(folder).module).from_pretrained(folder)
+    return theirs.eval(), load_vae(folder)
+
+
+def sizes(spec, cells: int, latent_frames: int):
+    return cells * spec.spatial_ratio, (latent_frames - 1) * spec.temporal_ratio + 1
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 7])
+@torch.no_grad()
+def test_decoding(pair, frames):
+    theirs, ours = pair
+    latents = torch.randn(2, ours.spec.latent_channels, frames, 3, 2, generator=torch.Generator().manual_seed(frames))
+    pieces = list(decode_pieces(ours.module, ours.spec, latents, "cpu", torch.float32))
+    whole = theirs.decode(latents, return_dict=False)[0]
+    assert whole.shape[2] == sizes(ours.spec, 1, frames)[1]
+    assert (torch.cat(pieces, dim=2) - whole).abs().max() < 1e-5
+    assert len(pieces) >= frames // streaming.PIECE
+
+
+@pytest.mark.parametrize("frames,extra", [(1, 0), (2, 0), (3, 2), (4, 0), (6, 3)])
+@torch.no_grad()
+def test_encoding(pair, frames, extra):
+    theirs, ours = pair
+    side, count = sizes(ours.spec, 2, frames)
+    pixels = torch.rand(1, count + extra, side, side, 3, generator=torch.Generator().manual_seed(frames))
+    mine = encode_pieces(ours.module, ours.spec, pixels, "cpu", torch.float32)
+    whole = theirs.encode(pixels[:, :count].movedim(-1, 1) * 2 - 1).latent_dist.mode()
+    assert mine.shape == whole.shape and mine.shape[2] == frames
+    assert (mine - whole).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_one_run_does_not_disturb_another(pair):
+    _, ours = pair
+    latents = torch.randn(2, 1, ours.spec.latent_channels, 5, 2, 2)
+    alone = [torch.cat(list(decode_pieces(ours.module, ours.spec, x, "cpu", torch.float32)), dim=2) for x in latents]
+    both = [decode_pieces(ours.module, ours.spec, x, "cpu", torch.float32) for x in latents]
+    mixed = list(zip(*both))
+    for i in range(2):
+        assert torch.equal(torch.cat([pair[i] for pair in mixed], dim=2), alone[i])
+
+
+@torch.no_grad()
+def test_tiles_that_cover_everything_change_nothing(pair):
+    _, ours = pair
+    latents = torch.randn(1, ours.spec.latent_channels, 3, 4, 3)
+    arguments = (ours.module, ours.spec, latents, "cpu", torch.float32)
+    whole = torch.cat(list(decode_pieces(*arguments)), dim=2)
+    tiled = torch.cat(list(decode_pieces(*arguments, Tiles(8, 2))), dim=2)
+    assert (whole - tiled).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_tiles_of_a_smooth_video_show_no_seam(pair):
+    """Away from windows' edges a tile knows what the whole knows; the fade hides the rest."""
+    _, ours = pair
+    latents = torch.randn(1, ours.spec.latent_channels, 1, 1, 1).expand(-1, -1, 3, 12, 10).contiguous()
+    arguments = (ours.module, ours.spec, latents, "cpu", torch.float32)
+    whole = torch.cat(list(decode_pieces(*arguments)), dim=2)
+    tiled = torch.cat(list(decode_pieces(*arguments, Tiles(8, 4))), dim=2)
+    assert whole.shape == tiled.shape
+    assert (whole - tiled).abs().mean() < 0.05 * whole.std()
+    pixels = torch.rand(1, 1, 1, 1, 3).expand(-1, 9, 12 * ours.spec.spatial_ratio, 10 * ours.spec.spatial_ratio, -1)
+    arguments = (ours.module, ours.spec, pixels, "cpu", torch.float32)
+    whole, tiled = encode_pieces(*arguments), encode_pieces(*arguments, Tiles(8, 4))
+    assert whole.shape == tiled.shape
+    assert (whole - tiled).abs().mean() < 0.1 * whole.std()
+
+
+def test_tiles_reach_both_ends():
+    assert Tiles(8, 2).starts(8) == [0] and Tiles(8, 2).starts(5) == [0]
+    assert Tiles(8, 2).starts(20) == [0, 6, 12] and Tiles(8, 2).starts(9) == [0, 1]
