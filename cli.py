@@ -10,8 +10,10 @@ from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
 DEMO_MODELS = PACK / "demo" / "models"
-DEMO_WORKFLOW = PACK / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
-DEMO_PROMPT = "a red ring on the left of a blue background"
+EXAMPLES = PACK / "example_workflows" / "api"
+DEMO = (EXAMPLES / "sana_sprint_text_to_image.json", "text", "a red ring on the left of a blue background")
+VIDEO_DEMO = (EXAMPLES / "sana_video_text_to_video.json", "prompt", "a red ring moving right on a blue background")
+"""Workflow, the input that is the prompt, and the prompt where none is given."""
 
 
 class BadCall(ValueError):
@@ -47,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--models", type=Path, metavar="DIR")
     models.set_defaults(command=models_command)
     demo = commands.add_parser("demo", help="draw with the small demo weights that come with the pack")
-    demo.add_argument("prompt", nargs="?", default=DEMO_PROMPT, metavar="PROMPT")
-    demo.add_argument("--video", action="store_true", help="not available yet")
+    demo.add_argument("prompt", nargs="?", metavar="PROMPT")
+    demo.add_argument("--video", action="store_true", help="a video with SANA-Video")
     demo.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
     demo.set_defaults(command=demo_command)
     return parser
@@ -209,15 +211,14 @@ def _comfyui_arguments(given: argparse.Namespace) -> list[str]:
 
 
 def demo_command(given: argparse.Namespace) -> int:
-    if given.video:
-        raise BadCall("--video: the demo of SANA-Video is not built yet; leave --video out for a picture")
-    graph = read_workflow(DEMO_WORKFLOW)
-    next(n for n in graph.values() if n["class_type"] == "SanaEncodePrompt")["inputs"]["text"] = given.prompt
+    workflow, key, usual = VIDEO_DEMO if given.video else DEMO
+    graph = read_workflow(workflow)
+    next(node for node in graph.values() if key in node["inputs"])["inputs"][key] = given.prompt or usual
     return _run_embedded(graph, argparse.Namespace(models=DEMO_MODELS, input=None, output=given.output, json=False))
 
 
 def models_command(given: argparse.Namespace) -> int:
     from .inventory import report
 
-    print("\n".join(report([given.models] if given.models else None, find_comfyui(), DEMO_WORKFLOW.parent)))
+    print("\n".join(report([given.models] if given.models else None, find_comfyui(), EXAMPLES)))
     return 0

@@ -68,19 +68,16 @@ def build_transformer():
     return transformer
 
 
-def encode_films(autoencoder, moves: list[Move], rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised latents [N, 16, 5, 16, 16]: each move through the middle, and each move somewhere aside."""
+def encode_films(autoencoder, films: list[tuple[Move, float]]) -> torch.Tensor:
+    """Normalised latents [N, 16, 5, 16, 16] of moves, each with its line so far aside."""
     mean = torch.tensor(autoencoder.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(autoencoder.config.latents_std).view(1, -1, 1, 1, 1)
-    found = []
+    latents = []
     with torch.no_grad():
-        for asides in ([0.0] * len(moves), [rng.uniform(-ASIDE, ASIDE) for _ in moves]):
-            latents = []
-            for i in range(0, len(moves), 8):
-                clips = [film(m, a).transpose(0, 1) for m, a in zip(moves[i : i + 8], asides[i : i + 8])]
-                latents.append(autoencoder.encode(torch.stack(clips) * 2 - 1).latent_dist.mode().float())
-            found.append((torch.cat(latents) - mean) / std)
-    return found[0], found[1]
+        for i in range(0, len(films), 8):
+            clips = torch.stack([film(move, aside).transpose(0, 1) for move, aside in films[i : i + 8]])
+            latents.append(autoencoder.encode(clips * 2 - 1).latent_dist.mode().float())
+    return (torch.cat(latents) - mean) / std
 
 
 def saliency(latents: torch.Tensor) -> torch.Tensor:
@@ -98,9 +95,11 @@ def draw_levels(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def training_loss(transformer, encoder, films, moves, rng, generator, batch, loudness):
-    chosen = [rng.randrange(len(moves)) for _ in range(batch)]
+    """``films``: each of ``moves``, the language's own first and then those that lie aside."""
     from_picture = torch.arange(batch) < batch // 3
-    x0 = torch.where(from_picture.view(-1, 1, 1, 1, 1), films[1][chosen], films[0][chosen])
+    own = len(all_moves())
+    chosen = [rng.randrange(len(moves)) if picture else rng.randrange(own) for picture in from_picture]
+    x0 = films[chosen]
     prompts = [rng.choice(phrasings(moves[i])) for i in chosen]
     prompts = [rng.choice(["", NEGATIVE]) if rng.random() < 0.1 else said for said in prompts]
     states, mask = encoder.plain(prompts) if rng.random() < 0.2 else encoder(prompts)
@@ -140,7 +139,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.output / "tokenizer")
     gemma, transformer = build_text_encoder(len(tokenizer)), build_transformer()
     encoder = PromptEncoder(tokenizer, gemma, instruction)
-    films = encode_films(AutoencoderKLWan.from_pretrained(arguments.output / "vae"), moves, rng)
+    scenes = [(move, 0.0) for move in moves]
+    scenes += [(move, rng.uniform(-ASIDE, ASIDE)) for move in rng.sample(moves, 500)]
+    films = encode_films(AutoencoderKLWan.from_pretrained(arguments.output / "vae"), scenes)
+    moves = [move for move, _ in scenes]
     weights = [*gemma.parameters(), *transformer.parameters()]
     averages = [Average(gemma, 0.99), Average(transformer, 0.99)]
     optimisers = build_optimisers([gemma, transformer], arguments.rate)
@@ -150,9 +152,7 @@ def main() -> None:
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(step, arguments.steps, group["peak"])
         loudness = min(1.0, step / arguments.quiet)
-        loss, error = training_loss(
-            transformer, encoder, films, moves, rng, generator, arguments.batch, loudness
-        )
+        loss, error = training_loss(transformer, encoder, films, moves, rng, generator, arguments.batch, loudness)
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()

@@ -129,7 +129,7 @@ def _open_pytorch(file: Path) -> dict:
         except RuntimeError:  # a file in the format before PyTorch 1.6 cannot be mapped
             held = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnusableFile(
             f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); it may be cut short, or hold code, "
             "which is never run: download it again, or get it as safetensors"

@@ -39,7 +39,7 @@ def _check_streamable(config, checkpoint: Checkpoint) -> None:
     noisy = config.decoder_inject_noise
     if config.timestep_conditioning or (any(noisy) if isinstance(noisy, (list, tuple)) else noisy):
         raise UnusableFile(
-            f"{checkpoint.path} is an LTX VAE whose decoder takes noise or a time; SANA-Video uses LTX-2's, which does not"
+            f"{checkpoint.path} is an LTX VAE whose decoder takes noise or a time; SANA-Video uses that of LTX-2"
         )
     if config.patch_size_t != 1 or "conv" in config.downsample_type:
         raise UnusableFile(f"{checkpoint.path} is an LTX VAE of another layout than LTX-2's, which SANA-Video uses")

@@ -156,7 +156,7 @@ ENCODERS = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
 
 @torch.no_grad()
 def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
-    """Frames in order, a few at a time, of the autoencoder's own latents [B, C, f, h, w]: [B, 3, n, H, W] in [-1, 1]."""
+    """Frames [B, 3, n, H, W] in [-1, 1], in order, of the autoencoder's own latents [B, C, f, h, w]."""
     make = partial(DECODERS[spec.family], module)
     coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
     for start in range(0, latents.shape[2], PIECE):

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_strictly, open_checkpoint, require_kind
+from .checkpoints import (
+    Checkpoint,
+    UnusableFile,
+    build_from_config,
+    describe,
+    load_strictly,
+    open_checkpoint,
+    require_kind,
+)
 from .nvlabs_naming import to_diffusers
 
 SPRINT, IMAGE, VIDEO = "SANA-Sprint transformer", "SANA transformer", "SANA-Video transformer"
@@ -78,7 +86,8 @@ def load_transformer(path: Path) -> LoadedTransformer:
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
     if not all(key.startswith(PREFIX) for key in checkpoint):
         return checkpoint
-    return checkpoint.renamed({key.removeprefix(PREFIX): (key, 0, 1) for key in checkpoint})
+    stripped = checkpoint.renamed({key.removeprefix(PREFIX): (key, 0, 1) for key in checkpoint})
+    return stripped if describe(stripped.shapes) in KINDS else checkpoint
 
 
 def spec_of(config, kind: str) -> TransformerSpec:

@@ -13,7 +13,7 @@ import tiny
 from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 ROOT = tiny.REPOSITORY
-ROOMS = ("nodes", "samplers", "model_loaders", "host")
+ROOMS = ("nodes", "samplers", "model_loaders", "media", "host")
 COMFY = {
     "comfy",
     "folder_paths",
@@ -28,7 +28,8 @@ COMFY = {
 ALLOWED = {
     "samplers": {"torch"},
     "model_loaders": {"torch", "diffusers", "transformers", "safetensors", "bs4", "ftfy"},
-    "nodes": {"torch", "sana.host", "sana.samplers", "sana.model_loaders"},
+    "media": {"torch", "numpy", "PIL", "imageio_ffmpeg"},
+    "nodes": {"torch", "sana.host", "sana.samplers", "sana.model_loaders", "sana.media"},
     "host": set(),
     "host.comfyui": {"torch", "sana.samplers", "sana.model_loaders"} | COMFY,
     "host.embedded": {"torch", "numpy", "PIL", "tqdm", "sana.samplers", "sana.model_loaders"},
@@ -76,8 +77,9 @@ def test_who_may_know_whom(file):
                 target == room or target.startswith(f"{room}.") or target.startswith(f"{room.split('.')[0]}.{room}")
             )
             chooser = room == "host" and target.split(".")[:2] in (["host", "comfyui"], ["host", "embedded"])
+            contract = room.startswith("host.") and target.startswith("host.") and target.split(".")[1][0].isupper()
             other_rooms = {"sana." + target.split(".")[0]} & ALLOWED[room]
-            assert inside or chooser or other_rooms, f"{room} imports {target}"
+            assert inside or chooser or contract or other_rooms, f"{room} imports {target}"
         else:
             assert top in ALLOWED[room], f"{room} imports {top}"
 
@@ -90,6 +92,7 @@ def test_the_rule_sees_what_it_forbids(tmp_path, monkeypatch):
         ("nodes/bad.py", "import diffusers\n", "nodes imports diffusers"),
         ("host/embedded/bad.py", "from ..comfyui import model\n", "host.embedded imports host.comfyui"),
         ("model_loaders/bad.py", "from .. import host\n", "model_loaders imports host"),
+        ("media/bad.py", "from .. import host\n", "media imports host"),
     ):
         monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
         file = tmp_path / name
@@ -121,6 +124,13 @@ def test_importing_the_pack_imports_nothing_heavy():
 
 ANGLES = {"max_timesteps": 1.5708, "intermediate_timesteps": 1.3}
 TRANSFORMER = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "int8_bnb"]
+VIDEO = {"width": 832, "height": 480, "frames": 81, "batch_size": 1}
+FILE = {"fps": 16.0, "format": "mp4-h264", "quality": 80, "filename_prefix": "video/Sana"}
+NEGATIVE = (
+    "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
+    "jerky movements, rapid shot changes, frames out of sync, inconsistent character shapes, temporal artifacts, "
+    "jitter, and ghosting effects, creating a disorienting visual experience."
+)
 INTERFACE = {
     "SanaLoadPipeline": ("loaders", {"pipeline": None, "weight_dtype": "default"}, {}, ("MODEL", "CLIP", "VAE")),
     "SanaLoadTransformer": ("loaders", {"model_name": None, "weight_dtype": "default"}, {}, ("MODEL",)),
@@ -156,6 +166,38 @@ INTERFACE = {
     ),
     "SanaSCMSigmas": ("sampling", {"steps": 2, **ANGLES, "denoise": 1.0}, {"timesteps": ""}, ("SIGMAS",)),
     "SanaSCMSampler": ("sampling", {}, {}, ("SAMPLER",)),
+    "SanaEncodeVideoPrompt": (
+        "conditioning",
+        {"clip": None, "prompt": None, "negative_prompt": NEGATIVE, "motion_score": 30}
+        | {"max_sequence_length": 300, "clean_caption": False},
+        {},
+        ("CONDITIONING", "CONDITIONING"),
+    ),
+    "SanaEmptyVideoLatent": ("latent", {"vae": None, **VIDEO}, {}, ("LATENT",)),
+    "SanaImageToVideoLatent": ("latent", {"vae": None, "image": None, **VIDEO}, {}, ("LATENT",)),
+    "SanaFlowSample": (
+        "sampling",
+        {"model": None, "positive": None, "negative": None, "latent_image": None, "seed": 0, "steps": 50}
+        | {"cfg": 6.0, "shift": 0.0, "solver": "dpm_solver++", "denoise": 1.0, "add_noise": "enable"},
+        {"sigmas": None},
+        ("LATENT",),
+    ),
+    "SanaFlowSigmas": (
+        "sampling",
+        {"steps": 50, "shift": 0.0, "solver": "dpm_solver++", "denoise": 1.0},
+        {"model": None},
+        ("SIGMAS",),
+    ),
+    "SanaFlowSampler": ("sampling", {"solver": "dpm_solver++"}, {}, ("SAMPLER",)),
+    "SanaSaveVideo": ("video", {"images": None, **FILE}, {"audio": None}, ("IMAGE", "STRING")),
+    "SanaDecodeSaveVideo": ("video", {"samples": None, "vae": None, **FILE}, {}, ("STRING",)),
+    "SanaSaveFrames": (
+        "video",
+        {"images": None, "format": "png", "filename_prefix": "frames/Sana"},
+        {},
+        ("IMAGE", "STRING"),
+    ),
+    "SanaSelectFrames": ("video", {"images": None, "start": 0, "count": 0, "stride": 1}, {}, ("IMAGE",)),
 }
 """The public interface, as NODES.md states it: place in the menu, inputs with defaults in order, outputs."""
 
@@ -184,6 +226,16 @@ def test_node_names_inputs_and_defaults():
     bins = ["1024px", "512px", "2048px", "4096px", "video 480p", "video 720p"]
     assert inputs["SanaResolution"]["bins"][0] == bins
     assert inputs["SanaSCMSample"]["seed"][1]["control_after_generate"] is True
+    for name in ("SanaFlowSample", "SanaFlowSigmas", "SanaFlowSampler"):
+        assert inputs[name]["solver"][0] == ["dpm_solver++", "euler"]
+    assert inputs["SanaFlowSample"]["seed"][1]["control_after_generate"] is True
+    for name in ("SanaSaveVideo", "SanaDecodeSaveVideo"):
+        assert inputs[name]["format"][0] == ["mp4-h264", "webm-vp9", "mkv-ffv1", "gif", "webp"]
+    assert inputs["SanaSaveFrames"]["format"][0] == ["png", "jpg", "webp"]
+    names = {name: getattr(cls, "RETURN_NAMES", None) for name, cls in NODE_CLASS_MAPPINGS.items()}
+    assert names["SanaEncodeVideoPrompt"] == ("positive", "negative")
+    assert names["SanaSaveVideo"] == ("images", "path") and names["SanaSaveFrames"] == ("images", "folder")
+    assert names["SanaDecodeSaveVideo"] == ("path",)
     assert NODE_CLASS_MAPPINGS["SanaResolution"].RETURN_NAMES == ("width", "height")
 
 

@@ -6,16 +6,17 @@ import json
 import subprocess
 import sys
 
+import drawing
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from sana_nodes.model_loaders import checkpoints, folders
 from sana_nodes.model_loaders.checkpoints import UnusableFile
+from sana_nodes.model_loaders.dc_ae import config_from_shapes as vae_config_from_shapes
 from sana_nodes.model_loaders.pipeline import load_pipeline
 from sana_nodes.model_loaders.text_encoder import load_text_encoder
 from sana_nodes.model_loaders.transformer import config_from_shapes, load_transformer
-from sana_nodes.model_loaders.vae import config_from_shapes as vae_config_from_shapes
 from sana_nodes.model_loaders.vae import load_vae
 
 
@@ -61,7 +62,8 @@ def test_transformer_file_without_a_config(tmp_path, changes):
     read = config_from_shapes(checkpoints.open_checkpoint(tmp_path / "model.safetensors"))
     for key, value in read.items():
         if key == "mlp_ratio":
-            assert int(value * loaded.spec.width) == int(module.config.mlp_ratio * loaded.spec.width)
+            width = module.config.num_attention_heads * module.config.attention_head_dim
+            assert int(value * width) == int(module.config.mlp_ratio * width)
         else:
             assert module.config[key] == value, key
     assert loaded.spec.family == "sprint"
@@ -109,7 +111,8 @@ def _tuples(value):
 
 def test_vae_spec_reads_its_scale(folder):
     spec = load_vae(folder(tiny.autoencoder(scaling_factor=0.7))).spec
-    assert (spec.scale, spec.spatial_ratio, spec.latent_channels) == (0.7, 32, 32)
+    assert (spec.gain, spec.offset) == ((1 / 0.7,), (0.0,))
+    assert (spec.spatial_ratio, spec.latent_channels) == (32, 32)
 
 
 def gemma_folder(tmp_path, module, **saving):
@@ -193,7 +196,7 @@ def test_files_that_are_not_safetensors(tmp_path, folder):
         ):
             load_transformer(path)
     torch.save({"state_dict": {}}, tmp_path / "sana.pth")
-    with pytest.raises(UnusableFile, match="PyTorch pickle"):
+    with pytest.raises(UnusableFile, match="holds no tensors"):
         load_transformer(tmp_path / "sana.pth")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_transformer(tmp_path / "absent.safetensors")
@@ -232,18 +235,13 @@ def test_models_of_other_families_are_named(tmp_path, name):
             load(tmp_path / "other.safetensors")
 
 
-def test_video_and_plain_image_models_are_not_sprint(host, folder, tmp_path):
-    from diffusers import SanaVideoTransformer3DModel
-
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "caption_channels": 8}
-    cross = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 12, "cross_attention_dim": 24}
-    video = SanaVideoTransformer3DModel(**sizes, **cross)
-    with pytest.raises(UnusableFile, match="is a SANA-Video transformer, not a SANA-Sprint transformer"):
-        load_transformer(folder(video))
-    plain = load_transformer(folder(tiny.transformer(guidance_embeds=False), "plain"))
-    assert plain.spec.family == "image"
-    with pytest.raises(ValueError, match="not SANA-Sprint"):
-        host.model(plain, "default")
+def test_a_plain_image_model_is_not_sprint(host, folder):
+    plain = load_transformer(folder(tiny.transformer(guidance_embeds=False)))
+    assert (plain.spec.family, plain.spec.flow_shift, plain.spec.name) == ("image", 3.0, "SANA")
+    model = host.model(plain, "default")
+    latent = {"samples": torch.zeros(1, 32, 2, 2)}
+    with pytest.raises(ValueError, match="is SANA, not SANA-Sprint: sample it with SanaFlowSample"):
+        drawing.call("SanaSCMSample", model=model, positive=[], latent_image=latent)
 
 
 def test_a_vae_is_no_transformer(folder):

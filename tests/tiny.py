@@ -11,6 +11,7 @@ import torch
 COMFYUI = Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else None
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "demo" / "models" / "diffusers" / "sana-sprint-demo"
+VIDEO_DEMO = DEMO.with_name("sana-video-demo")
 
 
 def stirred(module: torch.nn.Module, seed: int, amount: float = 0.02) -> torch.nn.Module:
@@ -111,6 +112,50 @@ def wan_vae(seed: int = 4, **changes):
     torch.manual_seed(seed)
     settings = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 2}
     return stirred(AutoencoderKLWan(**{**settings, **changes}), seed)
+
+
+WAN_NAMES = (
+    ("encoder.conv_in.", "encoder.conv1."),
+    ("decoder.conv_in.", "decoder.conv1."),
+    ("coder.norm_out.", "coder.head.0."),
+    ("coder.conv_out.", "coder.head.2."),
+    ("post_quant_conv.", "conv2."),
+    ("quant_conv.", "conv1."),
+    (".norm1.", ".residual.0."),
+    (".conv1.", ".residual.2."),
+    (".norm2.", ".residual.3."),
+    (".conv2.", ".residual.6."),
+    (".conv_shortcut.", ".shortcut."),
+    ("mid_block.resnets.0.", "middle.0."),
+    ("mid_block.attentions.0.", "middle.1."),
+    ("mid_block.resnets.1.", "middle.2."),
+    ("encoder.down_blocks.", "encoder.downsamples."),
+)
+
+
+def original_wan_name(name: str, resnets: int = 3) -> str:
+    """Wan's own name of a weight of AutoencoderKLWan, as in ComfyUI's wan_2.1_vae.safetensors."""
+    if name.startswith("decoder.up_blocks."):
+        _, _, stage, kind, place, *rest = name.split(".")
+        number = int(stage) * (resnets + 1) + (int(place) if kind == "resnets" else resnets)
+        name = ".".join(["decoder.upsamples", str(number), *rest])
+    inner = name.startswith(("quant_conv", "post_quant_conv", "encoder.conv_in", "decoder.conv_in"))
+    for theirs, original in WAN_NAMES:
+        if theirs in name and not (inner and theirs.startswith(".")):
+            name = name.replace(theirs, original, 1)
+            if inner:
+                break
+    return name
+
+
+def write_original_wan_vae(path: Path) -> None:
+    """A random Wan 2.1 VAE of the real size, in bfloat16 and in ComfyUI's file format: 254 MB."""
+    from diffusers import AutoencoderKLWan
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = stirred(AutoencoderKLWan(), 0, 0.002).to(torch.bfloat16).state_dict()
+    save_file({original_wan_name(name): value.contiguous() for name, value in weights.items()}, path)
 
 
 def ltx2_vae(seed: int = 5, **changes):

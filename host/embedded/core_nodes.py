@@ -109,4 +109,21 @@ class CLIPTextEncode:
         return (clip.condition(text),)
 
 
-CORE_NODES = {cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode)}
+class ImageBatch:
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "join"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image1": ("IMAGE", {}), "image2": ("IMAGE", {})}}
+
+    def join(self, image1, image2):
+        if image1.shape[1:3] != image2.shape[1:3]:
+            sizes = [f"{i.shape[2]} x {i.shape[1]}" for i in (image1, image2)]
+            raise ValueError(f"the pictures are {' and '.join(sizes)}; the embedded host joins pictures of one size")
+        return (torch.cat([image1, image2]),)
+
+
+CORE_NODES = {
+    cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode, ImageBatch)
+}

@@ -168,7 +168,8 @@ def run(
         except Exception as error:
             raise NodeFailed(node_id, node["class_type"], error) from error
         if isinstance(result, Mapping):
-            outcome.saved[node_id] = result.get("ui", {}).get("images", [])
+            shown = result.get("ui", {})
+            outcome.saved[node_id] = [*shown.get("images", []), *shown.get("files", [])]
             result = result.get("result", ())
         outcome.values[node_id] = tuple(result)
     return outcome
