@@ -46,10 +46,14 @@ class SanaLoadPipeline:
     DISPLAY_NAME = "Sana Load Pipeline"
     CATEGORY = "sana/loaders"
     DESCRIPTION = "Loads a whole SANA pipeline in diffusers' folder layout: transformer, Gemma-2 text encoder and VAE."
-    SEARCH_ALIASES = ["sana", "sana sprint", "diffusers loader", "load sana"]
+    SEARCH_ALIASES = ["sana", "sana sprint", "sana video", "diffusers loader", "load sana"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
-    OUTPUT_TOOLTIPS = ("The SANA transformer.", "Gemma-2, SANA's text encoder.", "The autoencoder (DC-AE).")
+    OUTPUT_TOOLTIPS = (
+        "The SANA transformer.",
+        "Gemma-2, SANA's text encoder.",
+        "The autoencoder, for pictures or for video.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -78,7 +82,8 @@ class SanaLoadTransformer:
     DISPLAY_NAME = "Sana Load Transformer"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Loads a SANA transformer alone: a diffusers folder or one safetensors file. What it is, is read from it."
+        "Loads a SANA transformer alone: a diffusers folder, one safetensors file, or NVlabs' .pth of SANA-Video. "
+        "What it is, is read from it."
     )
     SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
@@ -139,11 +144,14 @@ class SanaLoadTextEncoder:
 class SanaLoadVAE:
     DISPLAY_NAME = "Sana Load VAE"
     CATEGORY = "sana/loaders"
-    DESCRIPTION = "Loads DC-AE, SANA's image autoencoder: a diffusers folder or one safetensors file. Never float16."
-    SEARCH_ALIASES = ["sana", "dc-ae", "dcae", "load vae"]
+    DESCRIPTION = (
+        "Loads one of SANA's autoencoders: DC-AE for pictures, the Wan 2.1 VAE or the LTX-2 video VAE for video. "
+        "Which it is, is read from it. Never float16."
+    )
+    SEARCH_ALIASES = ["sana", "sana video", "dc-ae", "dcae", "wan vae", "ltx vae", "load vae"]
     FUNCTION = "load"
     RETURN_TYPES = ("VAE",)
-    OUTPUT_TOOLTIPS = ("The autoencoder: 32 channels at a 32nd of the picture's side.",)
+    OUTPUT_TOOLTIPS = ("The autoencoder: core VAEDecode and VAEEncode work with it.",)
 
     @classmethod
     def INPUT_TYPES(cls):

@@ -91,8 +91,3 @@ def test_demo_command_draws_in_time(tmp_path):
         pixels = torch.tensor(list(picture.getdata())).view(256, 256, 3) / 255
     assert seen(pixels) == Scene("green", "square", "on the right", "black")
     assert took < 30, f"the demo took {took:.0f} s"
-
-
-def test_video_demo_says_it_is_not_there_yet():
-    done = subprocess.run([sys.executable, "-m", "sana_nodes", "demo", "--video"], capture_output=True, text=True)
-    assert done.returncode == 2 and "not built yet" in done.stderr
