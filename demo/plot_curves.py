@@ -1,4 +1,7 @@
-"""Draw the two loss curves: ``python demo/plot_curves.py FOLDER`` writes demo/loss.png (needs matplotlib)."""
+"""Draw loss curves: ``python demo/plot_curves.py FOLDER PICTURE NAME …`` (needs matplotlib).
+
+NAME: autoencoder and sprint, or video_autoencoder and video; FOLDER holds NAME_curve.json.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,32 @@ def smoothed(values: list[float], window: int = 25) -> list[float]:
     ]
 
 
-def main(folder: Path) -> None:
+TITLES = {
+    "autoencoder": "DC-AE",
+    "sprint": "SANA-Sprint and Gemma-2",
+    "video_autoencoder": "Wan VAE",
+    "video": "SANA-Video and Gemma-2",
+}
+
+
+def main(folder: Path, picture: Path, names: list[str]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
-    for axis, name in zip(axes, ("autoencoder", "sprint")):
+    for axis, name in zip(axes, names):
         steps, losses, errors = zip(*json.loads((folder / f"{name}_curve.json").read_text()))
         axis.semilogy(steps, losses, alpha=0.25, color="tab:blue")
         axis.semilogy(steps, smoothed(losses), color="tab:blue", label="loss")
         axis.semilogy(steps, smoothed(errors), color="tab:orange", label="mean absolute error")
-        axis.set_title("DC-AE" if name == "autoencoder" else "SANA-Sprint and Gemma-2")
+        axis.set_title(TITLES[name])
         axis.set_xlabel("step")
         axis.legend()
     figure.tight_layout()
-    figure.savefig(Path(__file__).with_name("loss.png"), dpi=90)
+    figure.savefig(picture, dpi=90)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

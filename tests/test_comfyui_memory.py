@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import conftest
 import drawing
+import filming
 import pytest
 import torch
 
@@ -48,6 +49,64 @@ def test_a_model_loaded_in_part_draws_the_same(parts, budget):
     finally:
         for patcher in (parts[0], parts[1].patcher, parts[2].patcher):
             patcher.detach()
+
+
+@pytest.mark.parametrize("name", ["tiny-video", "tiny-video-ltx2"])
+@pytest.mark.parametrize("budget", [1, 60_000], ids=["novram", "lowvram"])
+def test_a_video_model_loaded_in_part_gives_the_same(parts, video_references, name, budget):
+    video = drawing.call("SanaLoadPipeline", pipeline=name)
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    expected = filming.ours(video, image)
+    cpu = torch.device("cpu")
+    for patcher in (video[0], video[1].patcher, video[2].patcher):
+        patcher.unpatch_model(cpu)
+        patcher.load(cpu, lowvram_model_memory=budget)
+        assert patcher.model.model_lowvram
+    try:
+        assert torch.equal(filming.ours(video, image), expected)
+    finally:
+        for patcher in (video[0], video[1].patcher, video[2].patcher):
+            patcher.detach()
+
+
+def test_every_convolution_of_a_video_model_carries_comfys_operations(parts, video_references):
+    import comfy.ops
+
+    for name in ("tiny-video", "tiny-video-ltx2"):
+        model, _, vae = drawing.call("SanaLoadPipeline", pipeline=name)
+        for module in (model.model.diffusion_model, vae.first_stage_model.autoencoder):
+            layers = [m for m in module.modules() if isinstance(m, (torch.nn.Conv3d, torch.nn.Conv2d))]
+            assert len(layers) > 3 and all(isinstance(layer, comfy.ops.CastWeightBiasOp) for layer in layers)
+
+
+@pytest.mark.parametrize("node", ["decode", "encode", "frames"])
+def test_running_out_of_memory_falls_back_to_windows(parts, video_references, monkeypatch, node):
+    """The first pass over whole frames raises PyTorch's own error; the second goes through windows."""
+    from sana_nodes.host.comfyui import vae as comfy_vae
+
+    vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[2]
+    tried = []
+
+    def failing(name, true):
+        def run(*args, **kwargs):
+            tiles = kwargs.get("tiles", args[-1])
+            tried.append(tiles)
+            if tiles is None:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return true(*args, **kwargs)
+
+        monkeypatch.setattr(comfy_vae.streaming, name, run)
+
+    failing("decode_pieces", comfy_vae.streaming.decode_pieces)
+    failing("encode_pieces", comfy_vae.streaming.encode_pieces)
+    latent = torch.randn(1, 16, 2, 8, 8)
+    if node == "decode":
+        assert vae.decode(latent).shape == (1, 5, 64, 64, 3)
+    elif node == "frames":
+        assert sum(len(piece) for piece in vae.frames(latent)) == 5
+    else:
+        assert vae.encode(torch.rand(5, 64, 64, 3)).shape == (1, 16, 2, 8, 8)
+    assert tried[0] is None and tried[1].size == 32
 
 
 def test_weights_left_behind_follow_their_input(parts):
@@ -107,10 +166,12 @@ def test_float16_is_never_computed_in(parts, part, name, monkeypatch):
 def test_a_stranger_is_refused(parts):
     model, clip, vae = parts
     stranger = type("Patcher", (), {"model": type("Flux", (), {})()})()
-    with pytest.raises(ValueError, match=r"this MODEL \(Flux\) is not SANA-Sprint"):
+    with pytest.raises(ValueError, match=r"this MODEL \(Flux\) is not SANA: load one"):
         drawing.call("SanaSCMSample", model=stranger, positive=[], latent_image={"samples": torch.zeros(1, 32, 2, 2)})
     other = type("CLIP", (), {"tokenizer": type("SD1Tokenizer", (), {})()})()
     with pytest.raises(ValueError, match=r"\(SD1Tokenizer\) is not SANA's Gemma-2"):
         drawing.call("SanaEncodePrompt", clip=other, text="x")
-    with pytest.raises(ValueError, match="the latent has 4 channels and this VAE"):
+    with pytest.raises(
+        ValueError, match=r"the latent has the shape \[1, 4, 8, 8\] and this VAE \(DC-AE\) takes 32 channels"
+    ):
         vae.decode(torch.zeros(1, 4, 8, 8))

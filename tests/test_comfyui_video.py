@@ -141,16 +141,25 @@ def test_model_sampling_sd3_shifts(server):
     assert (frames_of(server, shifted) - frames_of(server, asked)).abs().max() <= 1 / 255 + 1e-6
 
 
-def test_easy_cache_skips_steps_and_stays_near(server):
-    graph, cached = lossless(steps=20), lossless(steps=20)
-    settings = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-    cached["22"] = graphs.node("EasyCache", model=["1", 0], **settings)
-    cached["4"]["inputs"]["model"] = ["22", 0]
-    exact, near = frames_of(server, graph), frames_of(server, cached)
-    said = [line for line in server.log.read_text().splitlines() if "EasyCache - skipped" in line]
-    assert said and int(said[-1].split("skipped ")[1].split("/")[0]) > 0
-    other = frames_of(server, lossless(steps=20, seed=1234))
-    assert 0 < (exact - near).abs().mean() < (exact - other).abs().mean()
+def easy_cached(threshold: float) -> dict:
+    graph = lossless(steps=20)
+    settings = {"reuse_threshold": threshold, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+    graph["22"] = graphs.node("EasyCache", model=["1", 0], **settings)
+    graph["4"]["inputs"]["model"] = ["22", 0]
+    return graph
+
+
+def test_easy_cache_skips_what_it_is_told_to(server):
+    """With a threshold that nothing passes every step is computed, and the frames are those without it."""
+
+    def skipped() -> int:
+        said = [line for line in server.log.read_text().splitlines() if "EasyCache - skipped" in line]
+        return int(said[-1].split("skipped ")[1].split("/")[0])
+
+    exact = frames_of(server, lossless(steps=20))
+    assert torch.equal(frames_of(server, easy_cached(0.0)), exact) and skipped() == 0
+    near = frames_of(server, easy_cached(0.2))
+    assert skipped() > 0 and near.std() > 0.01 and not torch.equal(near, exact)
 
 
 def test_create_video_and_save_video(server):

@@ -89,7 +89,7 @@ def test_denoise_keeps_the_end_of_a_longer_run(solver):
         ({"steps": 1001}, "steps is 1001"),
         ({"shift": 0.0}, "shift is 0.0"),
         ({"shift": float("nan")}, "shift is nan"),
-        ({"solver": "heun"}, "dpm_solver..., euler"),
+        ({"solver": "heun"}, "dpm_solver.., euler"),
         ({"denoise": 1.5}, "denoise is 1.5"),
     ],
     ids=str,
