@@ -6,6 +6,7 @@ import conftest
 import drawing
 import filming
 import pytest
+import tiny
 import torch
 
 pytestmark = pytest.mark.comfyui
@@ -161,6 +162,21 @@ def test_float16_is_never_computed_in(parts, part, name, monkeypatch):
     loaded = drawing.call(part, **{name: "tiny"})[0]
     dtypes = loaded.cond_stage_model.dtypes if part == "SanaLoadTextEncoder" else {loaded.vae_dtype}
     assert torch.float16 not in dtypes
+
+
+@pytest.mark.parametrize("stored,expected", [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=str)
+def test_a_video_vae_computes_in_the_dtype_of_its_file(parts, home, monkeypatch, stored, expected):
+    """As if on a card that is made for bfloat16, where DC-AE computes in it whatever its file."""
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **kwargs: True)
+    folder = home / "models" / "vae" / f"wan-{expected}"
+    tiny.wan_vae().to(stored).save_pretrained(folder)
+    vae = drawing.call("SanaLoadVAE", vae_name=folder.name)[0]
+    assert vae.vae_dtype == expected
+    assert vae.decode(torch.randn(1, 16, 2, 4, 4)).dtype == torch.float32
+    assert drawing.call("SanaLoadVAE", vae_name="tiny")[0].vae_dtype == torch.bfloat16
+    assert drawing.call("SanaLoadVAE", vae_name=folder.name, weight_dtype="fp32")[0].vae_dtype == torch.float32
 
 
 def test_a_stranger_is_refused(parts):

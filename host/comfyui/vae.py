@@ -203,10 +203,16 @@ def _memory(spec: VaeSpec, pixels: int, dtype: torch.dtype) -> int:
 
 
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
-    """A comfy VAE around a loaded autoencoder, computing in bfloat16 or float32."""
+    """A comfy VAE around a loaded autoencoder, computing in bfloat16 or float32.
+
+    A video autoencoder stored in float32 computes in it, as diffusers' SANA-Video does, unless ComfyUI
+    was started with a flag that says otherwise.
+    """
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.VAE_DTYPES)
     device = comfy.model_management.vae_device()
-    compute = torch.float32 if wanted == torch.float32 else comfy.model_management.vae_dtype(device, WORKING_DTYPES)
+    fine = loaded.spec.is_video and (wanted or dtypes.stored_dtype(loaded.module)) == torch.float32
+    allowed = [torch.float32] if fine else WORKING_DTYPES
+    compute = torch.float32 if wanted == torch.float32 else comfy.model_management.vae_dtype(device, allowed)
     if compute not in WORKING_DTYPES:
         compute = torch.float32
     adopt(loaded.module, wanted, compute)
