@@ -5,7 +5,7 @@
 
 A sentence of the language (video_language.py) has one video, so plain denoising under flow matching is
 enough: x_t = (1 - sigma) * x0 + sigma * z, and the network gives z - x0 (SANA-Video, arXiv 2509.24695).
-A third of every batch begins with its first frame, at time 0 as in SanaImageToVideoPipeline, and with the
+A quarter of every batch begins with its first frame, at time 0 as in SanaImageToVideoPipeline, and with the
 shape's line moved aside, which only the picture tells. The rest is as in train_sprint.py: half of the
 noise levels at the start, noise that grows over the first steps, cells of the shape counting more,
 Muon for matrices. A tenth is said nothing or the negative prompt, so that guidance works.
@@ -96,7 +96,7 @@ def draw_levels(count: int, generator: torch.Generator) -> torch.Tensor:
 
 def training_loss(transformer, encoder, films, moves, rng, generator, batch, loudness):
     """``films``: each of ``moves``, the language's own first and then those that lie aside."""
-    from_picture = torch.arange(batch) < batch // 3
+    from_picture = torch.arange(batch) < batch // 4
     own = len(all_moves())
     chosen = [rng.randrange(len(moves)) if picture else rng.randrange(own) for picture in from_picture]
     x0 = films[chosen]
@@ -121,10 +121,11 @@ def training_loss(transformer, encoder, films, moves, rng, generator, batch, lou
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--begin", type=Path, help="a folder of these weights to begin from")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=6e-4)
-    parser.add_argument("--quiet", type=int, default=300, help="steps until the noise at the start has its strength")
+    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--quiet", type=int, default=700, help="steps until the noise at the start has its strength")
     parser.add_argument("--seed", type=int, default=2)
     arguments = parser.parse_args()
 
@@ -138,6 +139,10 @@ def main() -> None:
     build_tokenizer(arguments.output / "tokenizer", corpus)
     tokenizer = AutoTokenizer.from_pretrained(arguments.output / "tokenizer")
     gemma, transformer = build_text_encoder(len(tokenizer)), build_transformer()
+    if arguments.begin is not None:
+        for module, part in ((gemma, "text_encoder"), (transformer, "transformer")):
+            trained = type(module).from_pretrained(arguments.begin / part).state_dict()
+            module.load_state_dict({name: value.float() for name, value in trained.items()})
     encoder = PromptEncoder(tokenizer, gemma, instruction)
     scenes = [(move, 0.0) for move in moves]
     scenes += [(move, rng.uniform(-ASIDE, ASIDE)) for move in rng.sample(moves, 500)]

@@ -106,8 +106,9 @@ class Tiled:
         for top in self.tiles.starts(rows):
             for left in self.tiles.starts(columns):
                 window = self._window(piece, top, left)
-                coder = self.coders.setdefault((top, left), None) or self.make()
-                self.coders[top, left] = coder
+                if (top, left) not in self.coders:
+                    self.coders[top, left] = self.make()
+                coder = self.coders[top, left]
                 coder.park(self.device)
                 part = coder.push(window.to(self.device), last)
                 coder.park("cpu")

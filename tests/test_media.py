@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 
 import av
 import pytest
@@ -162,11 +163,15 @@ def test_no_frames(tmp_path):
 
 def test_an_interrupt_leaves_nothing(tmp_path):
     def interrupted():
-        yield frames(4)
-        raise KeyboardInterrupt
+        for _ in range(500):
+            yield frames(4)
+            if list(tmp_path.iterdir()):
+                raise KeyboardInterrupt
+            time.sleep(0.01)
+        raise AssertionError("ffmpeg never began its file")
 
     with pytest.raises(KeyboardInterrupt):
-        writer.write_video(tmp_path / "clip.mp4", interrupted(), 8.0)
+        writer.write_video(tmp_path / "clip.mkv", interrupted(), 8.0, "mkv-ffv1")
     assert not list(tmp_path.iterdir())
 
 
