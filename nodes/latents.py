@@ -58,6 +58,8 @@ def _video_shape(spec, width: int, height: int, frames: int, batch_size: int) ->
     if wrong:
         raise ValueError(wrong)
     ratio = spec.spatial_ratio
+    if spec.family == "ltx2" and min(width, height) < 2 * ratio:
+        raise ValueError(f"the size is {width} x {height}; {spec.name} needs sides of at least {2 * ratio}")
     return (batch_size, spec.latent_channels, frames_to_latent(spec, frames), height // ratio, width // ratio)
 
 

@@ -81,7 +81,7 @@ def test_examples_play(server, embedded, name):
     assert len(decoded(path)) == (33 if name == "sana_video_continue" else 17)
     assert tags_in(path) == {"workflow": workflow, "prompt": graph}
     (here,) = embedded(graph)
-    assert (decoded(path) - decoded(here)).abs().max() < 0.02
+    assert (decoded(path) - decoded(here)).abs().mean() < 0.002, "H.264 is not the same to the bit"
 
 
 @pytest.mark.parametrize("pipeline", ["tiny-video", "tiny-video-ltx2"])

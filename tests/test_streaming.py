@@ -33,7 +33,7 @@ def sizes(spec, cells: int, latent_frames: int):
 @torch.no_grad()
 def test_decoding(pair, frames):
     theirs, ours = pair
-    latents = torch.randn(2, ours.spec.latent_channels, frames, 2, 1, generator=torch.Generator().manual_seed(frames))
+    latents = torch.randn(2, ours.spec.latent_channels, frames, 2, 2, generator=torch.Generator().manual_seed(frames))
     pieces = list(decode_pieces(ours.module, ours.spec, latents, "cpu", torch.float32))
     whole = theirs.decode(latents, return_dict=False)[0]
     assert whole.shape[2] == sizes(ours.spec, 1, frames)[1]
@@ -57,7 +57,7 @@ def test_encoding(pair, frames, extra):
 @torch.no_grad()
 def test_one_run_does_not_disturb_another(pair):
     _, ours = pair
-    latents = torch.randn(2, 1, ours.spec.latent_channels, 5, 1, 1)
+    latents = torch.randn(2, 1, ours.spec.latent_channels, 5, 2, 2)
     alone = [torch.cat(list(decode_pieces(ours.module, ours.spec, x, "cpu", torch.float32)), dim=2) for x in latents]
     both = [decode_pieces(ours.module, ours.spec, x, "cpu", torch.float32) for x in latents]
     mixed = list(zip(*both))
@@ -77,19 +77,14 @@ def test_tiles_that_cover_everything_change_nothing(pair):
 
 @torch.no_grad()
 def test_tiles_are_put_in_their_places(pair):
-    """Random weights see far, so windows differ from the whole near their edges; misplaced ones differ everywhere."""
+    """Windows know less than the whole near their edges; misplaced ones would resemble it nowhere."""
     _, ours = pair
-    latents = torch.randn(1, ours.spec.latent_channels, 1, 1, 1).expand(-1, -1, 2, 6, 5).contiguous()
-    arguments = (ours.module, ours.spec, latents, "cpu", torch.float32)
-    whole = torch.cat(list(decode_pieces(*arguments)), dim=2)
-    tiled = torch.cat(list(decode_pieces(*arguments, Tiles(4, 2))), dim=2)
-    assert whole.shape == tiled.shape
-    assert (whole - tiled).abs().mean() < 0.3 * whole.std()
-    pixels = torch.rand(1, 1, 1, 1, 3).expand(-1, 5, 6 * ours.spec.spatial_ratio, 5 * ours.spec.spatial_ratio, -1)
-    arguments = (ours.module, ours.spec, pixels, "cpu", torch.float32)
-    whole, tiled = encode_pieces(*arguments), encode_pieces(*arguments, Tiles(4, 2))
-    assert whole.shape == tiled.shape
-    assert (whole - tiled).abs().mean() < 0.3 * whole.std()
+    latents = torch.randn(1, ours.spec.latent_channels, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(1, 5, 6 * ours.spec.spatial_ratio, 5 * ours.spec.spatial_ratio, 3)
+    for run, given in ((lambda *a: torch.cat(list(decode_pieces(*a)), dim=2), latents), (encode_pieces, pixels)):
+        whole, tiled = (run(ours.module, ours.spec, given, "cpu", torch.float32, t) for t in (None, Tiles(4, 2)))
+        assert whole.shape == tiled.shape
+        assert torch.corrcoef(torch.stack([whole.flatten(), tiled.flatten()]))[0, 1] > 0.7
 
 
 def test_tiles_reach_both_ends():

@@ -72,6 +72,8 @@ def test_sizes_that_cannot_be(parts, image, settings, said):
 def test_a_size_that_the_larger_vae_cannot_have(large):
     with pytest.raises(ValueError, match="not a multiple of 32 .* the nearest are 64 and 96"):
         filming.latent(large[2], width=80)
+    with pytest.raises(ValueError, match="needs sides of at least 64"):
+        filming.latent(large[2], height=32)
 
 
 @pytest.mark.parametrize("name", ["SanaEmptyVideoLatent", "SanaImageToVideoLatent"])
