@@ -15,6 +15,8 @@ WIDGETS = {
     ("SanaLoadTransformer", "model_name"): ("diffusion_models", "checkpoints"),
     ("SanaLoadTextEncoder", "encoder_name"): ("text_encoders",),
     ("SanaLoadVAE", "vae_name"): ("vae",),
+    ("SanaLoadLora", "lora_name"): ("loras",),
+    ("SanaLoadControlNet", "control_net_name"): ("controlnet",),
 }
 """The loaders' inputs that name a file, and the kinds of folder where it is looked for."""
 

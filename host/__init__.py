@@ -49,6 +49,15 @@ class Host(Protocol):
     def vae(self, loaded: Any, weight_dtype: str) -> Any:
         """A VAE of a LoadedVae."""
 
+    def control_net(self, loaded: Any, weight_dtype: str) -> Any:
+        """A CONTROL_NET of a LoadedControlNet."""
+
+    def weight_shapes(self, model: Any) -> dict[str, tuple[int, ...]]:
+        """The weights of a MODEL's transformer: name in diffusers' module to shape."""
+
+    def apply_lora(self, model: Any, loaded: Any, strength: float) -> Any:
+        """A MODEL with a LoadedLora at ``strength``; the one given stays as it is."""
+
     def encode_prompt(
         self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool
     ) -> list:

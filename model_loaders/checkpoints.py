@@ -19,10 +19,10 @@ VARIANTS = ("", ".bf16", ".fp16", ".fp32")
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("SANA ControlNet", ("controlnet_blocks.0.weight", "input_block.weight")),
     ("SANA-Sprint transformer", ("time_embed.guidance_embedder.linear_1.weight", "caption_norm.weight")),
     ("SANA-Video transformer", ("transformer_blocks.0.ff.conv_temp.weight", "caption_norm.weight")),
     ("SANA transformer", ("transformer_blocks.0.ff.conv_inverted.weight", "caption_norm.weight")),
-    ("SANA ControlNet", ("controlnet_blocks.0.weight", "input_block.weight")),
     ("SANA-Video transformer in NVlabs' naming", ("blocks.0.mlp.t_conv.weight", "attention_y_norm.weight")),
     ("SANA transformer in NVlabs' naming", ("blocks.0.mlp.inverted_conv.conv.weight", "attention_y_norm.weight")),
     ("DC-AE", ("encoder.down_blocks.0.0.conv1.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
@@ -51,6 +51,9 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
 """What a file is by keys that it alone holds; the first row whose keys are all there wins."""
 
 
+LORA_MARKS = (".lora_A.", ".lora_down.", ".lora.down.", "lora_unet_", "lora_transformer_", ".hada_w1_a", ".lokr_w1")
+
+
 class UnusableFile(ValueError):
     """A weight file or folder that cannot be used, with the reason and what to do."""
 
@@ -62,6 +65,7 @@ class Checkpoint(Mapping[str, "object"]):
     path: Path
     shapes: dict[str, tuple[int, ...]]
     config: dict | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
     _readers: dict[str, Callable] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: str):
@@ -85,7 +89,7 @@ class Checkpoint(Mapping[str, "object"]):
                 raise UnusableFile(f"{self.path}: {old} has {rows[0]} rows, which {parts} cannot share")
             shapes[new] = (rows[0] // parts, *rest) if parts > 1 else self.shapes[old]
             readers[new] = self._readers[old] if parts == 1 else partial(self._rows, old, part, parts)
-        return Checkpoint(self.path, shapes, self.config, readers)
+        return Checkpoint(self.path, shapes, self.config, self.metadata, readers)
 
     def _rows(self, key: str, part: int, parts: int):
         return self[key].chunk(parts)[part]
@@ -100,19 +104,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     config = _read_config(path / "config.json") if path.is_dir() else _read_config(path.with_suffix(".json"))
-    shapes, readers = {}, {}
+    shapes, readers, metadata = {}, {}, {}
     for file in weight_files(path):
         if file.suffix in PYTORCH_SUFFIXES:
             for key, tensor in _open_pytorch(file).items():
                 shapes[key], readers[key] = tuple(tensor.shape), partial(_itself, tensor)
             continue
         handle = _open_file(file)
+        metadata.update(handle.metadata() or {})
         for key in handle.keys():  # noqa: SIM118 - a safetensors handle, no dict
             shapes[key] = tuple(handle.get_slice(key).get_shape())
             readers[key] = partial(handle.get_tensor, key)
     if not shapes:
         raise UnusableFile(f"{path} holds no tensors")
-    return Checkpoint(path, shapes, config, readers)
+    return Checkpoint(path, shapes, config, metadata, readers)
 
 
 def _itself(tensor):
@@ -205,7 +210,7 @@ def describe(shapes: Mapping[str, object]) -> str | None:
     for name, keys in SIGNATURES:
         if all(key in shapes for key in keys):
             return name
-    if any(".lora_A." in key or ".lora_down." in key or "lora_unet_" in key for key in shapes):
+    if any(mark in key for key in shapes for mark in LORA_MARKS):
         return "LoRA"
     return None
 

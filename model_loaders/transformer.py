@@ -40,16 +40,19 @@ SHIFT, LARGE_SHIFT, VIDEO_SHIFT = 3.0, 6.0, 8.0
 class TransformerSpec:
     """What a host needs to know of a transformer.
 
-    ``family``: "sprint", "image" or "video". ``patch``: latent cells per token in frames, rows and
-    columns. ``flow_shift``: the model's own, where it is not Sprint.
+    ``family``: "sprint", "image" or "video". ``width``: channels of a token. ``patch``: latent cells
+    per token in frames, rows and columns. ``flow_shift``: the model's own, where it is not Sprint.
+    ``time_scale``: what the times of flow matching, 0 to 1000, are multiplied by.
     """
 
     family: str
     latent_channels: int
     caption_channels: int
+    width: int
     patch: tuple[int, int, int]
     guidance_scale: float | None = None
     flow_shift: float = SHIFT
+    time_scale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -91,7 +94,11 @@ def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def spec_of(config, kind: str) -> TransformerSpec:
-    channels = {"latent_channels": config.in_channels, "caption_channels": config.caption_channels}
+    channels = {
+        "latent_channels": config.in_channels,
+        "caption_channels": config.caption_channels,
+        "width": config.num_attention_heads * config.attention_head_dim,
+    }
     if kind == VIDEO:
         return TransformerSpec("video", patch=tuple(config.patch_size), flow_shift=VIDEO_SHIFT, **channels)
     return TransformerSpec(
@@ -99,12 +106,13 @@ def spec_of(config, kind: str) -> TransformerSpec:
         patch=(1, config.patch_size, config.patch_size),
         guidance_scale=config.guidance_embeds_scale if config.guidance_embeds else None,
         flow_shift=LARGE_SHIFT if config.sample_size == 128 else SHIFT,
+        time_scale=1.0 if kind == SPRINT else getattr(config, "timestep_scale", 1.0),
         **channels,
     )
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a transformer that came without one, read off its tensors' shapes.
+    """The config of a transformer or a ControlNet that came without one, read off its tensors' shapes.
 
     Head sizes are the published ones (self-attention 32; cross-attention 112, else 72 or 32,
     whichever divides the width): a model with others needs its config.json beside it.
@@ -120,7 +128,7 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
         )
     return {
         "in_channels": channels,
-        "out_channels": _shape(checkpoint, "proj_out.weight", 2)[0] // patch**2,
+        "out_channels": shapes["proj_out.weight"][0] // patch**2 if "proj_out.weight" in shapes else channels,
         "patch_size": patch,
         "num_attention_heads": width // SELF_HEAD_DIM,
         "attention_head_dim": SELF_HEAD_DIM,
@@ -186,24 +194,42 @@ def _shape(checkpoint: Checkpoint, key: str, dims: int) -> tuple[int, ...]:
     return shape
 
 
-def network_inputs(spec: TransformerSpec, x, time, context, guidance=None, mask=None) -> dict:
+def network_inputs(spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
     ``x`` [B, C, H, W] or [B, C, F, H, W] scaled input, ``time`` [B] network time, ``context``
     [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (used by SANA-Sprint alone),
-    ``mask`` broadcastable to ``x``: 0 where a video's latent is held (used by SANA-Video alone).
+    ``mask`` broadcastable to ``x``: 0 where a video's latent is held (used by SANA-Video alone),
+    ``control``: what a ControlNet adds after each block but the first, [B, tokens, width] each.
     """
     inputs = {
         "hidden_states": x,
         "encoder_hidden_states": context.expand(x.shape[0], -1, -1),
-        "timestep": time,
+        "timestep": time * spec.time_scale,
         "return_dict": False,
     }
+    if control:
+        inputs["controlnet_block_samples"] = tuple(control)
+        _check_control(spec, control)
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
     if spec.family == "video" and mask is not None and bool((mask < 1).any()):
         inputs["timestep"] = token_times(spec, time, mask.expand(x.shape[0], -1, *x.shape[2:]))
     return inputs
+
+
+def _check_control(spec: TransformerSpec, control) -> None:
+    for part in control:
+        if part.ndim != 3 or part.shape[-1] != spec.width:
+            raise ValueError(
+                f"this CONTROL_NET adds tensors of the shape {list(part.shape)}, and this model's tokens have "
+                f"{spec.width} channels: load a ControlNet of the same size of SANA with SanaLoadControlNet"
+            )
+
+
+def velocity(spec: TransformerSpec, output):
+    """What a transformer's output [B, C, ...] says of its input; a learned variance behind it is not used."""
+    return output[0][:, : spec.latent_channels]
 
 
 def token_times(spec: TransformerSpec, time, mask):

@@ -8,7 +8,9 @@ from .. import host
 from ..media.pictures import cover
 from ..model_loaders.resolutions import BINS, nearest_size
 from ..model_loaders.vae import frames_to_latent, neutral_latent
+from ..samplers import noise, trigflow
 from ..samplers.pictures import crop_to_size
+from .inputs import schedule_inputs, schedule_said, seed_input
 
 RATIO = 32
 VIDEO_STEP = 16
@@ -157,6 +159,69 @@ class SanaEmptyVideoLatent:
     def make(self, vae, width, height, frames, batch_size):
         shape = _video_shape(_video_spec(vae), width, height, frames, batch_size)
         return ({"samples": host.current().empty_latent(shape)},)
+
+
+class SanaImg2ImgLatent:
+    DISPLAY_NAME = "Sana Image To Image Latent"
+    CATEGORY = "sana/latent"
+    DESCRIPTION = (
+        "Noises a picture for SANA-Sprint: the latent goes into SanaSCMSample with add_noise disabled and the same "
+        "seed, the sigmas into its sigmas. denoise on SanaSCMSample does the same in one node."
+    )
+    SEARCH_ALIASES = ["sana", "sana sprint", "image to image", "img2img", "strength", "add noise"]
+    FUNCTION = "make"
+    RETURN_TYPES = ("LATENT", "SIGMAS")
+    OUTPUT_TOOLTIPS = ("The noised picture, for a sampler that adds no noise.", "The angles that remain of the run.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        strength = {
+            "default": 0.6,
+            "min": 0.0,
+            "max": 1.0,
+            "step": 0.01,
+            "tooltip": "How far it goes from the picture: 0 keeps it, 1 forgets it.",
+        }
+        start = {
+            "default": trigflow.STARTS[0],
+            "tooltip": (
+                "continuous begins exactly where strength says. schedule leaves out whole steps, as diffusers does: "
+                "0.6 of two steps leaves out none, and nothing of the picture is kept."
+            ),
+        }
+        return {
+            "required": {
+                "samples": ("LATENT", {"tooltip": "A picture's latent, from VAEEncode with SANA's VAE."}),
+                "seed": seed_input(),
+                "strength": ("FLOAT", strength),
+                **schedule_inputs(),
+                "start": (list(trigflow.STARTS), start),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None):
+        return schedule_said(steps, max_timesteps, intermediate_timesteps)
+
+    def make(self, samples, seed, strength, steps, max_timesteps, intermediate_timesteps, start):
+        picture = samples["samples"]
+        if picture.ndim != 4 or picture.shape[1] != CHANNELS:
+            raise ValueError(
+                f"the latent has the shape {list(picture.shape)} and SANA-Sprint takes "
+                f"[batch, {CHANNELS}, height, width]: encode the picture with DC-AE, SANA's VAE"
+            )
+        if samples.get("noise_mask") is not None:
+            raise ValueError(
+                "the latent has a noise mask, and a noised latent cannot tell what to keep: to inpaint, give it to "
+                "SanaSCMSample as it is and set denoise there"
+            )
+        sigmas = trigflow.img2img_sigmas(strength, steps, max_timesteps, intermediate_timesteps, start)
+        if not len(sigmas):
+            return samples, sigmas
+        flow = trigflow.TrigFlow()
+        start_noise = noise.draw(noise.seeded_generator(seed), picture.shape).to(picture)
+        noised = flow.mix(sigmas[0], start_noise, picture)
+        return {**samples, "samples": flow.inverse_noise_scaling(sigmas[0], noised)}, sigmas
 
 
 class SanaImageToVideoLatent:

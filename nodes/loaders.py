@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .. import host
 from ..model_loaders import folders
 from ..model_loaders.dtypes import (
@@ -11,6 +13,7 @@ from ..model_loaders.dtypes import (
     narrow_weight_dtype,
     parse_weight_dtype,
 )
+from .models import require_sana
 
 TRANSFORMER_KINDS = ("diffusion_models", "checkpoints")
 DTYPE_TIP = (
@@ -169,3 +172,80 @@ class SanaLoadVAE:
         parse_weight_dtype(weight_dtype, VAE_DTYPES)
         path = folders.find_model(_roots("vae"), vae_name, "VAE")
         return (host.current().vae(load_vae(path), weight_dtype),)
+
+
+class SanaLoadLora:
+    DISPLAY_NAME = "Sana Load LoRA"
+    CATEGORY = "sana/loaders"
+    DESCRIPTION = (
+        "Puts a LoRA on a SANA model: diffusers' and PEFT's files, kohya's, LyCORIS' and OneTrainer's. Several may "
+        "follow one another. Keys that match nothing are counted and named in the log."
+    )
+    SEARCH_ALIASES = ["sana", "lora", "load lora", "lora loader", "peft", "kohya", "onetrainer"]
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model with the LoRA; the one given stays as it is.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folders.list_models(_roots("loras"))
+        strength = {
+            "default": 1.0,
+            "min": -100.0,
+            "max": 100.0,
+            "step": 0.01,
+            "tooltip": "How much of the LoRA: 1 as it was trained, 0 none, below 0 the opposite.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A SANA transformer."}),
+                "lora_name": _choice(names, "A file under models/loras, made for this size of SANA."),
+                "strength": ("FLOAT", strength),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name=None):
+        return _said_if_missing(lora_name, "LoRA", "loras")
+
+    def load(self, model, lora_name, strength):
+        from ..model_loaders.lora import load_lora
+
+        if not math.isfinite(strength):
+            raise ValueError(f"strength is {strength}; give a number, such as 1")
+        here = host.current()
+        require_sana(model)
+        path = folders.find_model(_roots("loras"), lora_name, "LoRA")
+        loaded = load_lora(path, here.weight_shapes(model))
+        return (model if strength == 0 else here.apply_lora(model, loaded, strength),)
+
+
+class SanaLoadControlNet:
+    DISPLAY_NAME = "Sana Load ControlNet"
+    CATEGORY = "sana/loaders"
+    DESCRIPTION = (
+        "Loads a SANA ControlNet for core ControlNetApplyAdvanced, which also wants SANA's VAE. It leads SANA, and "
+        "SANA-Sprint of the same size."
+    )
+    SEARCH_ALIASES = ["sana", "controlnet", "load controlnet", "hed", "canny"]
+    FUNCTION = "load"
+    RETURN_TYPES = ("CONTROL_NET",)
+    OUTPUT_TOOLTIPS = ("A ControlNet for ControlNetApplyAdvanced.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folders.list_models(_roots("controlnet"))
+        tip = "A file or folder of a SANA ControlNet under models/controlnet."
+        dtype = _weight_dtype(TRANSFORMER_DTYPES)
+        return {"required": {"control_net_name": _choice(names, tip), "weight_dtype": dtype}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, control_net_name=None):
+        return _said_if_missing(control_net_name, "ControlNet", "controlnet")
+
+    def load(self, control_net_name, weight_dtype):
+        from ..model_loaders.controlnet import load_controlnet
+
+        parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
+        path = folders.find_model(_roots("controlnet"), control_net_name, "ControlNet")
+        return (host.current().control_net(load_controlnet(path), weight_dtype),)

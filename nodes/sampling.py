@@ -7,83 +7,8 @@ import torch
 from .. import host
 from ..model_loaders.vae import CHANNELS, NAMES
 from ..samplers import flow_match, noise, trigflow
-
-
-def _angle(default: float, tip: str):
-    return (
-        "FLOAT",
-        {
-            "default": default,
-            "min": 0.0,
-            "max": 1.5709,
-            "step": 0.0001,
-            "round": 0.00001,
-            "tooltip": tip,
-            "advanced": True,
-        },
-    )
-
-
-def _schedule_inputs() -> dict:
-    steps = {
-        "default": 2,
-        "min": 1,
-        "max": 1000,
-        "tooltip": "SANA-Sprint draws in 1 to 4 steps; 2 is what it is best at.",
-    }
-    return {
-        "steps": ("INT", steps),
-        "max_timesteps": _angle(1.5708, "The first angle, in radians; 1.5708 (pi/2) is pure noise."),
-        "intermediate_timesteps": _angle(
-            1.3, "The second angle of two steps, in radians; other step counts ignore it."
-        ),
-        "denoise": _denoise_input(),
-    }
-
-
-def _denoise_input():
-    tip = "Below 1 it starts later and keeps part of the latent's picture: image to image."
-    return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tip})
-
-
-def _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps=None):
-    """True, or what is wrong with a schedule; ComfyUI shows it before it runs anything.
-
-    An input that another node gives is None here and is checked when the node runs.
-    """
-    first = trigflow.MAX_ANGLE if max_timesteps is None else max_timesteps
-    middle = intermediate_timesteps
-    if middle is None or max_timesteps is None:
-        middle = first / 2
-    try:
-        chosen = trigflow.parse_timesteps(timesteps or "")
-        trigflow.scm_sigmas(1 if steps is None else steps, first, middle, 1.0 if denoise is None else denoise, chosen)
-    except ValueError as error:
-        return str(error)
-    return True
-
-
-def _spec_of(model):
-    """The TransformerSpec of a MODEL; ValueError for one that is not SANA's."""
-    spec = host.current().model_spec(model)
-    if spec is None:
-        kind = host.current().describe_model(model)
-        raise ValueError(f"this MODEL ({kind}) is not SANA: load one with SanaLoadPipeline or SanaLoadTransformer")
-    return spec
-
-
-def _require_sprint(model):
-    spec = _spec_of(model)
-    if spec.family != "sprint":
-        raise ValueError(f"this MODEL is {spec.name}, not SANA-Sprint: sample it with SanaFlowSample")
-    return spec
-
-
-def _require_flow(model):
-    spec = _spec_of(model)
-    if spec.family == "sprint":
-        raise ValueError("this MODEL is SANA-Sprint, which flow matching cannot sample: use SanaSCMSample")
-    return spec
+from .inputs import denoise_input, schedule_inputs, schedule_said, seed_input
+from .models import require_flow, require_sprint
 
 
 def _samples_of(latent: dict, spec) -> torch.Tensor:
@@ -104,11 +29,6 @@ def _samples_of(latent: dict, spec) -> torch.Tensor:
                 f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
             )
     return samples
-
-
-def _seed_input():
-    seed = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "The noise's seed."}
-    return ("INT", seed)
 
 
 def _add_noise_input():
@@ -138,8 +58,9 @@ class SanaSCMSample:
                 "model": ("MODEL", {"tooltip": "A SANA-Sprint transformer."}),
                 "positive": ("CONDITIONING", {"tooltip": "The prompt, from SanaEncodePrompt."}),
                 "latent_image": ("LATENT", {"tooltip": "Empty for text to image, or a picture to start from."}),
-                "seed": _seed_input(),
-                **_schedule_inputs(),
+                "seed": seed_input(),
+                **schedule_inputs(),
+                "denoise": denoise_input(),
                 "add_noise": _add_noise_input(),
             },
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace the four schedule inputs."})},
@@ -147,7 +68,7 @@ class SanaSCMSample:
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None):
-        return _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise)
+        return schedule_said(steps, max_timesteps, intermediate_timesteps, denoise)
 
     def sample(
         self,
@@ -162,7 +83,7 @@ class SanaSCMSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, _require_sprint(model))
+        samples = _samples_of(latent_image, require_sprint(model))
         if sigmas is None:
             sigmas = trigflow.scm_sigmas(steps, max_timesteps, intermediate_timesteps, denoise)
         if len(trigflow.check_sigmas(sigmas)) < 2:
@@ -191,11 +112,12 @@ class SanaSCMSigmas:
             "default": "",
             "tooltip": "Falling angles such as 1.5708, 1.1, 0.6; they replace steps and both timesteps.",
         }
-        return {"required": _schedule_inputs(), "optional": {"timesteps": ("STRING", timesteps)}}
+        required = {**schedule_inputs(), "denoise": denoise_input()}
+        return {"required": required, "optional": {"timesteps": ("STRING", timesteps)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None):
-        return _schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
+        return schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
 
     def make(self, steps, max_timesteps, intermediate_timesteps, denoise, timesteps=""):
         chosen = trigflow.parse_timesteps(timesteps)
@@ -228,7 +150,7 @@ def _flow_inputs() -> dict:
         "max": 1000,
         "tooltip": "How many times the model is asked; 50 is the reference's.",
     }
-    return {"steps": ("INT", steps), "shift": _shift_input(), "solver": _solver_input(), "denoise": _denoise_input()}
+    return {"steps": ("INT", steps), "shift": _shift_input(), "solver": _solver_input(), "denoise": denoise_input()}
 
 
 def _shift_input():
@@ -288,7 +210,7 @@ class SanaFlowSample:
                     "LATENT",
                     {"tooltip": "Empty, or one with a first frame from SanaImageToVideoLatent."},
                 ),
-                "seed": _seed_input(),
+                "seed": seed_input(),
                 "steps": flow["steps"],
                 "cfg": ("FLOAT", cfg),
                 "shift": flow["shift"],
@@ -318,7 +240,7 @@ class SanaFlowSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, _require_flow(model))
+        samples = _samples_of(latent_image, require_flow(model))
         if sigmas is None:
             sigmas = flow_match.flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
         if len(flow_match.check_sigmas(sigmas)) < 2:
@@ -351,7 +273,7 @@ class SanaFlowSigmas:
 
     def make(self, steps, shift, solver, denoise, model=None):
         if not shift and model is not None:
-            _require_flow(model)
+            require_flow(model)
             shift = host.current().flow_shift(model)
         return (flow_match.flow_sigmas(steps, shift or flow_match.DEFAULT_SHIFT, solver, denoise),)
 

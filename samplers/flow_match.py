@@ -89,18 +89,19 @@ class FlowMatch(torch.nn.Module):
 def flow_sigmas(
     steps: int = 50, shift: float = DEFAULT_SHIFT, solver: str = SOLVERS[0], denoise: float = 1.0
 ) -> torch.Tensor:
-    """The noise levels of a run as the solver's diffusers scheduler makes them: float32 [n + 1], falling to 0.
+    """The noise levels of a run as the solver's diffusers scheduler makes them: float32 [steps + 1], falling to 0.
 
-    ``denoise`` below 1 keeps the last ceil(steps * denoise) steps of a longer run, as ComfyUI's
-    BasicScheduler does; 0 gives no levels at all.
+    ``denoise`` below 1 takes the last ``steps`` steps of a run of steps / denoise, as ComfyUI's
+    BasicScheduler does, except that this number need not be whole: a run of few steps begins where
+    denoise says, not at the next step of a whole one. 0 gives no levels at all.
     """
     check_schedule(steps, shift, solver, denoise)
     if denoise == 0.0:
         return torch.zeros(0)
-    steps = int(steps)
-    total = max(steps, int(steps / denoise))
-    levels = _dpm_levels(total, shift) if solver == SOLVERS[0] else _euler_levels(total, shift)
-    return torch.cat([levels, torch.zeros(1)])[-(steps + 1) :]
+    steps, total = int(steps), max(steps, steps / denoise)
+    total = round(total) if abs(total - round(total)) < 1e-9 else total
+    levels = _dpm_levels(steps, total, shift) if solver == SOLVERS[0] else _euler_levels(steps, total, shift)
+    return torch.cat([levels, torch.zeros(1)])
 
 
 def check_schedule(steps: int, shift: float, solver: str, denoise: float) -> None:
@@ -115,22 +116,29 @@ def check_schedule(steps: int, shift: float, solver: str, denoise: float) -> Non
         raise ValueError(f"denoise is {denoise}; give a number from 0 to 1")
 
 
-def _euler_levels(steps: int, shift: float) -> torch.Tensor:
-    """FlowMatchEulerDiscreteScheduler.set_timesteps, which shifts its own shifted ends once more."""
+def _euler_levels(steps: int, total: float, shift: float) -> torch.Tensor:
+    """The last ``steps`` of ``total`` levels of FlowMatchEulerDiscreteScheduler.set_timesteps.
+
+    It shifts its own shifted ends once more.
+    """
     least = shifted(1 / STEPS_IN_TRAINING, shift)
-    levels = torch.linspace(1.0, least, steps, dtype=torch.float64)
+    if total == int(total):
+        levels = torch.linspace(1.0, least, int(total), dtype=torch.float64)[-steps:]
+    else:
+        levels = 1.0 + (total - steps + torch.arange(steps, dtype=torch.float64)) * (least - 1.0) / (total - 1.0)
     return shifted(levels, shift).float()
 
 
-def _dpm_levels(steps: int, shift: float) -> torch.Tensor:
-    """DPMSolverMultistepScheduler.set_timesteps with use_flow_sigmas.
+def _dpm_levels(steps: int, total: float, shift: float) -> torch.Tensor:
+    """The last ``steps`` of ``total`` levels of DPMSolverMultistepScheduler.set_timesteps with use_flow_sigmas.
 
     The network is shown whole times, int(1000 * sigma); where rounding to float32 would change that
     number, the level is put on the other side of it.
     """
     last = 1 / STEPS_IN_TRAINING
-    alphas = 1.0 + torch.arange(steps + 1, dtype=torch.float64) * ((last - 1.0) / steps)
-    alphas[-1] = last  # as numpy's linspace, whose rounding decides whole times
+    alphas = 1.0 + torch.arange(steps + 1, dtype=torch.float64) * ((last - 1.0) / total)
+    if steps == total:
+        alphas[-1] = last  # as numpy's linspace, whose rounding decides whole times
     levels = 1 - alphas
     exact = shifted(levels, shift).flip(0)[:-1]
     rounded = exact.float()

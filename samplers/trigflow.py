@@ -24,6 +24,14 @@ def network_time(t: torch.Tensor) -> torch.Tensor:
     return torch.sin(t) / (torch.cos(t) + torch.sin(t))
 
 
+def flow_time(t: torch.Tensor) -> torch.Tensor:
+    """The time, 0 to 1000, at which a flow-matching model sees what SANA-Sprint sees at angles t.
+
+    x_t / (cos t + sin t), SANA-Sprint's input, is (1 - s) * x0 + s * z: flow matching's own x at s.
+    """
+    return 1000 * network_time(t)
+
+
 def _like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return t.view(t.shape[:1] + (1,) * (x.ndim - 1)) if t.ndim == 1 else t
 
@@ -121,6 +129,33 @@ def scm_sigmas(
     if denoise < 1.0:
         angles = _begin_later(angles, denoise)
     return torch.tensor(angles, dtype=torch.float32)
+
+
+STARTS = ("continuous", "schedule")
+
+
+def img2img_sigmas(
+    strength: float = 0.6,
+    steps: int = 2,
+    max_timesteps: float = MAX_ANGLE,
+    intermediate_timesteps: float = 1.3,
+    start: str = STARTS[0],
+) -> torch.Tensor:
+    """The angles that remain of a run which begins with a picture: float32 [n + 1], the first one its noise.
+
+    "schedule" leaves out whole steps, int(steps * (1 - strength)) of them, as SanaSprintImg2ImgPipeline's
+    get_timesteps does; "continuous" begins between steps too, as ``denoise`` of :func:`scm_sigmas`. A
+    strength of 0 leaves no angles.
+    """
+    if not math.isfinite(strength) or not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength is {strength}; give a number from 0, which keeps the picture, to 1")
+    if start == "continuous":
+        return scm_sigmas(steps, max_timesteps, intermediate_timesteps, strength)
+    if start != "schedule":
+        raise ValueError(f"start is {start!r}; choose one of {', '.join(STARTS)}")
+    angles = _standard(steps, max_timesteps, intermediate_timesteps)
+    skipped = int(max(steps - min(steps * strength, steps), 0))
+    return torch.tensor(angles[skipped:] if skipped < steps else [], dtype=torch.float32)
 
 
 def _standard(steps: int, first: float, middle: float) -> list[float]:

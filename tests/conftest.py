@@ -49,6 +49,16 @@ def reference(home):
 
 
 @pytest.fixture(scope="session")
+def sana_reference(home, reference):
+    """The diffusers pipeline over a random SANA that is not Sprint; a ControlNet of its size lies beside it."""
+    models = home / "models"
+    pipeline = tiny.image_pipeline(models / "diffusers" / "tiny-sana")
+    (models / "diffusion_models" / "tiny-sana").symlink_to(models / "diffusers" / "tiny-sana" / "transformer")
+    tiny.controlnet().save_pretrained(models / "controlnet" / "tiny-control")
+    return pipeline
+
+
+@pytest.fixture(scope="session")
 def video_references(home, reference) -> dict:
     """diffusers' pipelines over random SANA-Video models that lie in models/diffusers: by the name of the folder."""
     folder = home / "models" / "diffusers"

@@ -48,6 +48,36 @@ def theirs(pipeline, prompt: str, width=64, height=64, batch=1, seed=0, guidance
     return pictures.movedim(1, -1)
 
 
+def flow_conditions(clip, prompt: str, negative: str):
+    """A prompt and a negative prompt as SanaPipeline encodes them."""
+    towards = call("SanaEncodePrompt", clip=clip, text=prompt)[0]
+    return towards, call("SanaEncodePrompt", clip=clip, text=negative, instruction="none")[0]
+
+
+def flow(parts, prompt: str, negative="", width=64, height=64, batch=1, seed=0, steps=4, cfg=4.5, led=None, **given):
+    """The picture [B, H, W, 3] of a SANA that is not Sprint; ``led`` changes its two conditionings."""
+    model, clip, vae = parts
+    positive, negative = flow_conditions(clip, prompt, negative)
+    if led is not None:
+        positive, negative = led(positive, negative)
+    given.setdefault("latent_image", call("SanaEmptyLatent", width=width, height=height, batch_size=batch)[0])
+    asked = {"model": model, "positive": positive, "negative": negative, "seed": seed, "steps": steps, "cfg": cfg}
+    return decode(vae, call("SanaFlowSample", **asked, **given)[0])
+
+
+def core(name: str, host, **given):
+    """Run one of ComfyUI's own nodes, as the host at hand has it."""
+    if host.name == "comfyui":
+        import nodes
+
+        cls = nodes.NODE_CLASS_MAPPINGS[name]
+    else:
+        from sana_nodes.host.embedded.core_nodes import CORE_NODES
+
+        cls = CORE_NODES[name]
+    return getattr(cls(), cls.FUNCTION)(**given)
+
+
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     assert a.shape == b.shape, f"{tuple(a.shape)} against {tuple(b.shape)}"
     assert torch.isfinite(a).all(), "a picture holds values that are no numbers"

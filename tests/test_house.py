@@ -31,8 +31,8 @@ ALLOWED = {
     "media": {"torch", "numpy", "PIL", "imageio_ffmpeg"},
     "nodes": {"torch", "sana.host", "sana.samplers", "sana.model_loaders", "sana.media"},
     "host": set(),
-    "host.comfyui": {"torch", "sana.samplers", "sana.model_loaders"} | COMFY,
-    "host.embedded": {"torch", "numpy", "PIL", "tqdm", "sana.samplers", "sana.model_loaders"},
+    "host.comfyui": {"torch", "sana.samplers", "sana.model_loaders", "sana.media"} | COMFY,
+    "host.embedded": {"torch", "numpy", "PIL", "tqdm", "sana.samplers", "sana.model_loaders", "sana.media"},
 }
 """What each room may import besides itself and the standard library; ``sana.X``: another room of ours."""
 
@@ -189,6 +189,19 @@ INTERFACE = {
         ("SIGMAS",),
     ),
     "SanaFlowSampler": ("sampling", {"solver": "dpm_solver++"}, {}, ("SAMPLER",)),
+    "SanaLoadLora": ("loaders", {"model": None, "lora_name": None, "strength": 1.0}, {}, ("MODEL",)),
+    "SanaLoadControlNet": (
+        "loaders",
+        {"control_net_name": None, "weight_dtype": "default"},
+        {},
+        ("CONTROL_NET",),
+    ),
+    "SanaImg2ImgLatent": (
+        "latent",
+        {"samples": None, "seed": 0, "strength": 0.6, "steps": 2, **ANGLES, "start": "continuous"},
+        {},
+        ("LATENT", "SIGMAS"),
+    ),
     "SanaSaveVideo": ("video", {"images": None, **FILE}, {"audio": None}, ("IMAGE", "STRING")),
     "SanaDecodeSaveVideo": ("video", {"samples": None, "vae": None, **FILE}, {}, ("STRING",)),
     "SanaSaveFrames": (
@@ -218,6 +231,8 @@ def test_node_names_inputs_and_defaults():
     inputs = {name: cls.INPUT_TYPES()["required"] for name, cls in NODE_CLASS_MAPPINGS.items()}
     assert inputs["SanaLoadTransformer"]["weight_dtype"][0] == TRANSFORMER
     assert inputs["SanaLoadPipeline"]["weight_dtype"][0] == TRANSFORMER
+    assert inputs["SanaLoadControlNet"]["weight_dtype"][0] == TRANSFORMER
+    assert inputs["SanaImg2ImgLatent"]["start"][0] == ["continuous", "schedule"]
     assert inputs["SanaLoadTextEncoder"]["weight_dtype"][0] == ["default", "bf16", "fp32", "int8_bnb"]
     assert inputs["SanaLoadVAE"]["weight_dtype"][0] == ["default", "bf16", "fp32"]
     assert inputs["SanaLoadTextEncoder"]["device"][0] == ["default", "cpu"]

@@ -206,6 +206,35 @@ def sprint_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes)
     return _written(SanaSprintPipeline, folder, autoencoder(), transformer(**changes), SCMScheduler(), dtype)
 
 
+def image_transformer(seed: int = 7, **changes):
+    """A SANA that is not Sprint."""
+    return transformer(seed, **{"guidance_embeds": False, "qk_norm": None, **changes})
+
+
+def image_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes):
+    """Write a whole SANA folder and return the diffusers pipeline that reads it back."""
+    from diffusers import SanaPipeline
+
+    network = image_transformer(**changes)
+    return _written(SanaPipeline, folder, autoencoder(), network, flow_scheduler("dpm_solver++", 3.0), dtype)
+
+
+def controlnet(seed: int = 8, **changes):
+    from diffusers import SanaControlNetModel
+
+    torch.manual_seed(seed)
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "num_layers": 2,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 32,
+        "cross_attention_dim": 64,
+        "caption_channels": 48,
+    }
+    return stirred(SanaControlNetModel(**{**settings, **changes}), seed, 0.05)
+
+
 def _written(pipeline_class, folder: Path, vae, network, scheduler, dtype: torch.dtype):
     from transformers import AutoTokenizer
 

@@ -14,7 +14,7 @@ import folder_paths
 import torch
 
 from .. import SaveTarget
-from . import clip, model, sampling, vae
+from . import clip, controlnet, lora, model, sampling, vae
 
 
 class ComfyHost:
@@ -31,6 +31,15 @@ class ComfyHost:
 
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
+
+    def control_net(self, loaded, weight_dtype):
+        return controlnet.build_controlnet(loaded, weight_dtype)
+
+    def weight_shapes(self, patcher):
+        return lora.network_shapes(patcher)
+
+    def apply_lora(self, patcher, loaded, strength):
+        return lora.apply_lora(patcher, loaded, strength)
 
     def encode_prompt(self, clip_object, prompt, *, instruction, max_sequence_length, clean_caption):
         return clip.encode_prompt(

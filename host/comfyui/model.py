@@ -11,7 +11,7 @@ import comfy.supported_models_base
 import torch
 
 from ...model_loaders import dtypes
-from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs
+from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from .modules import adopt, patcher_class
@@ -52,11 +52,12 @@ class ComfyForward:
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._once, self, wrappers)
-        return run.execute(x, timesteps, context, given.get("guidance"), given.get("denoise_mask"), options)
+        return run.execute(x, timesteps, context, given.get("guidance"), given.get("denoise_mask"), control, options)
 
-    def _once(self, x, timesteps, context, guidance, denoise_mask, transformer_options):
-        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask)
-        return super().forward(**inputs)[0]
+    def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
+        added = [part.to(x.dtype) for place in (control or {}).values() for part in place if part is not None]
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added)
+        return velocity(self.sana_spec, super().forward(**inputs))
 
     @property
     def dtype(self):

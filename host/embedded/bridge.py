@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from . import progress, runtime
+from . import control, progress, runtime
 from .folders import Folders
 
 
@@ -27,6 +29,17 @@ class EmbeddedHost:
 
     def vae(self, loaded, weight_dtype):
         return runtime.build_vae(loaded, weight_dtype)
+
+    def control_net(self, loaded, weight_dtype):
+        return control.build_controlnet(loaded, weight_dtype)
+
+    def weight_shapes(self, model):
+        return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
+
+    def apply_lora(self, model, loaded, strength):
+        if said := loaded.said_of_strays():
+            logging.warning(said)
+        return replace(model, loras=(*model.loras, (loaded, strength)))
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):

@@ -6,9 +6,12 @@ import json
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from . import runtime
+from . import control, runtime
 from .folders import inside
+
+CHANNELS = ("alpha", "red", "green", "blue")
 
 
 class LoadImage:
@@ -124,6 +127,102 @@ class ImageBatch:
         return (torch.cat([image1, image2]),)
 
 
+class LoadImageMask(LoadImage):
+    RETURN_TYPES = ("MASK",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        channels = (list(CHANNELS), {})
+        return {"required": {"image": ("STRING", {}), "channel": channels}, "hidden": {"folders": "FOLDERS"}}
+
+    def load(self, image, channel, folders):
+        pixels, mask = super().load(image, folders)
+        return (mask if channel == "alpha" else pixels[..., CHANNELS.index(channel) - 1],)
+
+
+class SetLatentNoiseMask:
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "set_mask"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT", {}), "mask": ("MASK", {})}}
+
+    def set_mask(self, samples, mask):
+        return ({**samples, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+
+
+class ImageCompositeMasked:
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "composite"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        place = ("INT", {"default": 0, "min": 0, "max": 16384})
+        return {
+            "required": {
+                "destination": ("IMAGE", {}),
+                "source": ("IMAGE", {}),
+                "x": place,
+                "y": place,
+                "resize_source": ("BOOLEAN", {"default": False}),
+            },
+            "optional": {"mask": ("MASK", {})},
+        }
+
+    def composite(self, destination, source, x, y, resize_source, mask=None):
+        if (x, y) != (0, 0) or destination.shape[1:3] != source.shape[1:3]:
+            raise ValueError("the embedded host lays one picture over another of its size at 0, 0: run with ComfyUI")
+        kept = 1.0 if mask is None else _resized(mask, destination.shape[1:3])[..., None]
+        return (source * kept + destination[..., :3] * (1 - kept),)
+
+
+def _resized(mask, size):
+    return functional.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), size=tuple(size), mode="bilinear")[:, 0]
+
+
+class ControlNetApplyAdvanced:
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        part = {"min": 0.0, "max": 1.0, "step": 0.001}
+        return {
+            "required": {
+                "positive": ("CONDITIONING", {}),
+                "negative": ("CONDITIONING", {}),
+                "control_net": ("CONTROL_NET", {}),
+                "image": ("IMAGE", {}),
+                "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01}),
+                "start_percent": ("FLOAT", {"default": 0.0, **part}),
+                "end_percent": ("FLOAT", {"default": 1.0, **part}),
+            },
+            "optional": {"vae": ("VAE", {})},
+        }
+
+    def apply(self, positive, negative, control_net, image, strength, start_percent, end_percent, vae=None):
+        if strength == 0:
+            return positive, negative
+        if vae is None:
+            raise ValueError("SANA's ControlNet reads its picture through DC-AE: connect SANA's VAE to the vae input")
+        applied = control.AppliedControl(control_net, image, vae, strength, start_percent, end_percent)
+        return tuple(control.apply([positive, negative], applied))
+
+
 CORE_NODES = {
-    cls.__name__: cls for cls in (LoadImage, SaveImage, PreviewImage, VAEDecode, VAEEncode, CLIPTextEncode, ImageBatch)
+    cls.__name__: cls
+    for cls in (
+        LoadImage,
+        LoadImageMask,
+        SaveImage,
+        PreviewImage,
+        VAEDecode,
+        VAEEncode,
+        CLIPTextEncode,
+        ImageBatch,
+        SetLatentNoiseMask,
+        ImageCompositeMasked,
+        ControlNetApplyAdvanced,
+    )
 }

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch.nn import functional
 
-from ...model_loaders import dtypes, prompts, streaming
+from ...model_loaders import dtypes, lora, prompts, streaming
+from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
 from ...model_loaders.transformer import (
     DEFAULT_GUIDANCE,
     LoadedTransformer,
     TransformerSpec,
     network_inputs,
+    velocity,
 )
 from ...model_loaders.vae import LoadedVae, VaeSpec, from_autoencoder, latent_to_frames, to_autoencoder
 from ...model_loaders.wan_vae import MEAN, STD
@@ -67,20 +71,22 @@ CASTING = {torch.nn.Linear: CastingLinear, torch.nn.Conv2d: CastingConv2d, torch
 
 
 class _Resident:
-    """The one module that is on the device; the others wait on the CPU."""
+    """The modules that are on the device, one or those that work together; the others wait on the CPU."""
 
-    module: torch.nn.Module | None = None
+    modules: tuple[torch.nn.Module, ...] = ()
 
 
-def _bring(module: torch.nn.Module, place: torch.device) -> None:
-    if place.type == "cpu" or _Resident.module is module:
+def _bring(place: torch.device, *modules: torch.nn.Module) -> None:
+    if place.type == "cpu":
         return
-    if _Resident.module is not None:
-        _Resident.module.to("cpu")
-    _Resident.module = module.to(place)
+    for module in _Resident.modules:
+        if module not in modules:
+            module.to("cpu")
+    _Resident.modules = tuple(module.to(place) for module in modules)
 
 
-def _adapted(module, wanted, place) -> torch.dtype:
+def adapted(module, wanted, place) -> torch.dtype:
+    """Make a module store ``wanted`` and compute in what suits the device, which is returned."""
     compute = compute_dtype(wanted or dtypes.stored_dtype(module), place)
     dtypes.adapt(module, CASTING, wanted, compute)
     return compute
@@ -88,13 +94,14 @@ def _adapted(module, wanted, place) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Model:
-    """MODEL: a network and its parameterisation."""
+    """MODEL: a network, its parameterisation, and LoRAs with their strengths."""
 
     module: torch.nn.Module
     spec: TransformerSpec
     sampling: torch.nn.Module
     dtype: torch.dtype
     device: torch.device
+    loras: tuple[tuple[LoadedLora, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Clip:
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
         tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
-        _bring(self.module, self.device)
+        _bring(self.device, self.module)
         states = encode_tokens(self.module, tokens, self.device).to("cpu", torch.float32)
         return [[states, {"pooled_output": None}]]
 
@@ -127,7 +134,7 @@ class Vae:
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         raw = to_autoencoder(self.spec, samples)
         if not self.spec.is_video:
-            _bring(self.module, self.device)
+            _bring(self.device, self.module)
             return _picture(self.module.decode(raw.to(self.device, self.dtype), return_dict=False)[0]).movedim(1, -1)
         frames = latent_to_frames(self.spec, samples.shape[2])
         sides = (side * self.spec.spatial_ratio for side in samples.shape[-2:])
@@ -146,7 +153,7 @@ class Vae:
             yield from self._frames(one)
 
     def _frames(self, raw: torch.Tensor) -> Iterator[torch.Tensor]:
-        _bring(self.module, self.device)
+        _bring(self.device, self.module)
         with progress.bar(raw.shape[2], "decoding") as bar:
             for piece in streaming.decode_pieces(self.module, self.spec, raw, self.device, self.dtype):
                 yield _picture(piece[0]).movedim(0, -1)
@@ -158,7 +165,7 @@ class Vae:
 
         A video VAE takes pictures [F, H, W, 3] for the frames of one video.
         """
-        _bring(self.module, self.device)
+        _bring(self.device, self.module)
         pixels = self._cropped(pixels[..., :3])
         if self.spec.is_video:
             videos = pixels if pixels.ndim == 5 else pixels[None]
@@ -194,7 +201,7 @@ class Sampler:
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
-    compute = _adapted(loaded.module, wanted, device())
+    compute = adapted(loaded.module, wanted, device())
     sampling = TrigFlow() if loaded.spec.family == "sprint" else FlowMatch(loaded.spec.flow_shift)
     return Model(loaded.module, loaded.spec, sampling, compute, device())
 
@@ -202,13 +209,13 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip:
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TEXT_ENCODER_DTYPES)
     place = torch.device("cpu") if where == "cpu" else device()
-    _adapted(loaded.module, wanted, place)
+    adapted(loaded.module, wanted, place)
     return Clip(loaded.module, loaded.tokenizer, loaded.spec, place)
 
 
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> Vae:
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.VAE_DTYPES)
-    compute = _adapted(loaded.module, wanted, device())
+    compute = adapted(loaded.module, wanted, device())
     return Vae(loaded.module, loaded.spec, compute, device())
 
 
@@ -220,17 +227,40 @@ class Guidance:
     negative: list | None = None
     cfg: float = 1.0
 
+    def controls(self) -> set:
+        """The ControlNets in its conditionings, each once."""
+        entries = [*self.positive, *(self.negative or [])]
+        return {control for _, said in entries for control in said.get("control", ())}
+
+
+@contextmanager
+def _with_loras(model: Model):
+    """The LoRAs of a MODEL in its weights, which are put back afterwards."""
+    kept = {}
+    try:
+        for loaded, strength in model.loras:
+            for layer in loaded.layers:
+                weight = model.module.get_parameter(f"{layer}.weight")
+                kept.setdefault(weight, weight.data)
+                fine = weight.data if weight.data.dtype.itemsize > 1 else weight.data.to(model.dtype)
+                weight.data = lora.patched(fine, layer, loaded.tensors, strength)
+        yield
+    finally:
+        for weight, before in kept.items():
+            weight.data = before
+
 
 def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
-    _bring(model.module, model.device)
     samples = _normalised(model.spec, latent["samples"].to(model.device, torch.float32))
+    hints = {control: control.hint(samples) for control in guidance.controls()}
+    _bring(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
     mask = None if mask is None else _fitted(mask.to(model.device, torch.float32), samples)
-    denoise = _guided(model, guidance, mask)
+    denoise = _guided(model, guidance, mask, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
-    with progress.bar(len(sigmas) - 1, "sampling") as bar:
+    with _with_loras(model), progress.bar(len(sigmas) - 1, "sampling") as bar:
         x = sampling.noise_scaling(sigmas[0], noise.to(model.device), samples)
         extra = {"seed": seed, "denoise_mask": mask}
         x = function(denoise, x, sigmas, extra, lambda state: bar.update(), None, **options)
@@ -280,12 +310,12 @@ def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
     return held
 
 
-def _guided(model: Model, guidance: Guidance, mask) -> Callable:
+def _guided(model: Model, guidance: Guidance, mask, hints: dict) -> Callable:
     """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with classifier-free guidance where it is asked for."""
-    towards = _denoiser(model, guidance.positive, mask)
+    towards = _denoiser(model, guidance.positive, mask, hints)
     if guidance.negative is None or guidance.cfg == 1.0:
         return towards
-    away = _denoiser(model, guidance.negative, mask)
+    away = _denoiser(model, guidance.negative, mask, hints)
 
     def denoise(x, sigma, **given):
         unguided = away(x, sigma)
@@ -294,8 +324,8 @@ def _guided(model: Model, guidance: Guidance, mask) -> Callable:
     return denoise
 
 
-def _denoiser(model: Model, conditioning: list, mask) -> Callable:
-    """x0 of x_t for one conditioning."""
+def _denoiser(model: Model, conditioning: list, mask, hints: dict) -> Callable:
+    """x0 of x_t for one conditioning; ``hints``: the latent that leads each of its ControlNets."""
     if len(conditioning) != 1:
         raise ValueError(
             f"the conditioning has {len(conditioning)} entries; the embedded host takes one: run with ComfyUI"
@@ -308,7 +338,16 @@ def _denoiser(model: Model, conditioning: list, mask) -> Callable:
     def denoise(x, sigma, **_):
         seen = model.sampling.calculate_input(sigma, x).to(model.dtype)
         time = model.sampling.timestep(sigma).float()
-        out = model.module(**network_inputs(model.spec, seen, time, context, guidance, mask))[0]
+        parts = [c.residuals(model.sampling, x, sigma, context, hints[c]) for c in said.get("control", ())]
+        added = [sum(part).to(model.dtype) for part in _aligned(parts)]
+        out = velocity(
+            model.spec, model.module(**network_inputs(model.spec, seen, time, context, guidance, mask, added))
+        )
         return model.sampling.calculate_denoised(sigma, out.float(), x)
 
     return denoise
+
+
+def _aligned(parts: list[list]) -> list[list]:
+    """What several ControlNets add, block by block; a shorter one adds nothing at the end."""
+    return [[p for p in at_block if p is not None] for at_block in zip_longest(*parts)]

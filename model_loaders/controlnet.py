@@ -1,0 +1,59 @@
+"""SANA's ControlNets: a folder or one file in diffusers' naming, to a SanaControlNetModel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoints import build_from_config, load_strictly, open_checkpoint, require_kind
+from .transformer import config_from_shapes
+
+KINDS = ("SANA ControlNet",)
+HINT = "Give SanaLoadControlNet a SANA ControlNet (models/controlnet)."
+
+
+@dataclass(frozen=True)
+class ControlNetSpec:
+    """``width``: channels of a token; ``layers``: blocks of the transformer that it adds to, after the first."""
+
+    latent_channels: int
+    width: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class LoadedControlNet:
+    module: object
+    spec: ControlNetSpec
+    path: Path
+
+
+def load_controlnet(path: Path) -> LoadedControlNet:
+    """A SanaControlNetModel with the file's own dtype, its weights mapped."""
+    checkpoint = open_checkpoint(path)
+    require_kind(checkpoint, KINDS, HINT)
+    config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+
+    from diffusers import SanaControlNetModel
+
+    module = build_from_config(SanaControlNetModel, config or config_from_shapes(checkpoint), checkpoint.path)
+    load_strictly(module, checkpoint)
+    width = module.config.num_attention_heads * module.config.attention_head_dim
+    return LoadedControlNet(
+        module, ControlNetSpec(module.config.in_channels, width, module.config.num_layers), checkpoint.path
+    )
+
+
+def control_residuals(module, x, time, context, hint) -> list:
+    """What a ControlNet adds after each block of the transformer but the first: [B, tokens, width] each.
+
+    ``x`` [B, C, H, W], ``time`` [B] from 0 to 1000, ``context`` [1 or B, L, caption_channels], ``hint``
+    [1 or B, C, H, W] the latent of what it is led by (SanaControlNetPipeline).
+    """
+    return module(
+        x,
+        encoder_hidden_states=context.expand(x.shape[0], -1, -1),
+        timestep=time,
+        controlnet_cond=hint,
+        return_dict=False,
+    )[0]

@@ -1,0 +1,191 @@
+"""LoRA files for SANA's transformers, as diffusers, PEFT, kohya's scripts, LyCORIS and OneTrainer write them.
+
+A LoRA changes a weight W to W + strength * alpha / rank * up @ down (arXiv 2106.09685). Whatever wrote
+it, its tensors come out under ``<layer>.lora_up.weight``, ``<layer>.lora_down.weight``, ``<layer>.alpha``
+and so on, where ``<layer>`` is the layer's name in diffusers' module: names that ComfyUI's adapters read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoints import Checkpoint, UnusableFile, open_checkpoint, read_json, require_kind
+
+HINT = "Give SanaLoadLora a LoRA of a SANA transformer (models/loras)."
+METADATA_KEY = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's configuration in a safetensors header."""
+
+PREFIXES = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "unet.",
+    "lora_transformer_",
+    "lora_unet_",
+    "lycoris_",
+)
+"""What trainers put before a layer's name; several may follow one another."""
+
+TEXT_PREFIXES = ("text_encoder", "lora_te", "bundle_emb")
+
+ENDINGS = {
+    "lora_A": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    "lora_down": "lora_down.weight",
+    "lora_up": "lora_up.weight",
+    "lora.down": "lora_down.weight",
+    "lora.up": "lora_up.weight",
+    "lora_mid": "lora_mid.weight",
+    "lora_magnitude_vector": "dora_scale",
+}
+"""PEFT's and kohya's names of a part, with ``.weight`` or ``.default.weight`` behind them, to ComfyUI's."""
+
+OTHER_ENDING = re.compile(
+    r"\.(alpha|dora_scale|rescale|diff|diff_b|(?:hada|lokr|oft|boft|glora)_\w+|oft_blocks|[ab][12]\.weight)$"
+)
+KNOWN_ENDING = re.compile(rf"\.({'|'.join(re.escape(e) for e in ENDINGS)})(?:\.default)?(?:\.weight)?$")
+
+
+@dataclass(frozen=True)
+class LoadedLora:
+    """A LoRA matched to a transformer.
+
+    ``tensors``: ``<layer>.<part>`` to tensor; ``layers``: the layers it changes; ``strays``: its own
+    keys that belong to no layer.
+    """
+
+    tensors: dict
+    layers: tuple[str, ...]
+    strays: tuple[str, ...]
+    path: Path
+
+    def said_of_strays(self) -> str | None:
+        """One sentence about keys that were not used, or None."""
+        if not self.strays:
+            return None
+        text = sum(key.startswith(TEXT_PREFIXES) for key in self.strays)
+        named = ", ".join(self.strays[:5]) + (", …" if len(self.strays) > 5 else "")
+        part = f" ({text} of them for the text encoder, which SANA's LoRAs leave alone)" if text else ""
+        return f"{self.path.name}: {len(self.strays)} keys match no layer of this model and are not used{part}: {named}"
+
+
+def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
+    """A LoRA for the transformer whose ``weights`` are name to shape.
+
+    UnusableFile for a file that is no LoRA, that changes no layer of this transformer, or whose matrices
+    are of another size.
+    """
+    checkpoint = open_checkpoint(path)
+    require_kind(checkpoint, ("LoRA",), HINT)
+    layers = {name.removesuffix(".weight"): shape for name, shape in weights.items() if name.endswith(".weight")}
+    flat = {name.replace(".", "_"): name for name in layers}
+    tensors, strays = {}, []
+    for key in checkpoint:
+        found = _split(key)
+        layer = found and _layer(found[0], layers, flat)
+        if layer is None:
+            strays.append(key)
+        else:
+            tensors[f"{layer}.{found[1]}"] = checkpoint[key]
+    matched = tuple(sorted({name for name in layers if any(key.startswith(f"{name}.") for key in tensors)}))
+    if not matched:
+        raise UnusableFile(
+            f"{path}: none of its {len(strays)} keys (such as {strays[0]}) names a layer of this model; "
+            "it was made for another one"
+        )
+    for layer in matched:
+        _check_shapes(path, layer, layers[layer], tensors)
+        magnitude = tensors.get(f"{layer}.dora_scale")
+        if magnitude is not None and magnitude.ndim == 1:
+            tensors[f"{layer}.dora_scale"] = magnitude.view(-1, *(1,) * (len(layers[layer]) - 1))
+    _add_alphas(tensors, matched, _peft_config(checkpoint))
+    return LoadedLora(tensors, matched, tuple(strays), Path(path))
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    """A key as (what names the layer, ComfyUI's name of the part)."""
+    if match := KNOWN_ENDING.search(key):
+        return key[: match.start()], ENDINGS[match[1]]
+    if match := OTHER_ENDING.search(key):
+        return key[: match.start()], match[1]
+    return None
+
+
+def _layer(said: str, layers: Iterable[str], flat: Mapping[str, str]) -> str | None:
+    while True:
+        if said in layers:
+            return said
+        if said in flat:
+            return flat[said]
+        prefix = next((p for p in PREFIXES if said.startswith(p)), None)
+        if prefix is None:
+            return None
+        said = said[len(prefix) :]
+
+
+def _check_shapes(path: Path, layer: str, shape: tuple[int, ...], tensors: Mapping) -> None:
+    up, down = tensors.get(f"{layer}.lora_up.weight"), tensors.get(f"{layer}.lora_down.weight")
+    if (up is None) != (down is None):
+        missing = "lora_up" if up is None else "lora_down"
+        raise UnusableFile(f"{path}: {layer} lacks its {missing}; the file is not whole")
+    if up is None:
+        return
+    changes = up.shape[0], math.prod(down.shape[1:])
+    if changes != (shape[0], math.prod(shape[1:])) or up.shape[1] != down.shape[0]:
+        raise UnusableFile(
+            f"{path}: it changes {layer} as a matrix of {changes[0]} x {changes[1]} (rank {down.shape[0]}), and this "
+            f"model's is {shape[0]} x {math.prod(shape[1:])}: it was made for another size of SANA"
+        )
+
+
+def _peft_config(checkpoint: Checkpoint) -> dict:
+    """PEFT's configuration of the LoRA: from the file's header, or adapter_config.json beside it; else empty."""
+    said = checkpoint.metadata.get(METADATA_KEY)
+    if said:
+        try:
+            table = json.loads(said)
+        except ValueError as error:
+            raise UnusableFile(f"{checkpoint.path}: its {METADATA_KEY} is not JSON ({error})") from error
+        return {key.removeprefix("transformer."): value for key, value in table.items()}
+    beside = checkpoint.path.parent / "adapter_config.json"
+    return read_json(beside) if beside.is_file() else {}
+
+
+def _add_alphas(tensors: dict, layers: Iterable[str], config: Mapping) -> None:
+    """Give each layer without an alpha the one that PEFT's configuration says; none means alpha = rank."""
+    import torch
+
+    usual, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    for layer in layers:
+        down = tensors.get(f"{layer}.lora_down.weight")
+        if down is None or f"{layer}.alpha" in tensors:
+            continue
+        alpha = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), usual)
+        if alpha is None:
+            continue
+        rank = down.shape[0]
+        tensors[f"{layer}.alpha"] = torch.tensor(float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0))
+
+
+def patched(weight, layer: str, tensors: Mapping, strength: float):
+    """``weight`` with a LoRA at ``strength``, in its own dtype; ValueError for kinds other than LoRA and DoRA."""
+    parts = {key[len(layer) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{layer}.")}
+    others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", "dora_scale"})
+    if others:
+        raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
+    up, down = (parts[name].to(weight.device).float() for name in ("lora_up.weight", "lora_down.weight"))
+    scale = float(parts["alpha"]) / down.shape[0] if "alpha" in parts else 1.0
+    plain = weight.float()
+    change = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    if "dora_scale" not in parts:
+        return (plain + strength * change).to(weight.dtype)
+    whole = plain + change
+    norm = whole.flatten(1).norm(dim=1).view(-1, *(1,) * (weight.ndim - 1))
+    whole = whole * (parts["dora_scale"].to(weight.device).float() / norm)
+    return (plain + strength * (whole - plain)).to(weight.dtype)
