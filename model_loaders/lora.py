@@ -32,6 +32,9 @@ PREFIXES = (
 )
 """What trainers put before a layer's name; several may follow one another."""
 
+MAGNITUDE = "magnitude"
+"""PEFT's DoRA; ComfyUI's ``dora_scale`` divides by the length of other rows and is no name for it."""
+
 TEXT_PREFIXES = ("text_encoder", "lora_te", "bundle_emb")
 
 ENDINGS = {
@@ -42,7 +45,7 @@ ENDINGS = {
     "lora.down": "lora_down.weight",
     "lora.up": "lora_up.weight",
     "lora_mid": "lora_mid.weight",
-    "lora_magnitude_vector": "dora_scale",
+    "lora_magnitude_vector": MAGNITUDE,
 }
 """PEFT's and kohya's names of a part, with ``.weight`` or ``.default.weight`` behind them, to ComfyUI's."""
 
@@ -64,6 +67,10 @@ class LoadedLora:
     layers: tuple[str, ...]
     strays: tuple[str, ...]
     path: Path
+
+    def parts(self, layer: str) -> dict:
+        """The tensors that change one layer, by part."""
+        return {key[len(layer) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{layer}.")}
 
     def said_of_strays(self) -> str | None:
         """One sentence about keys that were not used, or None."""
@@ -91,8 +98,8 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
         layer = found and _layer(found[0], layers, flat)
         if layer is None:
             strays.append(key)
-        else:
-            tensors[f"{layer}.{found[1]}"] = checkpoint[key]
+            continue
+        tensors[f"{layer}.{found[1]}"] = checkpoint[key]
     matched = tuple(sorted({name for name in layers if any(key.startswith(f"{name}.") for key in tensors)}))
     if not matched:
         raise UnusableFile(
@@ -101,9 +108,6 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
         )
     for layer in matched:
         _check_shapes(path, layer, layers[layer], tensors)
-        magnitude = tensors.get(f"{layer}.dora_scale")
-        if magnitude is not None and magnitude.ndim == 1:
-            tensors[f"{layer}.dora_scale"] = magnitude.view(-1, *(1,) * (len(layers[layer]) - 1))
     _add_alphas(tensors, matched, _peft_config(checkpoint))
     return LoadedLora(tensors, matched, tuple(strays), Path(path))
 
@@ -173,19 +177,30 @@ def _add_alphas(tensors: dict, layers: Iterable[str], config: Mapping) -> None:
         tensors[f"{layer}.alpha"] = torch.tensor(float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0))
 
 
-def patched(weight, layer: str, tensors: Mapping, strength: float):
-    """``weight`` with a LoRA at ``strength``, in its own dtype; ValueError for kinds other than LoRA and DoRA."""
-    parts = {key[len(layer) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{layer}.")}
-    others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", "dora_scale"})
+def patched(weight, loaded: LoadedLora, layer: str, strength: float):
+    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for kinds that only ComfyUI knows."""
+    parts = loaded.parts(layer)
+    others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
     if others:
         raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
-    up, down = (parts[name].to(weight.device).float() for name in ("lora_up.weight", "lora_down.weight"))
+    return changed(weight, *pieces(parts), strength)
+
+
+def pieces(parts: Mapping) -> tuple:
+    """up, down, alpha / rank and PEFT's DoRA magnitude (or None) of one layer's tensors."""
+    down = parts["lora_down.weight"]
     scale = float(parts["alpha"]) / down.shape[0] if "alpha" in parts else 1.0
+    return parts["lora_up.weight"], down, scale, parts.get(MAGNITUDE)
+
+
+def changed(weight, up, down, scale: float, magnitude, strength: float):
+    """W + strength * scale * up @ down; a ``magnitude`` sets the length of each row (DoRA, arXiv 2402.09353)."""
     plain = weight.float()
+    up, down = up.to(plain), down.to(plain)
     change = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    if "dora_scale" not in parts:
-        return (plain + strength * change).to(weight.dtype)
-    whole = plain + change
-    norm = whole.flatten(1).norm(dim=1).view(-1, *(1,) * (weight.ndim - 1))
-    whole = whole * (parts["dora_scale"].to(weight.device).float() / norm)
-    return (plain + strength * (whole - plain)).to(weight.dtype)
+    if magnitude is not None:
+        whole = plain + change
+        norms = whole.flatten(1).norm(dim=1)
+        rows = (magnitude.to(plain).flatten() / norms).view(-1, *(1,) * (weight.ndim - 1))
+        change = whole * rows - plain
+    return (plain + strength * change).to(weight.dtype)

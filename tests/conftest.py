@@ -43,6 +43,8 @@ def reference(home):
         (models / kind).mkdir()
         (models / kind / "tiny").symlink_to(folder / part, target_is_directory=True)
     (models / "text_encoders" / "tokenizer").symlink_to(folder / "tokenizer", target_is_directory=True)
+    for kind in ("loras", "controlnet"):
+        (models / kind).mkdir()
     demo = models / "diffusers" / "sana-sprint-demo"
     demo.symlink_to(tiny.DEMO, target_is_directory=True)
     return pipeline

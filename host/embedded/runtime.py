@@ -243,7 +243,7 @@ def _with_loras(model: Model):
                 weight = model.module.get_parameter(f"{layer}.weight")
                 kept.setdefault(weight, weight.data)
                 fine = weight.data if weight.data.dtype.itemsize > 1 else weight.data.to(model.dtype)
-                weight.data = lora.patched(fine, layer, loaded.tensors, strength)
+                weight.data = lora.patched(fine, loaded, layer, strength)
         yield
     finally:
         for weight, before in kept.items():
