@@ -49,6 +49,9 @@ class Host(Protocol):
     def vae(self, loaded: Any, weight_dtype: str) -> Any:
         """A VAE of a LoadedVae."""
 
+    def pair(self, model: Any, vae: Any) -> None:
+        """A MODEL and the VAE of its latents, which live previews are coloured by."""
+
     def control_net(self, loaded: Any, weight_dtype: str) -> Any:
         """A CONTROL_NET of a LoadedControlNet."""
 

@@ -74,11 +74,11 @@ class SanaLoadPipeline:
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         here = host.current()
         loaded = load_pipeline(folders.find_model(_roots("diffusers"), pipeline, "pipeline folder"))
-        return (
-            here.model(loaded.transformer, weight_dtype),
-            here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)),
-            here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES)),
-        )
+        model = here.model(loaded.transformer, weight_dtype)
+        clip = here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES))
+        vae = here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES))
+        here.pair(model, vae)
+        return model, clip, vae
 
 
 class SanaLoadTransformer:

@@ -36,6 +36,7 @@ class Server:
         self.command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--listen", "127.0.0.1"]
         self.command += ["--base-directory", str(home), "--disable-api-nodes", *flags]
         self.events: list[dict] = []
+        self.previews: list[Image.Image] = []
 
     def __enter__(self):
         self.process = subprocess.Popen(
@@ -66,6 +67,8 @@ class Server:
             async for message in stream:
                 if message.type == aiohttp.WSMsgType.TEXT:
                     self.events.append({**json.loads(message.data), "at": time.time()})
+                elif message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == b"\0\0\0\1":
+                    self.previews.append(Image.open(io.BytesIO(message.data[8:])).convert("RGB"))
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:

@@ -32,6 +32,11 @@ class ComfyHost:
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
 
+    def pair(self, patcher, vae_object):
+        previewing = getattr(patcher.model.latent_format, "previewing", None)
+        if previewing is not None:
+            previewing.pair(vae_object)
+
     def control_net(self, loaded, weight_dtype):
         return controlnet.build_controlnet(loaded, weight_dtype)
 

@@ -15,13 +15,39 @@ from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, ne
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from .modules import adopt, patcher_class
+from .previews import PUBLISHED_GAIN, Previewing
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
-    """32 channels, a 32nd of the picture's side. Our VAE scales, so latents are passed on as they are."""
+    """32 channels, a 32nd of the picture's side. Our VAE scales, so latents are passed on as they are.
+
+    ComfyUI's previewer asks for the colours when a run begins and previews are on; they are found then.
+    """
 
     latent_channels = 32
     spacial_downscale_ratio = 32
+
+    def __init__(self):
+        self.previewing = Previewing()
+
+    @property
+    def latent_rgb_factors(self):
+        if self.previewing.tiny_decoder() is not None:
+            return [[float(row == column) for column in range(3)] for row in range(3)]
+        found = self.previewing.map()
+        return found and found.factors
+
+    @property
+    def latent_rgb_factors_bias(self):
+        if self.previewing.tiny_decoder() is not None:
+            return None
+        found = self.previewing.map()
+        return found and found.bias
+
+    @property
+    def latent_rgb_factors_reshape(self):
+        decoder = self.previewing.tiny_decoder()
+        return decoder and (lambda latent: decoder(latent[:1].float() * PUBLISHED_GAIN))
 
 
 class SanaVideoLatentFormat(comfy.latent_formats.LatentFormat):

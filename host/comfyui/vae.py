@@ -23,6 +23,7 @@ from ...model_loaders.vae import (
     to_autoencoder,
     wrong_latent,
 )
+from . import previews
 from .modules import adopt, patcher_class
 
 WORKING_DTYPES = [torch.bfloat16, torch.float32]
@@ -216,7 +217,11 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     if compute not in WORKING_DTYPES:
         compute = torch.float32
     adopt(loaded.module, wanted, compute)
-    return (SanaVideoVAE if loaded.spec.is_video else SanaVAE)(loaded, compute, device)
+    if loaded.spec.is_video:
+        return SanaVideoVAE(loaded, compute, device)
+    vae = SanaVAE(loaded, compute, device)
+    previews.remember(vae)
+    return vae
 
 
 def spec_of(vae) -> VaeSpec:

@@ -30,6 +30,9 @@ class EmbeddedHost:
     def vae(self, loaded, weight_dtype):
         return runtime.build_vae(loaded, weight_dtype)
 
+    def pair(self, model, vae):
+        """There are no live previews here."""
+
     def control_net(self, loaded, weight_dtype):
         return control.build_controlnet(loaded, weight_dtype)
 
