@@ -127,13 +127,9 @@ def last_preview(server, graph) -> torch.Tensor:
 @pytest.mark.comfyui
 @pytest.mark.parametrize("core", [False, True], ids=["SanaSCMSample", "KSampler"])
 def test_the_last_preview_shows_the_picture(server, core, home):
-    graph = (graphs.with_ksampler if core else graphs.example)(
-        pipeline="sana-sprint-demo", width=256, height=256, seed=4
-    )
-    steps = graph["4"]["inputs"]["steps"] = 2
-    # ComfyUI's lcm may jump to noise of its own; one step shows what both draw
-    if core:
-        steps = graph["4"]["inputs"]["steps"] = 1
+    make = graphs.with_ksampler if core else graphs.example
+    graph = make(pipeline="sana-sprint-demo", width=256, height=256, seed=4)
+    graph["4"]["inputs"]["steps"] = 1 if core else 2
     preview = last_preview(server, graph)
     final = torch.from_numpy(server.pictures(graph)[0]) / 255
     shown = functional.interpolate(preview.movedim(-1, 0)[None], size=(8, 8), mode="area")[0]
