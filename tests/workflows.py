@@ -14,6 +14,7 @@ from sana_nodes import NODE_CLASS_MAPPINGS
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
 COLUMN, ROW = 480, 430
 CORE = {
+    "VAEEncode": ({"pixels": "IMAGE", "vae": "VAE"}, ["LATENT"]),
     "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
     "ImageBatch": ({"image1": "IMAGE", "image2": "IMAGE"}, ["IMAGE"]),
     "SaveImage": ({"images": "IMAGE"}, []),
@@ -135,6 +136,12 @@ PUBLISHED = (
     "cfg 6 and 16 frames per second."
 )
 NOTES = {
+    "sana_sprint_image_to_image": (
+        "# Image to image\n\nThe upper row draws a picture to begin with; put Load Image in its place to begin with one of "
+        "yours. strength says how far the second goes from it. The demo weights change all at once, so it is low here; "
+        "with the published ones choose your pipeline, 1024 × 1024 and about 0.6. Seed and steps of the last two nodes "
+        "belong together."
+    ),
     "sana_video_text_to_video": f"# Text to video\n\nSet to the demo weights, which know moving shapes. {PUBLISHED}",
     "sana_video_image_to_video": (
         "# Image to video\n\nSANA-Sprint draws the first frame and SANA-Video lets it move; put Load Image in place of "
