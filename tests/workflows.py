@@ -137,10 +137,10 @@ PUBLISHED = (
 )
 NOTES = {
     "sana_sprint_image_to_image": (
-        "# Image to image\n\nThe upper row draws a picture to begin with; put Load Image in its place to begin with one of "
-        "yours. strength says how far the second goes from it. The demo weights change all at once, so it is low here; "
-        "with the published ones choose your pipeline, 1024 × 1024 and about 0.6. Seed and steps of the last two nodes "
-        "belong together."
+        "# Image to image\n\nThe upper row draws a picture to begin with; put Load Image in its place to begin with "
+        "one of yours. strength says how far the second goes from it. The demo weights change all at once, so it is "
+        "low here; with the published ones choose your pipeline, 1024 × 1024 and about 0.6. Seed and steps of the last "
+        "two nodes belong together."
     ),
     "sana_video_text_to_video": f"# Text to video\n\nSet to the demo weights, which know moving shapes. {PUBLISHED}",
     "sana_video_image_to_video": (
