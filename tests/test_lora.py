@@ -6,6 +6,7 @@ import json
 import logging
 
 import drawing
+import filming
 import pytest
 import tiny
 import torch
@@ -212,6 +213,14 @@ def test_other_kinds_work_in_comfyui_and_are_refused_without(parts, host, loras)
             drawing.ours(changed, PROMPT)
     else:
         assert (drawing.ours(changed, PROMPT) - drawing.ours(parts, PROMPT)).abs().max() > 1e-3
+
+
+def test_a_video_model_takes_loras_too(host, video_references, loras):
+    tiny.write_lora(loras / "video.safetensors")
+    parts = drawing.call("SanaLoadPipeline", pipeline="tiny-video")
+    plain = filming.ours(parts)
+    assert (filming.ours(with_lora(parts, "video.safetensors")) - plain).abs().max() > 1e-3
+    assert torch.equal(filming.ours(parts), plain)
 
 
 @pytest.mark.comfyui
