@@ -14,7 +14,7 @@ import folder_paths
 import torch
 
 from .. import SaveTarget
-from . import clip, model, sampling, vae
+from . import clip, model, patches, sampling, vae
 
 
 class ComfyHost:
@@ -45,7 +45,7 @@ class ComfyHost:
         return getattr(patcher.model, "sana_spec", None)
 
     def flow_shift(self, patcher) -> float:
-        return patcher.get_model_object("model_sampling").shift
+        return patches.check_sampling(patcher).shift
 
     def describe_model(self, patcher) -> str:
         return type(patcher.model).__name__
