@@ -150,8 +150,8 @@ def check_range(sigmas: torch.Tensor) -> list[float]:
         raise ValueError(f"sigmas holds a value that is not a number: {values}")
     if any(not 0.0 <= v <= 1.0 + 1e-6 for v in values):
         raise ValueError(
-            f"sigmas runs from {max(values):g} to {min(values):g}; flow matching's go from 1 down to 0: "
-            "use SanaFlowSigmas or BasicScheduler"
+            f"sigmas runs from {max(values):g} to {min(values):g}; the noise levels of SANA and SANA-Video go from 1 "
+            "down to 0: use SanaFlowSigmas or BasicScheduler"
         )
     return values
 

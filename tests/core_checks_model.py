@@ -185,10 +185,15 @@ def latent_rotate(rig):
 
 @node("LatentApplyOperation")
 def latent_operation(rig):
-    for operation in ("LatentOperationTonemapReinhard", "LatentOperationSharpen"):
-        given = {"sharpen_radius": 2} if "Sharpen" in operation else {}
-        out = one("LatentApplyOperation", samples=rig.picture(), operation=one(operation, **given))["samples"]
-        assert out.shape == rig.shape and torch.isfinite(out).all() and not same(out, rig.noise())
+    changed = one("LatentApplyOperation", samples=rig.picture(), operation=lambda latent: latent * 2)
+    assert torch.equal(changed["samples"], rig.noise() * 2)
+
+
+@node("LatentOperationTonemapReinhard", "LatentOperationSharpen")
+def operation(rig, name):
+    given = {"sharpen_radius": 2} if "Sharpen" in name else {}
+    out = one("LatentApplyOperation", samples=rig.picture(), operation=one(name, **given))["samples"]
+    assert out.shape == rig.shape and torch.isfinite(out).all() and not same(out, rig.noise())
 
 
 @node("LatentApplyOperationCFG")
@@ -199,6 +204,7 @@ def latent_operation_cfg(rig):
 
 @node("TrimVideoLatent")
 def trim_video(rig):
+    assert len(rig.shape) == 5
     assert torch.equal(one("TrimVideoLatent", samples=rig.picture(), trim_amount=1)["samples"], rig.noise()[:, :, 1:])
 
 
@@ -299,14 +305,16 @@ def save_latent(rig, _):
 @node("ModelSamplingSD3")
 def model_sampling_sd3(rig):
     shifted = one("ModelSamplingSD3", model=rig.model, shift=7.0)
+    rig.draw(shifted)
     own = one("ModelSamplingSD3", model=rig.model, shift=rig.model.get_model_object("model_sampling").shift)
     sigmas = one("BasicScheduler", model=shifted, steps=3, scheduler="simple")
     assert not same(sigmas, one("BasicScheduler", model=rig.model, steps=3, scheduler="simple"))
     assert same(rig.draw(own), rig.base)
     led = {"positive": rig.red, "negative": rig.blue, "latent_image": rig.empty(), "steps": 3, "seed": 1}
     ours = drawing.call("SanaFlowSample", model=shifted, **led)[0]["samples"]
-    assert same(ours, drawing.call("SanaFlowSample", model=rig.model, shift=7.0, **led)[0]["samples"])
-    assert not same(ours, drawing.call("SanaFlowSample", model=rig.model, **led)[0]["samples"])
+    # core's noise levels begin below 1, where it keeps a share of the empty latent and diffusers keeps none
+    assert same(ours, drawing.call("SanaFlowSample", model=rig.model, shift=7.0, **led)[0]["samples"], 5e-3)
+    assert not same(ours, drawing.call("SanaFlowSample", model=rig.model, **led)[0]["samples"], 2e-2)
 
     drawn = one("KSampler", seed=1, denoise=1.0, **settings(rig, steps=3, model=shifted))["samples"]
     assert same(drawn, rig.draw(sigmas=sigmas))
@@ -385,7 +393,7 @@ def rescale_cfg(rig):
 @node("CFGZeroStar", "CFGNorm", "Mahiro", "TCFG", "APG", "RenormCFG", "FreSca")
 def changed_guidance(rig, name):
     """Guidance is another; where there is none, with cfg 1, so is the picture the same."""
-    patched = one(name, model=rig.model)
+    patched = one(name, model=rig.model, **({"freq_cutoff": 1} if name == "FreSca" else {}))
     assert not same(rig.guided(patched), rig.guided())
     if name not in ("APG", "RenormCFG"):  # these two ask for the negative at cfg 1 too
         assert same(rig.draw(patched), rig.base)
@@ -450,6 +458,7 @@ def lazy_cache(rig):
 @node("ContextWindowsManual", "WanContextWindowsManual")
 def context_windows(rig, name):
     """Windows along time: one as long as the video changes nothing, shorter ones are what is run."""
+    assert len(rig.shape) == 5
     wan = name.startswith("Wan")
     latent = {"samples": torch.zeros(1, *rig.shape[1:2], 5, *rig.shape[3:])}
     seen = []
@@ -465,12 +474,14 @@ def context_windows(rig, name):
         dims = {} if wan else {"dim": 2}
         frames = (length - 1) * 4 + 1 if wan else length
         overlap = 4 if wan else 1
-        given = {"context_length": frames, "context_overlap": overlap, "freenoise": False, **dims}
+        given = {"context_length": frames, "context_overlap": overlap, **dims}
+        if "freenoise" in load_nodes()[name].INPUT_TYPES()["required"]:  # since 0.8
+            given["freenoise"] = False
         return rig.draw(one(name, model=watched, **given), latent=latent)
 
     assert same(windows(5), rig.draw(latent=latent)) and set(seen) == {5}
     seen.clear()
-    assert windows(3).shape[2] == 5 and set(seen) == {3}
+    assert windows(3).shape[2] == 5 and max(seen) < 5  # 0.33 puts the frame before a window in front of it
 
 
 @node("TorchCompileModel")
@@ -521,8 +532,6 @@ def merge_add(rig, name):
     wanted = own + other if name == "ModelMergeAdd" else own - other
     scale = {} if name == "ModelMergeAdd" else {"multiplier": 1.0}
     merged = one(name, model1=rig.model, model2=rig.twin, **scale)
-    if name == "ModelMergeSubtract":  # ComfyUI weighs the first with -1 * multiplier as well
-        wanted = -own + other
     assert same(weight_of(merged), wanted)
 
 

@@ -36,7 +36,7 @@ class SanaVideoLatentFormat(comfy.latent_formats.LatentFormat):
 class SanaConfig(comfy.supported_models_base.BASE):
     """What BaseModel reads of a model config; the module itself comes ready-built."""
 
-    unet_config = {"disable_unet_model_creation": True}
+    unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
     memory_usage_factor = 3.0

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import comfy.model_sampling
 import comfy.patcher_extension
+import comfy.utils
 
 from ...samplers import flow_match, trigflow
 
+SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
+CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
+INPUT_BLOCKS = "a UNet's input blocks (PatchModelAddDownscale)"
 PLACES = {
-    "attn1_patch": "self-attention (HyperTile, TomePatchModel, HypernetworkLoader)",
-    "attn1_output_patch": "self-attention (HyperTile, TomePatchModel, NAGuidance)",
-    "attn2_patch": "cross-attention (HypernetworkLoader)",
-    "attn2_output_patch": "cross-attention (NAGuidance)",
-    "input_block_patch": "a UNet's input blocks (PatchModelAddDownscale)",
-    "input_block_patch_after_skip": "a UNet's input blocks (PatchModelAddDownscale)",
-    "output_block_patch": "a UNet's output blocks (FreeU, FreeU_V2, PatchModelAddDownscale)",
+    "attn1_patch": SELF_ATTENTION,
+    "attn1_output_patch": SELF_ATTENTION,
+    "attn2_patch": CROSS_ATTENTION,
+    "attn2_output_patch": CROSS_ATTENTION,
+    "input_block_patch": INPUT_BLOCKS,
+    "input_block_patch_after_skip": INPUT_BLOCKS,
+    "output_block_patch": "a UNet's output blocks (PatchModelAddDownscale)",
     "middle_patch": "a UNet's middle block (GLIGENTextBoxApply)",
 }
 REPLACED = {
     "attn1": "self-attention (SelfAttentionGuidance, PerturbedAttentionGuidance)",
     "attn2": "cross-attention",
-    "dit": "whole blocks (SkipLayerGuidanceDiT)",
+    "dit": "whole blocks (SkipLayerGuidanceDiT, SkipLayerGuidanceSD3)",
 }
 OPTIONS = {
     "rope_options": "rotary positions (ScaleROPE)",
@@ -44,6 +48,16 @@ CELLS = {16: 8}
 
 MISREAD = {"sample_ddpm", "sample_lcm_upscale"}
 """Core samplers that add noise as models other than flow matching have it."""
+
+
+class NoUnet(dict):
+    """A model config's ``unet_config`` that says what is wrong when a node looks for a UNet's measures in it."""
+
+    def __missing__(self, name):
+        raise ValueError(f"SANA's transformer is no UNet and has no {name}: take out the node that is made for one")
+
+    def copy(self):
+        return type(self)(self)
 
 
 def refuse_patches(options: dict) -> None:
@@ -80,21 +94,36 @@ def watch(patcher, latent_channels: int):
         check_sigmas(sampling, sigmas)
         check_sampler(sampling, getattr(sampler, "sampler_function", None))
         check_merged(guider.model_patcher)
-        for prompts in guider.conds.values():
+        for prompts in guider.conds.values():  # the run's own copies
             for prompt in prompts:
-                if isinstance(prompt.get("area"), (tuple, list)) and prompt["area"][0] != "percentage":
-                    prompt["area"] = area_in_cells(prompt["area"], cell)
+                if prompt.get("area") is not None:
+                    prompt["area"] = fitted_area(prompt["area"], noise.ndim - 2, cell)
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, before)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, patch_tables)
     return patcher
 
 
-def area_in_cells(area, cell: int) -> tuple[int, ...]:
-    """ConditioningSetArea's (…, height, width, …, y, x), which counts 8 pixels a cell, in cells of ``cell`` pixels.
+def patch_tables(patcher, device_to, *_) -> None:
+    """Patch the weights that lie in blocks themselves (their modulation tables), which ComfyUI passes over."""
+    for key in patcher.patches:
+        owner = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
+        inside = any(True for child in owner.children() for _ in child.parameters())
+        if inside and key not in patcher.backup:
+            patcher.patch_weight_to_device(key, device_to=device_to)
 
-    Edges are rounded, not sizes, so that areas that touch still do.
+
+def fitted_area(area, dims: int, cell: int) -> tuple:
+    """An area in a latent of ``dims`` dimensions (height and width, or time too), in cells of ``cell`` pixels.
+
+    ConditioningSetArea counts 8 pixels a cell; shares of the whole come as ("percentage", …). Both are
+    sizes and then starts, by dimension. Edges are rounded, not sizes, so that areas that touch still do.
     """
+    if area[0] == "percentage":
+        half = (len(area) - 1) // 2
+        sizes, starts = area[1 : 1 + half][-dims:], area[1 + half :][-dims:]
+        return ("percentage", *(1.0,) * (dims - half), *sizes, *(0.0,) * (dims - half), *starts)
     half = len(area) // 2
     sizes, starts = list(area[:half]), list(area[half:])
     for axis in (-1, -2):
