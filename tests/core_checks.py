@@ -10,7 +10,7 @@ import math
 import drawing
 import pytest
 import torch
-from core_nodes import Rig, call, one, same, where_different
+from core_nodes import call, load_nodes, one, same, where_different
 
 CHECKS = {}
 
@@ -46,11 +46,11 @@ def clip_set_last_layer(rig):
     one("CLIPTextEncode", clip=one("CLIPSetLastLayer", clip=rig.clip, stop_at_clip_layer=-2), text="a red ring")
 
 
-@node("CLIPTextEncodeSDXL", "CLIPTextEncodeSD3", "CLIPTextEncodeFlux", "CLIPTextEncodeHunyuanDiT", "CLIPTextEncodeHiDream")
+@node(
+    "CLIPTextEncodeSDXL", "CLIPTextEncodeSD3", "CLIPTextEncodeFlux", "CLIPTextEncodeHunyuanDiT", "CLIPTextEncodeHiDream"
+)
 def encode_for_another_model(rig, name):
     texts = {"clip_l", "clip_g", "t5xxl", "text_g", "text_l", "bert", "mt5xl", "llama", "text"}
-    from core_nodes import load_nodes
-
     wanted = load_nodes()[name].INPUT_TYPES()["required"]
     one(name, clip=rig.clip, **{key: "a red ring" for key in wanted if key in texts})
 

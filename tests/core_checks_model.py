@@ -486,11 +486,10 @@ def context_windows(rig, name):
 
 @node("TorchCompileModel")
 def torch_compile(rig):
-    import shutil
-
-    if shutil.which("g++") is None and shutil.which("cl") is None:
-        pytest.skip("inductor needs a C++ compiler on the CPU")
-    assert same(rig.once(one("TorchCompileModel", model=rig.model, backend="inductor")), rig.once(), 1e-3)
+    """The tracing alone, which is where a model fails to compile; inductor's C++ takes minutes."""
+    compiled = one("TorchCompileModel", model=rig.model, backend="eager")
+    assert "torch_compile_kwargs" in compiled.model_options
+    assert same(rig.once(compiled), rig.once())
 
 
 # Merging and saving
@@ -604,5 +603,3 @@ def clip_attention(rig):
     changed = one("CLIPAttentionMultiply", clip=rig.clip, q=1.0, k=1.0, v=0.0, out=1.0)
     encoded = one("CLIPTextEncode", clip=changed, text="a red ring")[0][0]
     assert not same(encoded, one("CLIPTextEncode", clip=rig.clip, text="a red ring")[0][0])
-
-
