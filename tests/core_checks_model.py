@@ -522,6 +522,9 @@ def merge_simple(rig, name):
     with pytest.raises(ValueError, match="two MODELs of different architectures cannot be merged"):
         shares = {"ratio": 0.5} if name == "ModelMergeSimple" else {"input": 0.5}
         rig.draw(one(name, model1=rig.model, model2=rig.stranger, **shares))
+    with pytest.raises(ValueError, match="two MODELs of different architectures cannot be merged"):
+        half = one(name, model1=rig.model, model2=rig.stranger, **shares)
+        load_nodes()["ModelSave"]().save(half, filename_prefix="saved/half")
 
 
 @node("ModelMergeAdd", "ModelMergeSubtract")

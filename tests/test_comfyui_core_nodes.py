@@ -104,3 +104,41 @@ def test_a_core_node(rigs, name, family):
     else:
         with pytest.raises((AssertionError, RuntimeError, IndexError, TypeError)):
             CHECKS[name](rigs[family])
+
+
+@pytest.mark.comfyui
+@torch.inference_mode()
+def test_an_area_on_a_video_of_32_pixel_cells(rigs):
+    model, clip, vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video-ltx2")
+    CHECKS["ConditioningSetArea"](core_nodes.Rig("video", model, model, clip, vae, None, (1, 128, 2, 8, 8), 32))
+
+
+@pytest.mark.comfyui
+def test_areas_that_touch_still_do_in_larger_cells(rigs):
+    from sana_nodes.host.comfyui.patches import fitted_area
+
+    assert fitted_area((8, 16, 0, 8), 2, 32) == (2, 4, 0, 2)
+    assert fitted_area((8, 16, 0, 8), 3, 8) == (8, 16, 0, 8)
+    for edge in range(1, 31):  # 32 cells of 8 pixels, divided anywhere
+        (_, left, _, start), (_, right, _, place) = (
+            fitted_area(area, 2, 32) for area in ((32, edge, 0, 0), (32, 32 - edge, 0, edge))
+        )
+        assert start == 0 and left >= 1 and right >= 1 and place + right in (8, 9) and abs(left - place) <= 1
+        if 2 <= edge <= 29:
+            assert left == place and place + right == 8
+    assert fitted_area(("percentage", 0.5, 0.25, 0.0, 0.25), 3, 8) == ("percentage", 1.0, 0.5, 0.25, 0.0, 0.0, 0.25)
+    assert fitted_area(("percentage", 1.0, 0.5, 0.25, 0.0, 0.0, 0.25), 2, 32) == ("percentage", 0.5, 0.25, 0.0, 0.25)
+
+
+@pytest.mark.comfyui
+@torch.inference_mode()
+def test_a_model_that_was_merged_is_its_own_again_afterwards(rigs):
+    """The blocks' tables too, which we patch ourselves."""
+    rig = rigs["sprint"]
+    before = {key: value.clone() for key, value in rig.model.model_state_dict().items()}
+    for ratio in (0.5, 0.2):
+        merged = core_nodes.one("ModelMergeSimple", model1=rig.model, model2=rig.twin, ratio=ratio)
+        rig.draw(merged)
+    assert core_nodes.same(rig.draw(), rig.base)
+    after = rig.model.model_state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())

@@ -106,7 +106,11 @@ def watch(patcher, latent_channels: int):
 
 
 def patch_tables(patcher, device_to, *_) -> None:
-    """Patch the weights that lie in blocks themselves (their modulation tables), which ComfyUI passes over."""
+    """Patch the weights that lie in blocks themselves (their modulation tables), which ComfyUI passes over.
+
+    A MODEL is loaded to be saved as well, and then nothing else would look at what was merged.
+    """
+    check_merged(patcher)
     for key in patcher.patches:
         owner = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
         inside = any(True for child in owner.children() for _ in child.parameters())
