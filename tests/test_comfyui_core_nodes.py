@@ -11,7 +11,7 @@ import drawing
 import pytest
 import tiny
 import torch
-from core_checks import CHECKS
+from core_checks import CHECKS, settings
 
 TABLE = tiny.REPOSITORY / "docs" / "core-nodes.md"
 FAMILIES = ("sprint", "image", "video")
@@ -142,3 +142,14 @@ def test_a_model_that_was_merged_is_its_own_again_afterwards(rigs):
     assert core_nodes.same(rig.draw(), rig.base)
     after = rig.model.model_state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.comfyui
+@torch.inference_mode()
+def test_our_empty_latent_says_the_size_of_its_cells(rigs):
+    """KSampler fits it to a model with others, as ComfyUI does since 0.33 where a latent says so."""
+    rig = rigs["video"]
+    latent = drawing.call("SanaEmptyLatent", width=128, height=128)[0]
+    drawn = core_nodes.one("KSampler", seed=1, denoise=1.0, **settings(rig, latent_image=latent))["samples"]
+    cells = 4 if older_than("0.33.0") else 16
+    assert drawn.shape == (1, 16, 1, cells, cells)
