@@ -123,7 +123,9 @@ class SanaEmptyLatent:
             raise ValueError(wrong)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-        return ({"samples": host.current().empty_latent((batch_size, CHANNELS, height // RATIO, width // RATIO))},)
+        samples = host.current().empty_latent((batch_size, CHANNELS, height // RATIO, width // RATIO))
+        # how ComfyUI, since 0.33, fits an empty latent to a model of another size of cell
+        return ({"samples": samples, "downscale_ratio_spacial": RATIO},)
 
 
 def _wrong_side(name: str, side: int | None, step: int = RATIO) -> str | None:

@@ -32,6 +32,8 @@ class FlowMatch(torch.nn.Module):
 
     def __init__(self, shift: float = DEFAULT_SHIFT):
         super().__init__()
+        if not isinstance(shift, (int, float)):  # some nodes build a model's own class anew
+            raise ValueError(f"shift is of the type {type(shift).__name__}; SANA's flow matching is made of a number")
         self.shift = shift
         steps = torch.arange(1, STEPS_IN_TRAINING + 1) / STEPS_IN_TRAINING
         self.register_buffer("sigmas", shifted(steps, shift), persistent=False)
@@ -149,16 +151,22 @@ def _dpm_levels(steps: int, total: float, shift: float) -> torch.Tensor:
     return torch.where(below, torch.nextafter(rounded, torch.ones_like(rounded)), rounded)
 
 
-def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
-    """SIGMAS from another node, checked to be flow-matching noise levels: falling, in [0, 1]. Returns them."""
+def check_range(sigmas: torch.Tensor) -> list[float]:
+    """The values of SIGMAS, checked to be flow-matching noise levels, in whatever order."""
     values = sigmas.flatten().tolist()
     if any(not math.isfinite(v) for v in values):
         raise ValueError(f"sigmas holds a value that is not a number: {values}")
     if any(not 0.0 <= v <= 1.0 + 1e-6 for v in values):
         raise ValueError(
-            f"sigmas runs from {max(values):g} to {min(values):g}; flow matching's go from 1 down to 0: "
-            "use SanaFlowSigmas or BasicScheduler"
+            f"sigmas runs from {max(values):g} to {min(values):g}; the noise levels of SANA and SANA-Video go from 1 "
+            "down to 0: use SanaFlowSigmas or BasicScheduler"
         )
+    return values
+
+
+def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
+    """SIGMAS from another node, checked to be flow-matching noise levels: falling, in [0, 1]. Returns them."""
+    values = check_range(sigmas)
     if any(after >= before for before, after in zip(values, values[1:])):
         raise ValueError(f"sigmas must fall from step to step, but they are {[round(v, 4) for v in values]}")
     return sigmas
@@ -168,7 +176,7 @@ def sampler_of(solver: str) -> Callable:
     """The sampler function that a solver's name stands for."""
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
-    return sample_flow_dpm if solver == SOLVERS[0] else sample_flow_euler
+    return SAMPLERS[solver]
 
 
 @torch.no_grad()
@@ -230,3 +238,7 @@ def _dpm_step(x, denoised, slope, sigmas, i):
         return stepped
     r = (_log_snr(now) - _log_snr(sigmas[i - 1])) / h
     return stepped - 0.5 * gain * (slope / r)
+
+
+SAMPLERS = dict(zip(SOLVERS, (sample_flow_dpm, sample_flow_euler)))
+"""A solver's name to its function."""

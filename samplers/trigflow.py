@@ -44,6 +44,8 @@ class TrigFlow(torch.nn.Module):
 
     def __init__(self, count: int = 1000):
         super().__init__()
+        if not isinstance(count, int):  # some nodes build a model's own class anew
+            raise ValueError(f"count is of the type {type(count).__name__}; SANA-Sprint's angles are made of a number")
         self.register_buffer("sigmas", torch.linspace(0, MAX_ANGLE, count + 1)[1:], persistent=False)
 
     @property
@@ -234,7 +236,10 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
             "down to 0: use SanaSCMSigmas"
         )
     if any(after >= before for before, after in zip(values, values[1:])):
-        raise ValueError(f"sigmas must fall from step to step, but they are {[round(v, 4) for v in values]}")
+        raise ValueError(
+            f"sigmas must fall from step to step, as SANA-Sprint's angles do, but they are "
+            f"{[round(v, 4) for v in values]}"
+        )
     return sigmas
 
 

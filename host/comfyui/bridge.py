@@ -14,7 +14,7 @@ import folder_paths
 import torch
 
 from .. import SaveTarget
-from . import clip, controlnet, lora, model, sampling, vae
+from . import clip, controlnet, lora, model, patches, sampling, vae
 
 
 class ComfyHost:
@@ -59,7 +59,7 @@ class ComfyHost:
         return getattr(patcher.model, "sana_spec", None)
 
     def flow_shift(self, patcher) -> float:
-        return patcher.get_model_object("model_sampling").shift
+        return patches.check_sampling(patcher).shift
 
     def describe_model(self, patcher) -> str:
         return type(patcher.model).__name__

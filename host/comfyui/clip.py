@@ -15,6 +15,16 @@ from .modules import adopt
 IDS, FIRST_KEPT = "gemma2", "gemma2_first_kept"
 
 
+class GemmaTokens(dict):
+    """A prompt's tokens, which say what is wrong when a node for another model looks for that model's."""
+
+    def __missing__(self, name):
+        raise ValueError(
+            f"this CLIP is SANA's Gemma-2, which has no {name!r} tokens: "
+            "encode with SanaEncodePrompt, SanaEncodeVideoPrompt or CLIPTextEncode"
+        )
+
+
 class SanaTokenizer:
     """Text to the tokens that ComfyUI passes from its tokenizer to its encoder.
 
@@ -36,7 +46,7 @@ class SanaTokenizer:
     ) -> dict:
         tokens = prompts.tokenize_prompt(self.tokenizer, text, instruction, max_sequence_length, clean_caption)
         pairs = [(token, 1.0, i + 1) if return_word_ids else (token, 1.0) for i, token in enumerate(tokens.ids)]
-        return {IDS: [pairs], FIRST_KEPT: tokens.first_kept}
+        return GemmaTokens({IDS: [pairs], FIRST_KEPT: tokens.first_kept})
 
     def untokenize(self, pairs):
         return [(pair, self.tokenizer.convert_ids_to_tokens(pair[0])) for pair in pairs]
@@ -45,7 +55,10 @@ class SanaTokenizer:
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def state_dict(self):
-        return {}
+        raise ValueError(
+            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the folder that it was "
+            "loaded from. ModelSave saves the transformer, VAESave the VAE"
+        )
 
 
 class SanaTextModel(torch.nn.Module):

@@ -6,6 +6,7 @@ import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
@@ -14,6 +15,7 @@ from ...model_loaders import dtypes
 from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
+from . import patches
 from .modules import adopt, patcher_class
 from .previews import PUBLISHED_GAIN, Previewing
 
@@ -60,7 +62,7 @@ class SanaVideoLatentFormat(comfy.latent_formats.LatentFormat):
 class SanaConfig(comfy.supported_models_base.BASE):
     """What BaseModel reads of a model config; the module itself comes ready-built."""
 
-    unet_config = {"disable_unet_model_creation": True}
+    unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
     memory_usage_factor = 3.0
@@ -75,6 +77,7 @@ class ComfyForward:
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
         options = {} if transformer_options is None else transformer_options
+        patches.refuse_patches(options)
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._once, self, wrappers)
@@ -100,6 +103,7 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         self.model_sampling = sampling
 
     def extra_conds(self, **kwargs):
+        patches.refuse_pictures(kwargs)
         conds = super().extra_conds(**kwargs)
         if self.sana_spec.guidance_scale is not None:
             guidance = kwargs.get("guidance")
@@ -120,11 +124,15 @@ class SanaSprint(SanaBaseModel):
         super().__init__(loaded, config, TrigFlow())
 
 
+class ComfyFlowMatch(FlowMatch, comfy.model_sampling.CONST):
+    """FlowMatch under the name by which ComfyUI's samplers and nodes know flow matching."""
+
+
 class SanaImage(SanaBaseModel):
     """SANA and SANA 1.5: flow matching."""
 
     def __init__(self, loaded: LoadedTransformer, config: SanaConfig):
-        super().__init__(loaded, config, FlowMatch(loaded.spec.flow_shift))
+        super().__init__(loaded, config, ComfyFlowMatch(loaded.spec.flow_shift))
 
 
 class SanaVideo(SanaImage):
@@ -169,4 +177,6 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = type(f"Comfy{type(module).__name__}", (ComfyForward, type(module)), {})
     model = MODELS[loaded.spec.family](loaded, config)
-    return patcher_class()(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher = patcher_class()(model, load_device=load_device, offload_device=offload_device)
+    return patches.watch(patcher, loaded.spec.latent_channels)

@@ -79,6 +79,10 @@ class SanaVAE(comfy.sd.VAE):
         self._check_channels(samples)
         return super().decode_tiled(samples, *args, **kwargs)
 
+    def get_sd(self):
+        """The autoencoder's weights in diffusers' naming, for VAESave."""
+        return self.first_stage_model.autoencoder.state_dict()
+
     def _check_channels(self, samples):
         if samples.shape[1] != self.latent_channels:
             raise ValueError(wrong_latent(self.sana_spec, samples.shape))
