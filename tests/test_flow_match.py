@@ -82,6 +82,14 @@ def test_denoise_keeps_the_end_of_a_longer_run(solver):
     assert len(flow_sigmas(10, 3.0, solver, 0.0)) == 0
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_denoise_begins_between_steps_too(solver):
+    """0.9 of two steps is not both of them, and every bit less of denoise begins later."""
+    starts = [flow_sigmas(2, 3.0, solver, denoise)[0].item() for denoise in (1.0, 0.95, 0.9, 0.8, 2 / 3, 0.5)]
+    assert all(later < earlier for earlier, later in zip(starts, starts[1:]))
+    assert abs(starts[4] - flow_sigmas(3, 3.0, solver)[1].item()) < 1e-6
+
+
 @pytest.mark.parametrize(
     "settings,said",
     [

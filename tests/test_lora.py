@@ -192,6 +192,9 @@ def test_files_that_do_not_fit_say_why(parts, host, loras):
     torn = {key: value for key, value in good.items() if not key.endswith("blocks.1.attn1.to_q.lora_B.weight")}
     assert "transformer_blocks.1.attn1.to_q lacks its lora_up" in said(torn)
     assert "is a SANA-Sprint transformer, not a LoRA" in said(tiny.transformer().state_dict())
+    stranger = type("Patcher", (), {"model": type("Flux", (), {})()})()
+    with pytest.raises(ValueError, match=r"this MODEL \(\w+\) is not SANA: load one"):
+        drawing.call("SanaLoadLora", model=stranger, lora_name="peft.safetensors")
     with pytest.raises(ValueError, match="strength is nan"):
         with_lora(parts, "peft.safetensors", float("nan"))
     with pytest.raises(FileNotFoundError, match="no LoRA called 'absent'"):
