@@ -88,9 +88,14 @@ class PictureMemory:
         return self._in_windows(self.decoder, height, width, side, itemsize)
 
     def _in_windows(self, stages, height, width, side, itemsize) -> int:
-        grown = math.prod(min(length, side + 2 * self.HALO) for length in (height, width))
+        grown = math.prod(self._grown(length, side) for length in (height, width))
         kept = max((stage.channels / stage.cell**2 for stage in stages if stage.attends), default=0)
         return _bytes(stages, grown, itemsize) + int(height * width * kept * itemsize)
+
+    def _grown(self, length: int, side: int) -> int:
+        """A window's length: windows are even, and have a halo where another one follows."""
+        count = -(-length // side)
+        return -(-length // count) + self.HALO * min(count - 1, 2)
 
 
 def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int) -> int:
