@@ -20,6 +20,7 @@ class TransformerMemory:
     A token holds twice the feed-forward's two halves, before and after its convolution, and four maps of the
     model's width around it. Where every token has a time of its own (image to video), its modulation
     comes on top: six vectors, once from the time and once with the block's table, and the time itself.
+    With fewer tokens than the prompt has, the peak is where the prompt's keys are normalised in float32.
     """
 
     width: int
@@ -31,7 +32,10 @@ class TransformerMemory:
         """``shape`` [B, C, H, W] or [B, C, F, H, W] of the latents in the network at once."""
         cells = math.prod(shape[2:])
         tokens = cells // math.prod(self.patch)
-        widths = tokens * (4 * self.mlp_ratio + 4 + (13 if timed else 0)) + captions
+        modulation = 13 if timed else 0
+        feed_forward = tokens * (4 * self.mlp_ratio + 4 + modulation) + captions
+        prompt = tokens * (5 + modulation) + captions * (3 + 8 / itemsize)
+        widths = max(feed_forward, prompt)
         latents = 2 * shape[1] * cells + self.caption_channels * captions
         return int(shape[0] * itemsize * (self.width * widths + latents))
 
@@ -47,7 +51,8 @@ def transformer_memory(module, patch: tuple[int, int, int]) -> TransformerMemory
 class Stage:
     """One of DC-AE's stages: ``channels`` wide, its cells ``cell`` pixels on a side.
 
-    ``entering``: values for each pixel of the map that the stage began with, which is held until it ends.
+    ``entering``: values for each pixel of the map that the stage began with, which diffusers holds until
+    it ends; a pass in windows does not.
     """
 
     attends: bool
@@ -55,10 +60,10 @@ class Stage:
     cell: int
     entering: float
 
-    def bytes_per_pixel(self, itemsize: int) -> float:
+    def bytes_per_pixel(self, itemsize: int, whole: bool) -> float:
         """The block's input, and what it makes of it: normalised, or in attention, in float32."""
         own = 64.8 + 6 * itemsize if self.attends else max(8 + itemsize, 3 * itemsize)
-        return self.channels / self.cell**2 * (itemsize + own) + self.entering * itemsize
+        return self.channels / self.cell**2 * (itemsize + own) + (self.entering * itemsize if whole else 0)
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class PictureMemory:
     decoder: tuple[Stage, ...]
     ratio: int
 
-    HALO = 64
-    """Pixels around a window that its layers see (dc_ae_windows.py), in the published autoencoders."""
+    HALO = 56
+    """Pixels around a window that a decoder's layers see in the published autoencoders; an encoder's see 40."""
 
     def encode(self, shape, itemsize: int) -> int:
         """``shape`` [..., H, W] in pixels."""
@@ -90,7 +95,7 @@ class PictureMemory:
     def _in_windows(self, stages, height, width, side, itemsize) -> int:
         grown = math.prod(self._grown(length, side) for length in (height, width))
         kept = max((stage.channels / stage.cell**2 for stage in stages if stage.attends), default=0)
-        return _bytes(stages, grown, itemsize) + int(height * width * kept * itemsize)
+        return _bytes(stages, grown, itemsize, whole=False) + int(height * width * kept * itemsize)
 
     def _grown(self, length: int, side: int) -> int:
         """A window's length: windows are even, and have a halo where another one follows."""
@@ -98,8 +103,8 @@ class PictureMemory:
         return -(-length // count) + self.HALO * min(count - 1, 2)
 
 
-def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int) -> int:
-    return int(pixels * max(stage.bytes_per_pixel(itemsize) for stage in stages))
+def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int, whole: bool = True) -> int:
+    return int(pixels * max(stage.bytes_per_pixel(itemsize, whole) for stage in stages))
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,32 @@ def test_running_out_of_memory_falls_back_to_windows(parts, video_references, mo
     assert tried[0] is None and tried[1].size == 32
 
 
+def test_a_step_asks_for_the_memory_that_was_measured(parts, monkeypatch):
+    """Before sampling and at each step, ComfyUI asks with the latent's shape and the prompt's length."""
+    network, asked = parts[0].model, []
+    true = type(network).memory_required
+
+    def required(self, shape, cond_shapes=None):
+        asked.append((list(shape), [tuple(s)[1] for s in (cond_shapes or {}).get("c_crossattn", ())]))
+        return true(self, shape, cond_shapes)
+
+    monkeypatch.setattr(type(network), "memory_required", required)
+    drawing.ours(parts, "a red ring")
+    assert [1, 32, 2, 2] in [shape for shape, _ in asked] and [2, 32, 2, 2] in [shape for shape, _ in asked]
+    assert all(lengths and min(lengths) > 1 for _, lengths in asked)
+    short, long = ({"c_crossattn": [torch.Size([1, n, 48])]} for n in (10, 200))
+    assert true(network, [1, 32, 8, 8], short) < true(network, [1, 32, 8, 8], long) < true(network, [1, 32, 8, 8])
+    assert true(network, [2, 32, 8, 8], short) == 2 * true(network, [1, 32, 8, 8], short)
+
+
+def test_a_held_first_frame_asks_for_more_memory(parts, video_references):
+    """Every token has a time of its own then, and a modulation."""
+    network = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[0].model
+    held = {"denoise_mask": [torch.Size([1, 1, 5, 32, 32])]}
+    shape = [1, 16, 5, 32, 32]
+    assert 1.5 < network.memory_required(shape, held) / network.memory_required(shape) < 2.0
+
+
 def test_weights_left_behind_follow_their_input(parts):
     """A modulation table or a norm that comfy did not move is brought to the device that asks, here meta."""
     from sana_nodes.host.comfyui.modules import adopt

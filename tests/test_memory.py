@@ -23,7 +23,7 @@ def shorter(monkeypatch):
         if name not in benchmark.VAES:
             monkeypatch.setitem(benchmark.CONFIGS, name, (kind, {**config, "num_layers": 2}))
     monkeypatch.setattr(benchmark, "PICTURES", ((512, 512), (1024, 1024), (2048, 1024), (2048, 2048)))
-    monkeypatch.setattr(benchmark, "FILMS", ((256, 256, 1), (480, 832, 9), (480, 832, 33), (704, 1280, 25)))
+    monkeypatch.setattr(benchmark, "FILMS", ((256, 256, 1), (480, 832, 9), (480, 832, 17), (704, 1280, 25)))
     monkeypatch.setattr(benchmark, "STEPS", ((2, 300), (1, 77)))
     benchmark.module.cache_clear()
     yield
@@ -57,7 +57,7 @@ def test_the_tracer_counts_storages_once_and_forgets_the_dead():
     assert traced_peak(lambda: (given + 1).mul_(2)[:500]) == 4000
     assert traced_peak(lambda: given + 1 + 1 + 1) == 8000
     real = torch.zeros(1000)
-    assert allocated_peak(lambda: real + 1 + 1 + 1) == 8000
+    assert 8000 <= allocated_peak(lambda: real + 1 + 1 + 1) < 8100
 
 
 def test_fused_attention_counts_as_its_output():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import big_pictures
+import drawing
 import pytest
 import tiny
 import torch
@@ -87,3 +88,26 @@ def test_bfloat16_differs_no_more_than_bfloat16_does():
     tiled = Windows(64, torch.device("cpu"), torch.bfloat16).decode(autoencoder, latents)
     assert tiled.dtype == torch.float32
     assert (tiled - exact).abs().mean() < 1.2 * (whole - exact).abs().mean()
+
+
+@torch.no_grad()
+def test_the_embedded_host_falls_back_to_windows(home, reference, monkeypatch):
+    """The pass over the whole picture raises PyTorch's own error."""
+    from sana_nodes import host as hosts
+
+    hosts.use("embedded").folders.models = [home / "models"]
+    vae = drawing.call("SanaLoadVAE", vae_name="tiny")[0]
+    hosts._current = None
+    latents, pixels = torch.randn(2, 32, 3, 2), torch.rand(1, 70, 96, 3)
+    expected = vae.decode(latents), vae.encode(pixels)
+    sides, true = [], Windows._through
+    monkeypatch.setattr(Windows, "_through", lambda self, *args: (sides.append(self.side), true(self, *args))[1])
+
+    def fail(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    for half in ("decode", "encode"):
+        monkeypatch.setattr(vae.module, half, fail)
+    for got, wanted in zip((vae.decode(latents), vae.encode(pixels)), expected):
+        assert got.dtype == torch.float32 and drawing.difference(got, wanted) < 1e-4
+    assert sides == [1024, 1024]
