@@ -20,31 +20,37 @@ class TransformerMemory:
     A token holds twice the feed-forward's two halves, before and after its convolution, and four maps of the
     model's width around it. Where every token has a time of its own (image to video), its modulation
     comes on top: six vectors, once from the time and once with the block's table, and the time itself.
-    With fewer tokens than the prompt has, the peak is where the prompt's keys are normalised in float32.
+    With fewer tokens than the prompt has, the peak is where the prompt's keys are normalised in float32; with
+    ``casting``, weights that change their dtype at each use, it may be where the largest ones do.
     """
 
     width: int
     mlp_ratio: float
     caption_channels: int
     patch: tuple[int, int, int]
+    casting: bool = False
 
     def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
         """``shape`` [B, C, H, W] or [B, C, F, H, W] of the latents in the network at once."""
-        cells = math.prod(shape[2:])
-        tokens = cells // math.prod(self.patch)
-        modulation = 13 if timed else 0
-        feed_forward = tokens * (4 * self.mlp_ratio + 4 + modulation) + captions
-        prompt = tokens * (5 + modulation) + captions * (3 + 8 / itemsize)
-        widths = max(feed_forward, prompt)
-        latents = 2 * shape[1] * cells + self.caption_channels * captions
-        return int(shape[0] * itemsize * (self.width * widths + latents))
+        batch, channels, cells = *shape[:2], math.prod(shape[2:])
+        tokens = batch * cells // math.prod(self.patch)
+        prompt, halves, modulation = batch * captions, 2 * self.mlp_ratio, 13 if timed else 0
+        widths = [
+            tokens * (2 * halves + 4 + modulation) + prompt,
+            tokens * (5 + modulation) + prompt * (3 + 8 / itemsize),
+        ]
+        if self.casting:
+            widths.append(tokens * (halves + 5 + modulation) + prompt + halves * self.width)
+            widths.append(6 * self.width)
+        latents = batch * (2 * channels * cells + self.caption_channels * captions)
+        return int(itemsize * (self.width * max(widths) + latents))
 
 
-def transformer_memory(module, patch: tuple[int, int, int]) -> TransformerMemory:
+def transformer_memory(module, patch: tuple[int, int, int], casting: bool = False) -> TransformerMemory:
     """Of one of diffusers' SANA transformers."""
     config = module.config
     width = config.num_attention_heads * config.attention_head_dim
-    return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch)
+    return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch, casting)
 
 
 @dataclass(frozen=True)

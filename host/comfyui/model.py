@@ -70,7 +70,8 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = loaded.module
         self.sana_spec = loaded.spec
-        self.sana_memory = transformer_memory(loaded.module, loaded.spec.patch)
+        casting = self.manual_cast_dtype is not None
+        self.sana_memory = transformer_memory(loaded.module, loaded.spec.patch, casting)
         self.model_sampling = sampling
 
     def memory_required(self, input_shape, cond_shapes=None):
