@@ -25,7 +25,6 @@ def build(checkpoint: Checkpoint) -> tuple[object, dict]:
         "latent_channels": module.config.latent_channels,
         "spatial_ratio": module.spatial_compression_ratio,
         "gain": (1 / module.config.scaling_factor,),
-        "widest": max(module.config.decoder_block_out_channels),
     }
     return module, fields
 

@@ -24,7 +24,6 @@ def build(checkpoint: Checkpoint) -> tuple[object, dict]:
         "temporal_ratio": _halvings(module.config, "temporal"),
         "gain": tuple(module.latents_std.tolist()),
         "offset": tuple(module.latents_mean.tolist()),
-        "widest": max(module.config.decoder_block_out_channels),
     }
     return module, fields
 

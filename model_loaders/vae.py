@@ -24,7 +24,7 @@ class VaeSpec:
 
     ``spatial_ratio``: pixels per latent cell and side. ``temporal_ratio``: frames per latent frame
     after the first; 1 for pictures. What the autoencoder itself calls a latent is a LATENT times
-    ``gain`` plus ``offset``, by channel (one number: for all). ``widest``: channels of its widest stage.
+    ``gain`` plus ``offset``, by channel (one number: for all).
     """
 
     family: str
@@ -33,7 +33,6 @@ class VaeSpec:
     temporal_ratio: int = 1
     gain: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
-    widest: int = 1
 
     @property
     def name(self) -> str:
@@ -90,6 +89,11 @@ def wrong_latent(spec: VaeSpec, shape) -> str:
     right = NAMES.get(CHANNELS.get(shape[1])) if len(shape) > 1 else None
     right = f"decode it with {right}" if right else "decode it with the VAE of the model that made it"
     return f"the latent has the shape {list(shape)} and this VAE ({spec.name}) takes {takes}: {right}"
+
+
+def too_small(spec: VaeSpec, side: int) -> str:
+    """What to say of a picture that is less than one latent cell."""
+    return f"the picture is {side} pixels on a side; {spec.name} needs at least {spec.spatial_ratio}"
 
 
 def frames_to_latent(spec: VaeSpec, frames: int) -> int:

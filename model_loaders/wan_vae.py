@@ -55,7 +55,6 @@ def build(checkpoint: Checkpoint) -> tuple[object, dict]:
         "temporal_ratio": 4,
         "gain": gain,
         "offset": tuple(own - common * g for own, common, g in zip(mean, MEAN, gain)),
-        "widest": (module.config.decoder_base_dim or module.config.base_dim),
     }
     return module, fields
 

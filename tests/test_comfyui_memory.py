@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import conftest
 import drawing
 import filming
 import pytest
 import tiny
 import torch
+
+sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
+
+import memory as benchmark
+from tracing import traced_peak
 
 pytestmark = pytest.mark.comfyui
 
@@ -108,6 +115,54 @@ def test_running_out_of_memory_falls_back_to_windows(parts, video_references, mo
     else:
         assert vae.encode(torch.rand(5, 64, 64, 3)).shape == (1, 16, 2, 8, 8)
     assert tried[0] is None and tried[1].size == 32
+
+
+def test_a_step_asks_for_the_memory_that_was_measured(parts, monkeypatch):
+    """Before sampling and at each step, ComfyUI asks with the latent's shape and the prompt's length."""
+    network, asked = parts[0].model, []
+    true = type(network).memory_required
+
+    def required(self, shape, cond_shapes=None):
+        asked.append((list(shape), [tuple(s)[1] for s in (cond_shapes or {}).get("c_crossattn", ())]))
+        return true(self, shape, cond_shapes)
+
+    monkeypatch.setattr(type(network), "memory_required", required)
+    drawing.ours(parts, "a red ring")
+    assert [1, 32, 2, 2] in [shape for shape, _ in asked] and [2, 32, 2, 2] in [shape for shape, _ in asked]
+    assert all(lengths and min(lengths) > 1 for _, lengths in asked)
+    short, long = ({"c_crossattn": [torch.Size([1, n, 48])]} for n in (10, 200))
+    assert true(network, [1, 32, 8, 8], short) < true(network, [1, 32, 8, 8], long) < true(network, [1, 32, 8, 8])
+    assert true(network, [2, 32, 8, 8], short) == 2 * true(network, [1, 32, 8, 8], short)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=str)
+def test_a_step_in_comfyui_takes_what_it_asks_for(parts, stored, size):
+    """BaseModel.apply_model of SANA-Sprint 0.6B, two blocks of it, on meta tensors; on the CPU bfloat16 is cast."""
+    from pathlib import Path
+
+    from diffusers import SanaTransformer2DModel
+    from sana_nodes.host.comfyui.model import build_model
+    from sana_nodes.model_loaders import transformer
+
+    config = {**benchmark.HALF, **benchmark.SPRINT, "num_layers": 2}
+    with torch.device("meta"):
+        module = SanaTransformer2DModel(**config).to(stored)
+        x, sigma, context, guidance = (torch.empty(1, *s) for s in ((32, size, size), (), (120, 2304), ()))
+    loaded = transformer.LoadedTransformer(module, transformer.spec_of(module.config, transformer.SPRINT), Path())
+    model = build_model(loaded, "default").model
+    assert (model.manual_cast_dtype is None) == (stored == torch.float32)
+    peak = traced_peak(lambda: model.apply_model(x, sigma, c_crossattn=context, guidance=guidance))
+    told = model.memory_required(list(x.shape), {"c_crossattn": [context.shape]})
+    assert 0.7 < told / peak < 1.3, f"told {told / peak:.2f} of the peak"
+
+
+def test_a_held_first_frame_asks_for_more_memory(parts, video_references):
+    """Every token has a time of its own then, and a modulation."""
+    network = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[0].model
+    held = {"denoise_mask": [torch.Size([1, 1, 5, 32, 32])]}
+    shape = [1, 16, 5, 32, 32]
+    assert 1.5 < network.memory_required(shape, held) / network.memory_required(shape) < 2.0
 
 
 def test_weights_left_behind_follow_their_input(parts):

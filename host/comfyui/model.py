@@ -12,6 +12,7 @@ import comfy.supported_models_base
 import torch
 
 from ...model_loaders import dtypes
+from ...model_loaders.memory import CAPTION, transformer_memory
 from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
@@ -65,7 +66,6 @@ class SanaConfig(comfy.supported_models_base.BASE):
     unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
-    memory_usage_factor = 3.0
 
 
 class ComfyForward:
@@ -100,7 +100,21 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = loaded.module
         self.sana_spec = loaded.spec
+        casting = self.manual_cast_dtype is not None
+        self.sana_memory = transformer_memory(loaded.module, loaded.spec.patch, casting)
         self.model_sampling = sampling
+
+    def memory_required(self, input_shape, cond_shapes=None):
+        """Bytes of a call with latents of ``input_shape``; what control nets take, ComfyUI asks of them."""
+        known = cond_shapes or {}
+        captions = max((shape[1] for shape in known.get("c_crossattn", ())), default=CAPTION)
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        return self.sana_memory.step(input_shape, dtype.itemsize, captions, bool(known.get("denoise_mask")))
+
+    def extra_conds_shapes(self, **kwargs):
+        """What is known before sampling begins: the prompt's length."""
+        states = kwargs.get("cross_attn")
+        return {} if states is None else {"c_crossattn": list(states.shape)}
 
     def extra_conds(self, **kwargs):
         patches.refuse_pictures(kwargs)

@@ -12,6 +12,8 @@ import comfy.utils
 import torch
 
 from ...model_loaders import dtypes, streaming
+from ...model_loaders.dc_ae_windows import WINDOW, Windows
+from ...model_loaders.memory import vae_memory
 from ...model_loaders.streaming import Tiles
 from ...model_loaders.vae import (
     CHANNELS,
@@ -21,6 +23,7 @@ from ...model_loaders.vae import (
     from_autoencoder,
     latent_to_frames,
     to_autoencoder,
+    too_small,
     wrong_latent,
 )
 from . import previews
@@ -61,10 +64,9 @@ class SanaVAE(comfy.sd.VAE):
         self.latent_channels = spec.latent_channels
         self.downscale_ratio = self.upscale_ratio = spec.spatial_ratio
         self.working_dtypes = WORKING_DTYPES
-        self.memory_used_encode = lambda shape, dtype: _memory(spec, shape[-2] * shape[-1], dtype)
-        self.memory_used_decode = lambda shape, dtype: _memory(
-            spec, shape[-2] * shape[-1] * spec.spatial_ratio**2, dtype
-        )
+        memory = self.sana_memory = vae_memory(loaded.module, spec)
+        self.memory_used_encode = lambda shape, dtype: memory.encode(shape, dtype.itemsize)
+        self.memory_used_decode = lambda shape, dtype: memory.decode(shape, dtype.itemsize)
         self.device, self.vae_dtype = device, dtype
         self.output_device = comfy.model_management.intermediate_device()
         offload_device = comfy.model_management.vae_offload_device()
@@ -72,12 +74,70 @@ class SanaVAE(comfy.sd.VAE):
         self.size = comfy.model_management.module_size(self.first_stage_model)
 
     def decode(self, samples_in, *args, **kwargs):
+        """comfy's, which falls back to ``decode_tiled_``; what the device cannot hold at all goes there at once."""
         self._check_channels(samples_in)
+        if self._is_too_much(self.memory_used_decode((1, *samples_in.shape[1:]), self.vae_dtype)):
+            return self.decode_tiled(samples_in)
         return super().decode(samples_in, *args, **kwargs)
 
-    def decode_tiled(self, samples, *args, **kwargs):
+    def encode(self, pixel_samples):
+        """The same with ``encode_tiled_``."""
+        rows, columns = pixel_samples.shape[1:3]
+        if self._is_too_much(self.memory_used_encode((1, 3, rows, columns), self.vae_dtype)):
+            return self.encode_tiled(pixel_samples)
+        return super().encode(pixel_samples)
+
+    def _is_too_much(self, needed: int) -> bool:
+        return needed > comfy.model_management.get_total_memory(self.device)
+
+    def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """A LATENT's samples to pictures in windows of ``tile_x`` latent cells, to the same pixels.
+
+        Windows are exact (dc_ae_windows.py), so ``overlap`` has nothing to do.
+        """
         self._check_channels(samples)
-        return super().decode_tiled(samples, *args, **kwargs)
+        side = _side(tile_x, tile_y, self.sana_spec.spatial_ratio)
+        sides = (s * self.sana_spec.spatial_ratio for s in samples.shape[-2:])
+        self._load(self.sana_memory.decode_in_windows(*sides, side, self.vae_dtype.itemsize))
+        return self.decode_tiled_(samples, tile_x, tile_y).movedim(1, -1)
+
+    def decode_tiled_(self, samples, tile_x=None, tile_y=None, overlap=None):
+        """[B, C, h, w] to [B, 3, H, W] in [0, 1]; comfy's ``decode`` falls back to it."""
+        windows = self._windows(_side(tile_x, tile_y, self.sana_spec.spatial_ratio))
+        pixels = windows.decode(self.first_stage_model.autoencoder, to_autoencoder(self.sana_spec, samples))
+        return self.process_output(pixels.to(_output_dtype(self)))
+
+    def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """Pictures [B, H, W, 3] to latents in windows of ``tile_x`` pixels; as in :meth:`decode_tiled`."""
+        pixels = self.vae_encode_crop_pixels(pixel_samples).movedim(-1, 1)
+        needed = self.sana_memory.encode_in_windows(*pixels.shape[-2:], _side(tile_x, tile_y), self.vae_dtype.itemsize)
+        self._load(needed)
+        return self.encode_tiled_(pixels, tile_x, tile_y)
+
+    def encode_tiled_(self, pixel_samples, tile_x=None, tile_y=None, overlap=None):
+        """[B, 3, H, W] in [0, 1] to [B, C, h, w]; comfy's ``encode`` falls back to it."""
+        windows = self._windows(_side(tile_x, tile_y))
+        raw = windows.encode(self.first_stage_model.autoencoder, self.process_input(pixel_samples))
+        return from_autoencoder(self.sana_spec, raw).to(_output_dtype(self))
+
+    def vae_encode_crop_pixels(self, pixels):
+        """Sides that the ratio does not divide are cropped in the middle; ValueError where nothing is left."""
+        ratio = self.sana_spec.spatial_ratio
+        if min(pixels.shape[1:3]) < ratio:
+            raise ValueError(too_small(self.sana_spec, min(pixels.shape[1:3])))
+        return super().vae_encode_crop_pixels(pixels)
+
+    def _load(self, needed: int) -> None:
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+
+    def _windows(self, side: int) -> Windows:
+        bar = comfy.utils.ProgressBar(1)
+
+        def report(done: int, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        return Windows(side, self.device, self.vae_dtype, report, self.output_device)
 
     def get_sd(self):
         """The autoencoder's weights in diffusers' naming, for VAESave."""
@@ -86,6 +146,16 @@ class SanaVAE(comfy.sd.VAE):
     def _check_channels(self, samples):
         if samples.shape[1] != self.latent_channels:
             raise ValueError(wrong_latent(self.sana_spec, samples.shape))
+
+
+def _side(tile_x: int | None, tile_y: int | None, cell: int = 1) -> int:
+    """Pixels on a side of a window, from a node's two sizes in cells of so many."""
+    return min((v * cell for v in (tile_x, tile_y) if v), default=WINDOW)
+
+
+def _output_dtype(vae) -> torch.dtype:
+    """ComfyUI 0.33 can keep pictures and latents in half precision; before, they were float32."""
+    return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
 
 
 class SanaVideoVAE(SanaVAE):
@@ -150,9 +220,8 @@ class SanaVideoVAE(SanaVAE):
         return Tiles(max(2, TILE // ratio), max(1, TILE_OVERLAP // ratio))
 
     def _run(self, raw, tiles, bar) -> Iterator[torch.Tensor]:
-        side = raw.shape if tiles is None else (*raw.shape[:3], tiles.size, tiles.size)
-        needed = self.memory_used_decode(side, self.vae_dtype)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        side = raw.shape if tiles is None else (*raw.shape[:3], *(min(s, tiles.size) for s in raw.shape[3:]))
+        self._load(self.memory_used_decode(side, self.vae_dtype))
         module, shown = self.first_stage_model.autoencoder, 0
         for piece in streaming.decode_pieces(module, self.sana_spec, raw, self.device, self.vae_dtype, tiles):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -180,8 +249,9 @@ class SanaVideoVAE(SanaVAE):
     def _latents(self, pixels, tiles: Tiles | None):
         videos = pixels if pixels.ndim == 5 else pixels[None]
         videos = self._cropped(videos[..., :3])
-        needed = self.memory_used_encode(videos.shape[:-1], self.vae_dtype)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        size = max(videos.shape[2:4]) if tiles is None else tiles.size * self.sana_spec.spatial_ratio
+        sides = (min(side, size) for side in videos.shape[2:4])
+        self._load(self.memory_used_encode((*videos.shape[:2], *sides), self.vae_dtype))
         module = self.first_stage_model.autoencoder
         raw = streaming.encode_pieces(module, self.sana_spec, videos, self.device, self.vae_dtype, tiles)
         return from_autoencoder(self.sana_spec, raw.to(self.output_device, torch.float32))
@@ -191,20 +261,9 @@ class SanaVideoVAE(SanaVAE):
         for dim in (2, 3):
             side = videos.shape[dim]
             if side < ratio:
-                raise ValueError(
-                    f"the picture is {side} pixels on a side; {self.sana_spec.name} needs at least {ratio}"
-                )
+                raise ValueError(too_small(self.sana_spec, side))
             videos = videos.narrow(dim, side % ratio // 2, side // ratio * ratio)
         return videos
-
-
-def _memory(spec: VaeSpec, pixels: int, dtype: torch.dtype) -> int:
-    """Bytes of the widest stage at the picture's size: about 9 maps of 2 * widest channels at a quarter of it.
-
-    A video autoencoder works on a few frames at once, each with the last two of every layer beside it.
-    """
-    frames = 1 if not spec.is_video else 2 + spec.temporal_ratio
-    return int(pixels * frames * spec.widest * 4.5 * comfy.model_management.dtype_size(dtype))
 
 
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from ...model_loaders import dtypes, lora, prompts, streaming
+from ...model_loaders.dc_ae_windows import WINDOW, Windows
 from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
 from ...model_loaders.transformer import (
@@ -20,11 +22,20 @@ from ...model_loaders.transformer import (
     network_inputs,
     velocity,
 )
-from ...model_loaders.vae import LoadedVae, VaeSpec, from_autoencoder, latent_to_frames, to_autoencoder
+from ...model_loaders.vae import (
+    LoadedVae,
+    VaeSpec,
+    from_autoencoder,
+    latent_to_frames,
+    to_autoencoder,
+    too_small,
+)
 from ...model_loaders.wan_vae import MEAN, STD
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from . import progress
+
+logger = logging.getLogger(__name__)
 
 
 def device() -> torch.device:
@@ -134,8 +145,7 @@ class Vae:
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         raw = to_autoencoder(self.spec, samples)
         if not self.spec.is_video:
-            _bring(self.device, self.module)
-            return _picture(self.module.decode(raw.to(self.device, self.dtype), return_dict=False)[0]).movedim(1, -1)
+            return _picture(self._fitting("decode", raw)).movedim(1, -1)
         frames = latent_to_frames(self.spec, samples.shape[2])
         sides = (side * self.spec.spatial_ratio for side in samples.shape[-2:])
         videos = torch.empty(samples.shape[0], frames, *sides, 3)
@@ -171,17 +181,31 @@ class Vae:
             videos = pixels if pixels.ndim == 5 else pixels[None]
             raw = streaming.encode_pieces(self.module, self.spec, videos, self.device, self.dtype)
         else:
-            raw = self.module.encode(pixels.movedim(-1, 1).to(self.device, self.dtype) * 2.0 - 1.0, return_dict=False)[
-                0
-            ]
+            raw = self._fitting("encode", pixels.movedim(-1, 1) * 2.0 - 1.0)
         return from_autoencoder(self.spec, raw.to("cpu", torch.float32))
+
+    def _fitting(self, half: str, given: torch.Tensor) -> torch.Tensor:
+        """A picture autoencoder's ``encode`` or ``decode``, in windows where the whole does not fit into memory."""
+        _bring(self.device, self.module)
+        try:
+            return getattr(self.module, half)(given.to(self.device, self.dtype), return_dict=False)[0]
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("Out of memory: the picture is %sd once more, in windows of %d pixels.", half, WINDOW)
+        torch.cuda.empty_cache()
+        with progress.bar(1, f"{half[:-1]}ing in windows") as bar:
+
+            def report(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return getattr(Windows(WINDOW, self.device, self.dtype, report), half)(self.module, given)
 
     def _cropped(self, pixels: torch.Tensor) -> torch.Tensor:
         ratio = self.spec.spatial_ratio
         for dim in (-3, -2):
             side = pixels.shape[dim]
             if side < ratio:
-                raise ValueError(f"the picture is {side} pixels on a side; {self.spec.name} needs at least {ratio}")
+                raise ValueError(too_small(self.spec, side))
             pixels = pixels.narrow(dim, side % ratio // 2, side // ratio * ratio)
         return pixels
 

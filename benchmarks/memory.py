@@ -1,0 +1,243 @@
+"""The memory that a pass takes beyond the weights, against what the pack tells ComfyUI (model_loaders/memory.py).
+
+    python benchmarks/memory.py [--device meta|cuda] [--check]
+
+The published configurations, without their weights: encode, decode, and a step with what ComfyUI's BaseModel does
+around the network. On ``meta`` allocations are traced (tracing.py); on ``cuda`` it is torch.cuda.max_memory_allocated.
+``--check`` holds the tracer against PyTorch's real CPU allocator on models that are small enough to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from sana_nodes.model_loaders import memory, streaming
+from sana_nodes.model_loaders.dc_ae_windows import WINDOW, Windows
+from sana_nodes.model_loaders.transformer import TransformerSpec, network_inputs, token_times
+from sana_nodes.model_loaders.vae import VaeSpec
+from sana_nodes.samplers.flow_match import FlowMatch
+from sana_nodes.samplers.trigflow import TrigFlow
+from tracing import allocated_peak, cuda_peak, traced_peak
+
+DC_AE = {
+    "latent_channels": 32,
+    "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "downsample_block_type": "Conv",
+    "upsample_block_type": "interpolate",
+    "scaling_factor": 0.41407,
+}
+SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+HALF = {
+    "num_layers": 28,
+    "num_attention_heads": 36,
+    "num_cross_attention_heads": 16,
+    "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+}
+VIDEO = {"mlp_ratio": 3.0, "qk_norm": "rms_norm_across_heads"}
+CONFIGS = {
+    "DC-AE": ("AutoencoderDC", DC_AE),
+    "Wan 2.1 VAE": ("AutoencoderKLWan", {}),
+    "LTX-2 video VAE": ("AutoencoderKLLTX2Video", {}),
+    "Sprint 0.6B": ("SanaTransformer2DModel", {**HALF, **SPRINT}),
+    "Sana 1.6B": ("SanaTransformer2DModel", {}),
+    "Sprint 1.6B": ("SanaTransformer2DModel", SPRINT),
+    "SANA-Video 480p": (
+        "SanaVideoTransformer3DModel",
+        {**VIDEO, "in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2), "sample_size": 30},
+    ),
+    "SANA-Video 720p": (
+        "SanaVideoTransformer3DModel",
+        {**VIDEO, "in_channels": 128, "out_channels": 128, "patch_size": (1, 1, 1), "sample_size": 22},
+    ),
+}
+VAES = {
+    "DC-AE": VaeSpec("dc-ae", 32, 32),
+    "Wan 2.1 VAE": VaeSpec("wan", 16, 8, 4),
+    "LTX-2 video VAE": VaeSpec("ltx2", 128, 32, 8),
+}
+PICTURES = ((512, 512), (1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
+FILMS = ((256, 256, 1), (480, 832, 9), (480, 832, 81), (704, 1280, 25), (704, 1280, 121))
+"""Rows, columns and frames."""
+STEPS = (1, 300), (2, 300), (1, 77)
+"""Pictures in the network at once (cfg makes two), and tokens of the prompt."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: what to run on a device in a dtype, and what the pack says that it takes."""
+
+    model: str
+    what: str
+    size: str
+    run: Callable[[], object]
+    estimate: int
+
+
+@cache
+def module(name: str, device: str, dtype: torch.dtype):
+    import diffusers
+
+    kind, config = CONFIGS[name]
+    with torch.device("meta"):
+        made = getattr(diffusers, kind)(**config).eval().to(dtype)
+    return made if device == "meta" else made.to_empty(device=device)
+
+
+def picture_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    vae, told = module("DC-AE", device, dtype), memory.vae_memory(module("DC-AE", device, dtype), VAES["DC-AE"])
+    for height, width in PICTURES:
+        pixels = torch.empty(1, 3, height, width, device=device, dtype=dtype)
+        latents = torch.empty(1, 32, height // 32, width // 32, device=device, dtype=dtype)
+        size = f"{width} x {height}"
+        encode, decode = told.encode(pixels.shape, dtype.itemsize), told.decode(latents.shape, dtype.itemsize)
+        yield Case("DC-AE", "encode", size, partial(vae.encode, pixels, return_dict=False), encode)
+        yield Case("DC-AE", "decode", size, partial(vae.decode, latents, return_dict=False), decode)
+    for height, width in PICTURES[2:]:
+        yield from _window_cases(vae, told, device, dtype, height, width)
+
+
+def _window_cases(vae, told, device, dtype, height, width) -> Iterator[Case]:
+    """The finished picture comes together on the same device here, which the estimate leaves out."""
+    windows = Windows(WINDOW, torch.device(device), dtype, output=device)
+    pixels = torch.empty(1, 3, height, width, device=device, dtype=dtype)
+    latents = torch.empty(1, 32, height // 32, width // 32, device=device, dtype=dtype)
+    size, sides = f"{width} x {height}", (height, width, WINDOW, dtype.itemsize)
+    encode = told.encode_in_windows(*sides) + latents.numel() * 4
+    decode = told.decode_in_windows(*sides) + pixels.numel() * 4
+    yield Case("DC-AE", "encode in windows", size, lambda: windows.encode(vae, pixels), encode)
+    yield Case("DC-AE", "decode in windows", size, lambda: windows.decode(vae, latents), decode)
+
+
+def film_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    spec, vae = VAES[name], module(name, device, dtype)
+    told = memory.vae_memory(vae, spec)
+
+    def decode(latents):
+        for _ in streaming.decode_pieces(vae, spec, latents, device, dtype):
+            pass
+
+    for height, width, frames in FILMS:
+        pixels = torch.empty(1, frames, height, width, 3, device=device, dtype=dtype)
+        cells = (frames - 1) // spec.temporal_ratio + 1, height // spec.spatial_ratio, width // spec.spatial_ratio
+        latents = torch.empty(1, spec.latent_channels, *cells, device=device, dtype=dtype)
+        size = f"{width} x {height} x {frames}"
+        estimate = told.encode((1, 3, frames, height, width), dtype.itemsize)
+        yield Case(
+            name, "encode", size, lambda p=pixels: streaming.encode_pieces(vae, spec, p, device, dtype), estimate
+        )
+        yield Case(name, "decode", size, partial(decode, latents), told.decode(latents.shape, dtype.itemsize))
+
+
+def step_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    network = module(name, device, dtype)
+    config = network.config
+    guidance = config.guidance_embeds_scale if config.guidance_embeds else None
+    is_video = isinstance(config.patch_size, (tuple, list))
+    patch = tuple(config.patch_size) if is_video else (1, config.patch_size, config.patch_size)
+    family = "video" if is_video else "image" if guidance is None else "sprint"
+    spec = TransformerSpec(family, config.in_channels, config.caption_channels, patch, guidance)
+    told = memory.transformer_memory(network, patch)
+    ratio, faster = (8, 4) if patch[1] == 2 else (32, 8)
+    for batch, captions in STEPS:
+        for height, width, *frames in FILMS if is_video else PICTURES:
+            cells = [(f - 1) // faster + 1 for f in frames] + [height // ratio // patch[1] * patch[1], width // ratio]
+            x = torch.empty(batch, config.in_channels, *cells, device=device)
+            context = torch.empty(batch, captions, config.caption_channels, device=device)
+            size = " x ".join(map(str, (width, height, *frames))) + f", batch {batch}, prompt {captions}"
+            for timed in (False, True) if is_video else (False,):
+                what = "step, image to video" if timed else "step"
+                run = step(network, spec, x, context, dtype, timed)
+                yield Case(name, what, size, run, told.step(x.shape, dtype.itemsize, captions, timed))
+
+
+def step(network, spec: TransformerSpec, x, context, dtype: torch.dtype, timed: bool) -> Callable[[], object]:
+    """What comfy's BaseModel._apply_model does, with a network as ComfyForward calls it."""
+    sampling = TrigFlow() if spec.family == "sprint" else FlowMatch(spec.flow_shift)
+    sigma = torch.ones(x.shape[0], device=x.device)
+    guidance = torch.ones(1, device=x.device, dtype=dtype)
+
+    def run():
+        seen = sampling.calculate_input(sigma, x).to(dtype)
+        inputs = network_inputs(spec, seen, sampling.timestep(sigma).float(), context.to(dtype), guidance)
+        if timed:
+            inputs["timestep"] = token_times(spec, inputs["timestep"], torch.ones_like(seen[:, :1]))
+        return sampling.calculate_denoised(sigma, network(**inputs)[0].float(), x)
+
+    return run
+
+
+def cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    if name == "DC-AE":
+        return picture_cases(device, dtype)
+    return film_cases(name, device, dtype) if name in VAES else step_cases(name, device, dtype)
+
+
+def small_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    """Passes that two cores can run; ``estimate`` means nothing here.
+
+    Wan's decoder in bfloat16 alone: PyTorch's float32 3-D convolution lays its input out in columns on the CPU.
+    """
+    import diffusers
+
+    widths = (16, 32, 64, 64, 64, 64)
+    dc_ae = {**DC_AE, "encoder_block_out_channels": widths, "decoder_block_out_channels": widths}
+    heads = {"num_layers": 2, "num_attention_heads": 8, "num_cross_attention_heads": 2, "cross_attention_dim": 256}
+    with torch.device("meta"):
+        made = {
+            "DC-AE": diffusers.AutoencoderDC(**dc_ae),
+            "Wan 2.1 VAE": diffusers.AutoencoderKLWan(base_dim=16, num_res_blocks=1),
+            "Sprint": diffusers.SanaTransformer2DModel(**heads, **SPRINT, cross_attention_head_dim=128),
+        }
+    made = {name: m.eval().to(dtype).to_empty(device=device) for name, m in made.items()}
+    for m in made.values():
+        for parameter in m.parameters():
+            torch.nn.init.constant_(parameter, 0.01)
+    pixels = torch.zeros(1, 3, 256, 256, device=device, dtype=dtype)
+    latents = torch.zeros(1, 32, 8, 8, device=device, dtype=dtype)
+    yield Case("DC-AE", "encode", "256 x 256", lambda: made["DC-AE"].encode(pixels, return_dict=False), 0)
+    yield Case("DC-AE", "decode", "256 x 256", lambda: made["DC-AE"].decode(latents, return_dict=False), 0)
+    film = torch.zeros(1, 16, 3, 16, 16, device=device, dtype=dtype)
+
+    def decode():
+        for _ in streaming.decode_pieces(made["Wan 2.1 VAE"], VAES["Wan 2.1 VAE"], film, device, dtype):
+            pass
+
+    if dtype == torch.bfloat16:
+        yield Case("Wan 2.1 VAE", "decode", "128 x 128 x 9", decode, 0)
+    spec = TransformerSpec("sprint", 32, 2304, (1, 1, 1), 0.1)
+    x, context = torch.zeros(1, 32, 48, 48, device=device), torch.zeros(1, 77, 2304, device=device)
+    yield Case("Sprint", "step", "1536 x 1536", step(made["Sprint"], spec, x, context, dtype, False), 0)
+
+
+def check(dtype: torch.dtype) -> Iterator[tuple[Case, int, int]]:
+    """Each small case with what the tracer says of it and what the CPU's allocator did."""
+    for real, meta in zip(small_cases("cpu", dtype), small_cases("meta", dtype)):
+        yield real, traced_peak(meta.run), allocated_peak(real.run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("meta", "cuda"), default="cuda" if torch.cuda.is_available() else "meta")
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    for dtype in (torch.bfloat16, torch.float32):
+        if arguments.check:
+            for case, traced, allocated in check(dtype):
+                names = f"{case.model:<16} {case.what:<8} {case.size:<14} {str(dtype)[6:]:<9}"
+                print(f"{names} traced {traced:>11,} allocated {allocated:>11,} {traced / allocated:5.2f}", flush=True)
+            continue
+        for name in CONFIGS:
+            for case in cases(name, arguments.device, dtype):
+                peak = (traced_peak if arguments.device == "meta" else cuda_peak)(case.run)
+                names = f"{case.model:<16} {case.what:<21} {case.size:<42} {str(dtype)[6:]:<9}"
+                print(f"{names} {peak / 2**30:8.3f} GiB, told {case.estimate / 2**30:8.3f} {case.estimate / peak:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A big picture there and back in windows, against the whole: time, seams, and the whole's own error.
+
+    python benchmarks/tiles.py [--size 4096] [--window 1024]
+
+The trained demo VAE in float32 on the CPU. The whole picture needs about 16 GB of memory at 4096 pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import big_pictures
+from sana_nodes.model_loaders.dc_ae_windows import Windows
+
+
+def timed(what: str, call):
+    start = time.perf_counter()
+    result = call()
+    print(f"{what:<24} {time.perf_counter() - start:8.1f} s", flush=True)
+    return result
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--window", type=int, default=1024)
+    arguments = parser.parse_args()
+    autoencoder, pixels = big_pictures.demo_autoencoder(), big_pictures.picture(arguments.size)
+    windows = Windows(arguments.window, torch.device("cpu"), torch.float32)
+    latents = timed("encode, whole", lambda: autoencoder.encode(pixels).latent)
+    tiled_latents = timed("encode, windows", lambda: windows.encode(autoencoder, pixels))
+    whole = timed("decode, whole", lambda: autoencoder.decode(latents).sample)
+    tiled = timed("decode, windows", lambda: windows.decode(autoencoder, tiled_latents))
+    print(f"latents differ by at most {(tiled_latents - latents).abs().max():.2e} of {latents.abs().max():.1f}")
+    print(f"pixels differ by at most {(tiled - whole).abs().max() * 127.5:.4f} of 255")
+    print(f"neighbours differ by at most {big_pictures.seam(tiled, whole):.4f} of 255 more than in the whole picture")
+    print(f"the whole picture differs from its original by {(whole - pixels).abs().mean() * 127.5:.2f} in the mean")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""DC-AE in windows, to the result of the whole picture: memory is a window's, and there are no seams.
+
+Convolutions see a few cells around them, so a window is computed with as many more cells on each side as
+its layers reach (its halo), which are cut off. Linear attention sees the whole picture, but through one
+small matrix for each head: the sum of value times key over all places (EfficientViT, arXiv 2205.14756).
+It is summed over all windows first and applied in each of them afterwards. The layers are diffusers' own
+(autoencoder_dc.py). AutoencoderDC's own tiling differs: its tiles know nothing of each other and are
+faded into each other, so that their sums, and with them colours and edges, change from tile to tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+WINDOW = 1024
+"""Pixels on a side of a window where the host asks for none, without its halo."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How to go over a picture: windows of ``side`` pixels, computed on ``device`` in ``dtype``.
+
+    ``report(done, total)`` is called after each window; it may raise to stop. The result comes
+    together on ``output``.
+    """
+
+    side: int
+    device: torch.device
+    dtype: torch.dtype
+    report: Callable[[int, int], None] = lambda done, total: None
+    output: torch.device | str = "cpu"
+
+    @torch.no_grad()
+    def decode(self, module, latents: torch.Tensor) -> torch.Tensor:
+        """AutoencoderDC.decode of [B, C, h, w]: [B, 3, H, W] in float32."""
+        return self._through(_decoder_stages(module.decoder), latents, module.spatial_compression_ratio)
+
+    @torch.no_grad()
+    def encode(self, module, pixels: torch.Tensor) -> torch.Tensor:
+        """AutoencoderDC.encode of [B, 3, H, W] in [-1, 1]: [B, C, h, w] in float32."""
+        return self._through(_encoder_stages(module.encoder), pixels, 1)
+
+    def _through(self, stages: list[_Stage], given: torch.Tensor, cell: int) -> torch.Tensor:
+        """``cell``: pixels on a side of a cell of ``given``."""
+        plan, total, shape = [], 0, given.shape[-2:]
+        for stage in stages:
+            cores = _cores(shape, stage.down, max(1, self.side // (cell * stage.down)))
+            plan.append((stage, cores))
+            total += len(given) * stage.passes * len(cores)
+            shape = [side // stage.down * stage.up for side in shape]
+            cell = cell * stage.down // stage.up
+        done, finished = 0, []
+        for x in given.split(1):
+            for place, (stage, cores) in enumerate(plan):
+                last = place == len(plan) - 1
+                whole = None
+                for rows, columns, part in stage.run(x, cores, self._bring):
+                    if part is not None:
+                        whole = self._canvas(part, x.shape, stage, last) if whole is None else whole
+                        whole[..., rows, columns] = part
+                    done += 1
+                    self.report(done, total)
+                x = whole
+            finished.append(x)
+        return torch.cat(finished) if len(finished) > 1 else finished[0]
+
+    def _bring(self, window: torch.Tensor) -> torch.Tensor:
+        return window.to(self.device, self.dtype)
+
+    def _canvas(self, part, shape, stage, last: bool) -> torch.Tensor:
+        """Where a stage's windows go: maps between stages stay on the device."""
+        size = *part.shape[:2], *(side // stage.down * stage.up for side in shape[-2:])
+        return torch.empty(size, device=self.output) if last else part.new_empty(size)
+
+
+Core = tuple[slice, slice]
+
+
+def _cores(shape, down: int, size: int) -> list[Core]:
+    """Windows of ``size`` units or somewhat fewer that cover a map, in rows and columns of ``down`` cells."""
+
+    def along(length: int) -> list[slice]:
+        count = -(-length // size)
+        edges = [length * i // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:])]
+
+    return [(rows, columns) for rows in along(shape[-2] // down) for columns in along(shape[-1] // down)]
+
+
+def _window(x: torch.Tensor, core: Core, halo: int, down: int = 1) -> torch.Tensor:
+    """A window of a map, with its halo where the map goes on."""
+    rows, columns = (slice(max(0, s.start - halo) * down, (s.stop + halo) * down) for s in core)
+    return x[..., rows, columns]
+
+
+def _inside(core: Core, halo: int, up: int = 1) -> Core:
+    """Where a window's own cells are in what came of it."""
+    return tuple(slice(min(halo, s.start) * up, (min(halo, s.start) + s.stop - s.start) * up) for s in core)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that sees a few cells around each of its own: of ``halo`` cells out it needs ``reach(halo)`` in."""
+
+    call: Callable[[torch.Tensor], torch.Tensor]
+    reach: Callable[[int], int]
+    down: int = 1
+    up: int = 1
+
+
+class _Local:
+    """Layers one after another that each see a few cells."""
+
+    passes = 1
+
+    def __init__(self, layers: list[_Layer]):
+        self.layers, self.down, self.up, cells = layers, 1, 1, 0
+        for layer in layers:
+            self.down, self.up = self.down * layer.down, self.up * layer.up
+        for layer in reversed(layers):
+            cells = layer.reach(cells)
+        self.halo = -(-cells // self.down)
+        """In units of ``down`` cells, so that every window begins where a strided convolution does."""
+
+    def run(self, x: torch.Tensor, cores: list[Core], bring: Callable) -> Iterator[tuple]:
+        for core in cores:
+            part = bring(_window(x, core, self.halo, self.down))
+            for layer in self.layers:
+                part = layer.call(part)
+            rows, columns = (slice(s.start * self.up, s.stop * self.up) for s in core)
+            yield rows, columns, part[(..., *_inside(core, self.halo, self.up))]
+
+
+class _Attention:
+    """An EfficientViTBlock: once over the picture for its attention's sums, and once more to use them."""
+
+    passes, down, up = 2, 1, 1
+
+    def __init__(self, block):
+        self.block = block
+        kernels = [scale.proj_in.kernel_size[0] for scale in block.attn.to_qkv_multiscale]
+        self.halo = max(kernels, default=1) // 2 + 1
+        """Of the multi-scale convolutions, and of the feed-forward's depth-wise one after them."""
+
+    def run(self, x: torch.Tensor, cores: list[Core], bring: Callable) -> Iterator[tuple]:
+        summing = _Summing(self.block.attn)
+        for core in cores:
+            summing.add(bring(_window(x, core, self.halo)), _inside(core, self.halo))
+            yield *core, None
+        applying = _Applying(self.block.attn, summing.scores)
+        for core in cores:
+            part = self.block.conv_out(applying(bring(_window(x, core, self.halo))))
+            yield *core, part[(..., *_inside(core, self.halo))]
+
+
+class _StandIn:
+    """SanaMultiscaleLinearAttention as its processor sees it, with another answer to linear attention.
+
+    A window with fewer places than a head has channels would go through the quadratic form of the same
+    sum, so that is answered likewise.
+    """
+
+    def __init__(self, attention):
+        self.attention = attention
+
+    def __getattr__(self, name):
+        return getattr(self.attention, name)
+
+    def __call__(self, window: torch.Tensor) -> torch.Tensor:
+        return self.attention.processor(self, window)
+
+    def apply_quadratic_attention(self, query, key, value):
+        return self.apply_linear_attention(query.float(), key.float(), value.float()).to(value.dtype)
+
+
+class _Summing(_StandIn):
+    """Adds up value times key over the places of windows that are their own."""
+
+    scores: torch.Tensor | float = 0.0
+
+    def add(self, window: torch.Tensor, inside: Core) -> None:
+        self.sides, self.inside = window.shape[-2:], inside
+        self(window)
+
+    def apply_linear_attention(self, query, key, value):
+        key, own = (t.unflatten(-1, self.sides)[(..., *self.inside)].flatten(-2) for t in (key, value))
+        ones = torch.nn.functional.pad(own, (0, 0, 0, 1), value=1.0)
+        self.scores = self.scores + ones @ key.transpose(-1, -2)
+        return value
+
+
+class _Applying(_StandIn):
+    """Attention by the sums of the whole picture."""
+
+    def __init__(self, attention, scores: torch.Tensor):
+        super().__init__(attention)
+        self.scores = scores
+
+    def apply_linear_attention(self, query, key, value):
+        wide = self.scores @ query
+        return wide[:, :, :-1] / (wide[:, :, -1:] + self.attention.eps)
+
+
+_Stage = _Local | _Attention
+
+
+def _stages(layers: list) -> list[_Stage]:
+    """Attention blocks by themselves, and the layers between them together."""
+    stages = []
+    for local, group in groupby(layers, lambda layer: isinstance(layer, _Layer)):
+        blocks = list(group)
+        stages += [_Local(blocks)] if local else map(_Attention, blocks)
+    return stages
+
+
+def _layer(layer):
+    """One of diffusers' layers as a stage's; an attention block as it is."""
+    if hasattr(layer, "attn"):
+        return layer
+    if hasattr(layer, "interpolate"):  # its convolution comes after the interpolation, or before the shuffle
+        return _Layer(layer, (lambda n: n // 2 + 1) if layer.interpolate else (lambda n: (n + 1) // 2 + 1), up=2)
+    if hasattr(layer, "downsample"):
+        return _Layer(layer, lambda n: 2 * n + 1, down=2)
+    if hasattr(layer, "conv1"):
+        return _Layer(layer, lambda n: n + 2)
+    return _Layer(layer, lambda n: n + layer.kernel_size[0] // 2)
+
+
+def _decoder_stages(decoder) -> list[_Stage]:
+    def first(x):
+        h = decoder.conv_in(x)
+        return h + x.repeat_interleave(decoder.in_shortcut_repeats, dim=1) if decoder.in_shortcut else h
+
+    def last(x):
+        return out.call(decoder.conv_act(decoder.norm_out(x.movedim(1, -1)).movedim(-1, 1)))
+
+    out = _layer(decoder.conv_out)
+    blocks = [_layer(layer) for stage in reversed(decoder.up_blocks) for layer in stage]
+    return _stages([_Layer(first, lambda n: n + 1), *blocks, _Layer(last, out.reach, out.down, out.up)])
+
+
+def _encoder_stages(encoder) -> list[_Stage]:
+    def last(x):
+        h = encoder.conv_out(x)
+        if not encoder.out_shortcut:
+            return h
+        return h + x.unflatten(1, (-1, encoder.out_shortcut_average_group_size)).mean(dim=2)
+
+    blocks = [_layer(layer) for stage in encoder.down_blocks for layer in stage]
+    return _stages([_layer(encoder.conv_in), *blocks, _Layer(last, lambda n: n + 1)])

@@ -1,0 +1,172 @@
+"""How much memory a pass takes beyond the weights: bytes from shapes and from the widths of a model's stages.
+
+Measured by benchmarks/memory.py, which traces PyTorch's allocations; a kernel's own workspace is not in
+them. Sizes of values: ``itemsize`` bytes in the dtype that is computed in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+CAPTION = 300
+"""Tokens of a prompt where none is known yet: the most that SANA takes."""
+
+
+@dataclass(frozen=True)
+class TransformerMemory:
+    """One call of a SANA transformer, at its peak inside a block's feed-forward (GLUMBConv).
+
+    A token holds twice the feed-forward's two halves, before and after its convolution, and four maps of the
+    model's width around it. Where every token has a time of its own (image to video), its modulation
+    comes on top: six vectors, once from the time and once with the block's table, and the time itself.
+    With fewer tokens than the prompt has, the peak is where the prompt's keys are normalised in float32; with
+    ``casting``, weights that change their dtype at each use, it may be where the largest ones do.
+    """
+
+    width: int
+    mlp_ratio: float
+    caption_channels: int
+    patch: tuple[int, int, int]
+    casting: bool = False
+
+    def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
+        """``shape`` [B, C, H, W] or [B, C, F, H, W] of the latents in the network at once."""
+        batch, channels, cells = *shape[:2], math.prod(shape[2:])
+        tokens = batch * cells // math.prod(self.patch)
+        prompt, halves, modulation = batch * captions, 2 * self.mlp_ratio, 13 if timed else 0
+        widths = [
+            tokens * (2 * halves + 4 + modulation) + prompt,
+            tokens * (5 + modulation) + prompt * (3 + 8 / itemsize),
+        ]
+        if self.casting:
+            widths.append(tokens * (halves + 5 + modulation) + prompt + halves * self.width)
+            widths.append(6 * self.width)
+        latents = batch * (2 * channels * cells + self.caption_channels * captions)
+        return int(itemsize * (self.width * max(widths) + latents))
+
+
+def transformer_memory(module, patch: tuple[int, int, int], casting: bool = False) -> TransformerMemory:
+    """Of one of diffusers' SANA transformers."""
+    config = module.config
+    width = config.num_attention_heads * config.attention_head_dim
+    return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch, casting)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of DC-AE's stages: ``channels`` wide, its cells ``cell`` pixels on a side.
+
+    ``entering``: values for each pixel of the map that the stage began with, which diffusers holds until
+    it ends; a pass in windows does not.
+    """
+
+    attends: bool
+    channels: int
+    cell: int
+    entering: float
+
+    def bytes_per_pixel(self, itemsize: int, whole: bool) -> float:
+        """The block's input, and what it makes of it: normalised, or in attention, in float32."""
+        own = 64.8 + 6 * itemsize if self.attends else max(8 + itemsize, 3 * itemsize)
+        return self.channels / self.cell**2 * (itemsize + own) + (self.entering * itemsize if whole else 0)
+
+
+@dataclass(frozen=True)
+class PictureMemory:
+    """DC-AE, one picture at a time; the widest stage at its own resolution decides."""
+
+    encoder: tuple[Stage, ...]
+    decoder: tuple[Stage, ...]
+    ratio: int
+
+    HALO = 56
+    """Pixels around a window that a decoder's layers see in the published autoencoders; an encoder's see 40."""
+
+    def encode(self, shape, itemsize: int) -> int:
+        """``shape`` [..., H, W] in pixels."""
+        return _bytes(self.encoder, shape[-2] * shape[-1], itemsize)
+
+    def decode(self, shape, itemsize: int) -> int:
+        """``shape`` [..., h, w] in latent cells."""
+        return _bytes(self.decoder, shape[-2] * shape[-1] * self.ratio**2, itemsize)
+
+    def encode_in_windows(self, height: int, width: int, side: int, itemsize: int) -> int:
+        """A picture of so many pixels in windows of ``side``: one window, and one map between stages."""
+        return self._in_windows(self.encoder, height, width, side, itemsize)
+
+    def decode_in_windows(self, height: int, width: int, side: int, itemsize: int) -> int:
+        return self._in_windows(self.decoder, height, width, side, itemsize)
+
+    def _in_windows(self, stages, height, width, side, itemsize) -> int:
+        grown = math.prod(self._grown(length, side) for length in (height, width))
+        kept = max((stage.channels / stage.cell**2 for stage in stages if stage.attends), default=0)
+        return _bytes(stages, grown, itemsize, whole=False) + int(height * width * kept * itemsize)
+
+    def _grown(self, length: int, side: int) -> int:
+        """A window's length: windows are even, and have a halo where another one follows."""
+        count = -(-length // side)
+        return -(-length // count) + self.HALO * min(count - 1, 2)
+
+
+def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int, whole: bool = True) -> int:
+    return int(pixels * max(stage.bytes_per_pixel(itemsize, whole) for stage in stages))
+
+
+@dataclass(frozen=True)
+class VideoMemory:
+    """A video autoencoder fed a few frames at a time (streaming.py).
+
+    ``encoder``, ``decoder``: values for each pixel of a frame and each channel of the first stage, in passes over
+    1, 2, … latent frames; longer ones take as much as the last.
+    """
+
+    encoder: tuple[float, ...]
+    decoder: tuple[float, ...]
+    encoder_width: int
+    decoder_width: int
+    ratio: int
+    temporal_ratio: int
+
+    def encode(self, shape, itemsize: int) -> int:
+        """``shape`` [..., F, H, W] in pixels."""
+        frames = (shape[-3] - 1) // self.temporal_ratio + 1
+        return int(shape[-2] * shape[-1] * _at(self.encoder, frames) * self.encoder_width * itemsize)
+
+    def decode(self, shape, itemsize: int) -> int:
+        """``shape`` [..., f, h, w] in latent cells."""
+        pixels = shape[-2] * shape[-1] * self.ratio**2
+        return int(pixels * _at(self.decoder, shape[-3]) * self.decoder_width * itemsize)
+
+
+def _at(values: tuple[float, ...], frames: int) -> float:
+    return values[min(frames, len(values)) - 1]
+
+
+WAN = ((10.1, 33.1, 38.4), (18.0, 49.2, 52.0))
+LTX2 = ((2.12, 2.61, 3.09, 3.49, 3.97, 4.45), (1.59, 2.84, 2.84, 4.1, 4.18))
+"""What the published encoder and decoder were measured to take, by latent frames."""
+
+
+def vae_memory(module, spec) -> PictureMemory | VideoMemory:
+    """Of an autoencoder of diffusers' and its VaeSpec."""
+    config, ratios = module.config, (spec.spatial_ratio, spec.temporal_ratio)
+    if spec.family == "wan":
+        return VideoMemory(*WAN, config.base_dim, config.decoder_base_dim or config.base_dim, *ratios)
+    if spec.family == "ltx2":
+        return VideoMemory(*LTX2, config.block_out_channels[0], config.decoder_block_out_channels[0], *ratios)
+    encoder = _stages(config.encoder_block_out_channels, config.encoder_block_types)
+    decoder = _stages(config.decoder_block_out_channels, config.decoder_block_types, from_above=True)
+    return PictureMemory(encoder, decoder, spec.spatial_ratio)
+
+
+def _stages(channels, kinds, from_above: bool = False) -> tuple[Stage, ...]:
+    """``from_above``: of a decoder, whose stages begin with the map of the next smaller one."""
+    kinds = [kinds] * len(channels) if isinstance(kinds, str) else kinds
+    stages = []
+    for place, (width, kind) in enumerate(zip(channels, kinds)):
+        cell = 2**place
+        above = channels[min(place + 1, len(channels) - 1)]
+        entering = above / (2 * cell) ** 2 if from_above else width / cell**2
+        stages.append(Stage(kind == "EfficientViTBlock", width, cell, entering))
+    return tuple(stages)
