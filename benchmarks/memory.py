@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from sana_nodes.model_loaders import memory, streaming
+from sana_nodes.model_loaders import memory, streaming, transformer
 from sana_nodes.model_loaders.dc_ae_windows import WINDOW, Windows
-from sana_nodes.model_loaders.transformer import TransformerSpec, network_inputs, token_times
+from sana_nodes.model_loaders.transformer import TransformerSpec, network_inputs, spec_of, token_times
 from sana_nodes.model_loaders.vae import VaeSpec
 from sana_nodes.samplers.flow_match import FlowMatch
 from sana_nodes.samplers.trigflow import TrigFlow
@@ -137,12 +137,9 @@ def film_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
 def step_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
     network = module(name, device, dtype)
     config = network.config
-    guidance = config.guidance_embeds_scale if config.guidance_embeds else None
     is_video = isinstance(config.patch_size, (tuple, list))
-    patch = tuple(config.patch_size) if is_video else (1, config.patch_size, config.patch_size)
-    family = "video" if is_video else "image" if guidance is None else "sprint"
-    spec = TransformerSpec(family, config.in_channels, config.caption_channels, patch, guidance)
-    told = memory.transformer_memory(network, patch)
+    spec = spec_of(config, transformer.VIDEO if is_video else transformer.SPRINT)
+    patch, told = spec.patch, memory.transformer_memory(network, spec.patch)
     ratio, faster = (8, 4) if patch[1] == 2 else (32, 8)
     for batch, captions in STEPS:
         for height, width, *frames in FILMS if is_video else PICTURES:
@@ -210,7 +207,7 @@ def small_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
 
     if dtype == torch.bfloat16:
         yield Case("Wan 2.1 VAE", "decode", "128 x 128 x 9", decode, 0)
-    spec = TransformerSpec("sprint", 32, 2304, (1, 1, 1), 0.1)
+    spec = spec_of(made["Sprint"].config, transformer.SPRINT)
     x, context = torch.zeros(1, 32, 48, 48, device=device), torch.zeros(1, 77, 2304, device=device)
     yield Case("Sprint", "step", "1536 x 1536", step(made["Sprint"], spec, x, context, dtype, False), 0)
 
