@@ -7,7 +7,7 @@ the piece fed as ``last`` it has given everything. Wan's convolutions keep their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
-from .vae import VaeSpec
+from .vae import VaeSpec, latent_to_frames
 
 PIECE = 2
 """Latent frames decoded at a time where the autoencoder takes more than one."""
@@ -165,6 +165,19 @@ def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, t
         frames = coder.push(piece, start + PIECE >= latents.shape[2])
         if frames.shape[2]:
             yield frames
+
+
+def gather(spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device) -> torch.Tensor:
+    """Videos [B, F, H, W, 3] out of ``pieces(one)``, which gives the frames [n, H, W, 3] of one latent in order."""
+    frames = latent_to_frames(spec, latents.shape[2])
+    sides = (side * spec.spatial_ratio for side in latents.shape[-2:])
+    videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device)
+    for video, one in zip(videos, latents.split(1)):
+        start = 0
+        for piece in pieces(one):
+            video[start : start + len(piece)] = piece
+            start += len(piece)
+    return videos
 
 
 @torch.no_grad()

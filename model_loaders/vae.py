@@ -91,9 +91,18 @@ def wrong_latent(spec: VaeSpec, shape) -> str:
     return f"the latent has the shape {list(shape)} and this VAE ({spec.name}) takes {takes}: {right}"
 
 
-def too_small(spec: VaeSpec, side: int) -> str:
-    """What to say of a picture that is less than one latent cell."""
-    return f"the picture is {side} pixels on a side; {spec.name} needs at least {spec.spatial_ratio}"
+def cropped(spec: VaeSpec, pixels: torch.Tensor) -> torch.Tensor:
+    """The middle of pictures or frames [..., H, W, C] whose sides whole latent cells cover, as ComfyUI cuts it.
+
+    ValueError for a side of less than one cell.
+    """
+    for dim in (-3, -2):
+        side = pixels.shape[dim]
+        if side < spec.spatial_ratio:
+            raise ValueError(f"the picture is {side} pixels on a side; {spec.name} needs at least {spec.spatial_ratio}")
+        left_over = side % spec.spatial_ratio
+        pixels = pixels.narrow(dim, left_over // 2, side - left_over)
+    return pixels
 
 
 def frames_to_latent(spec: VaeSpec, frames: int) -> int:

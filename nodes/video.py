@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .. import host
 from ..media import writer
 from ..media.formats import FRAME_FORMATS, VIDEO_FORMATS
+from ..model_loaders.vae import latent_to_frames
 
 
-def _file_inputs(prefix: str) -> dict:
+def _file_inputs() -> dict:
     fps = {
         "default": 16.0,
         "min": 0.01,
@@ -31,7 +30,7 @@ def _file_inputs(prefix: str) -> dict:
         "fps": ("FLOAT", fps),
         "format": (list(VIDEO_FORMATS), kind),
         "quality": ("INT", quality),
-        "filename_prefix": _prefix_input(prefix),
+        "filename_prefix": _prefix_input("video/Sana"),
     }
 
 
@@ -92,7 +91,7 @@ class SanaSaveVideo:
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"images": ("IMAGE", {"tooltip": "The frames in order."}), **_file_inputs("video/Sana")},
+            "required": {"images": ("IMAGE", {"tooltip": "The frames in order."}), **_file_inputs()},
             "optional": {"audio": ("AUDIO", {"tooltip": "Sound, cut at the end of the frames; not for gif and webp."})},
             "hidden": HIDDEN,
         }
@@ -138,7 +137,7 @@ class SanaDecodeSaveVideo:
             "required": {
                 "samples": ("LATENT", {"tooltip": "A video latent; each video of a batch gets its own file."}),
                 "vae": ("VAE", {"tooltip": "The model's video VAE, from SanaLoadPipeline or SanaLoadVAE."}),
-                **_file_inputs("video/Sana"),
+                **_file_inputs(),
             },
             "hidden": HIDDEN,
         }
@@ -153,7 +152,7 @@ class SanaDecodeSaveVideo:
         if latents.ndim != 5:
             raise ValueError(f"the latent has the shape {list(latents.shape)}, which is no video's: use VAEDecode")
         size = [side * spec.spatial_ratio for side in latents.shape[-2:]]
-        count, files = (latents.shape[2] - 1) * spec.temporal_ratio + 1, []
+        count, files = latent_to_frames(spec, latents.shape[2]), []
         for video in latents.split(1):
             pieces = here.decode_frames(vae, video)
             shown, path = _save(pieces, count, size, fps, format, quality, filename_prefix, prompt, extra_pnginfo)
@@ -199,7 +198,7 @@ class SanaSaveFrames:
             for i, frame in enumerate(images):
                 files.append(writer.write_frame(target.path(FRAME_FORMATS[format], i), frame, tags))
                 bar.update(1)
-        return {"ui": here.shown(target, files, False), "result": (images, str(Path(target.folder)))}
+        return {"ui": here.shown(target, files, False), "result": (images, str(target.folder))}
 
 
 class SanaSelectFrames:

@@ -19,11 +19,11 @@ from ...model_loaders.vae import (
     CHANNELS,
     LoadedVae,
     VaeSpec,
+    cropped,
     frames_to_latent,
     from_autoencoder,
     latent_to_frames,
     to_autoencoder,
-    too_small,
     wrong_latent,
 )
 from . import previews
@@ -122,10 +122,7 @@ class SanaVAE(comfy.sd.VAE):
 
     def vae_encode_crop_pixels(self, pixels):
         """Sides that the ratio does not divide are cropped in the middle; ValueError where nothing is left."""
-        ratio = self.sana_spec.spatial_ratio
-        if min(pixels.shape[1:3]) < ratio:
-            raise ValueError(too_small(self.sana_spec, min(pixels.shape[1:3])))
-        return super().vae_encode_crop_pixels(pixels)
+        return cropped(self.sana_spec, pixels[..., :3])
 
     def _load(self, needed: int) -> None:
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
@@ -182,16 +179,8 @@ class SanaVideoVAE(SanaVAE):
         return self._videos(samples, Tiles(max(2, size), min(overlap, size - 1)))
 
     def _videos(self, samples, tiles: Tiles | None):
-        frames = latent_to_frames(self.sana_spec, samples.shape[2]) if samples.ndim == 5 else 0
-        sides = (side * self.sana_spec.spatial_ratio for side in samples.shape[-2:])
         raw = to_autoencoder(self.sana_spec, samples)
-        videos = torch.empty(samples.shape[0], frames, *sides, 3, device=self.output_device)
-        for video, one in zip(videos, raw.split(1)):
-            start = 0
-            for piece in self._pieces(one, tiles):
-                video[start : start + len(piece)] = piece
-                start += len(piece)
-        return videos
+        return streaming.gather(self.sana_spec, raw, lambda one: self._pieces(one, tiles), self.output_device)
 
     def frames(self, samples) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
@@ -248,22 +237,13 @@ class SanaVideoVAE(SanaVAE):
 
     def _latents(self, pixels, tiles: Tiles | None):
         videos = pixels if pixels.ndim == 5 else pixels[None]
-        videos = self._cropped(videos[..., :3])
+        videos = cropped(self.sana_spec, videos[..., :3])
         size = max(videos.shape[2:4]) if tiles is None else tiles.size * self.sana_spec.spatial_ratio
         sides = (min(side, size) for side in videos.shape[2:4])
         self._load(self.memory_used_encode((*videos.shape[:2], *sides), self.vae_dtype))
         module = self.first_stage_model.autoencoder
         raw = streaming.encode_pieces(module, self.sana_spec, videos, self.device, self.vae_dtype, tiles)
         return from_autoencoder(self.sana_spec, raw.to(self.output_device, torch.float32))
-
-    def _cropped(self, videos):
-        ratio = self.sana_spec.spatial_ratio
-        for dim in (2, 3):
-            side = videos.shape[dim]
-            if side < ratio:
-                raise ValueError(too_small(self.sana_spec, side))
-            videos = videos.narrow(dim, side % ratio // 2, side // ratio * ratio)
-        return videos
 
 
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:

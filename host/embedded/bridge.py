@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import control, progress, runtime
+from . import control, progress, runtime, vae
 from .folders import Folders
 
 
@@ -28,9 +28,9 @@ class EmbeddedHost:
         return runtime.build_clip(loaded, weight_dtype, device)
 
     def vae(self, loaded, weight_dtype):
-        return runtime.build_vae(loaded, weight_dtype)
+        return vae.build_vae(loaded, weight_dtype)
 
-    def pair(self, model, vae):
+    def pair(self, model, vae_object):
         """There are no live previews here."""
 
     def control_net(self, loaded, weight_dtype):
@@ -70,11 +70,11 @@ class EmbeddedHost:
         guidance = runtime.Guidance(positive, negative, cfg)
         return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options)
 
-    def vae_spec(self, vae):
-        return vae.spec
+    def vae_spec(self, vae_object):
+        return vae_object.spec
 
-    def decode_frames(self, vae, samples):
-        return vae.frames(samples)
+    def decode_frames(self, vae_object, samples):
+        return vae_object.frames(samples)
 
     def save_target(self, prefix, width, height):
         return self.folders.save_target(prefix)

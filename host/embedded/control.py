@@ -10,7 +10,8 @@ from ...media.pictures import cover
 from ...model_loaders import dtypes
 from ...model_loaders.controlnet import ControlNetSpec, LoadedControlNet, control_residuals
 from ...samplers.trigflow import TrigFlow, flow_time
-from . import runtime
+from .devices import adapted, device
+from .vae import Vae
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class AppliedControl:
 
     net: ControlNet
     images: torch.Tensor
-    vae: runtime.Vae
+    vae: Vae
     strength: float
     start: float
     end: float
@@ -62,8 +63,8 @@ class AppliedControl:
 
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
-    place = runtime.device()
-    return ControlNet(loaded.module, loaded.spec, runtime.adapted(loaded.module, wanted, place), place)
+    place = device()
+    return ControlNet(loaded.module, loaded.spec, adapted(loaded.module, wanted, place), place)
 
 
 def apply(conditionings: list[list], applied: AppliedControl) -> list[list]:

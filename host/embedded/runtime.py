@@ -1,9 +1,8 @@
-"""Models, prompts, samplers and autoencoders on one device, one of them at a time."""
+"""Models, prompts and samplers without ComfyUI."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -11,8 +10,7 @@ from itertools import zip_longest
 import torch
 from torch.nn import functional
 
-from ...model_loaders import dtypes, lora, prompts, streaming
-from ...model_loaders.dc_ae_windows import WINDOW, Windows
+from ...model_loaders import dtypes, lora, prompts
 from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
 from ...model_loaders.transformer import (
@@ -22,85 +20,11 @@ from ...model_loaders.transformer import (
     network_inputs,
     velocity,
 )
-from ...model_loaders.vae import (
-    LoadedVae,
-    VaeSpec,
-    from_autoencoder,
-    latent_to_frames,
-    to_autoencoder,
-    too_small,
-)
 from ...model_loaders.wan_vae import MEAN, STD
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from . import progress
-
-logger = logging.getLogger(__name__)
-
-
-def device() -> torch.device:
-    """CUDA, else Apple's GPU, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def compute_dtype(stored: torch.dtype, place: torch.device) -> torch.dtype:
-    """bfloat16 where the device is made for it and the weights are no finer, else float32; never float16."""
-    if stored == torch.float32 or place.type != "cuda" or not torch.cuda.is_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
-
-
-class CastingLinear(torch.nn.Linear):
-    """A Linear stored in one dtype that computes in its input's."""
-
-    def forward(self, x):
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, self.weight.to(x.dtype), bias)
-
-
-class CastingConv2d(torch.nn.Conv2d):
-    """A Conv2d stored in one dtype that computes in its input's."""
-
-    def forward(self, x):
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.weight.to(x.dtype), bias)
-
-
-class CastingConv3d(torch.nn.Conv3d):
-    """A Conv3d stored in one dtype that computes in its input's."""
-
-    def forward(self, x):
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._conv_forward(x, self.weight.to(x.dtype), bias)
-
-
-CASTING = {torch.nn.Linear: CastingLinear, torch.nn.Conv2d: CastingConv2d, torch.nn.Conv3d: CastingConv3d}
-
-
-class _Resident:
-    """The modules that are on the device, one or those that work together; the others wait on the CPU."""
-
-    modules: tuple[torch.nn.Module, ...] = ()
-
-
-def _bring(place: torch.device, *modules: torch.nn.Module) -> None:
-    if place.type == "cpu":
-        return
-    for module in _Resident.modules:
-        if module not in modules:
-            module.to("cpu")
-    _Resident.modules = tuple(module.to(place) for module in modules)
-
-
-def adapted(module, wanted, place) -> torch.dtype:
-    """Make a module store ``wanted`` and compute in what suits the device, which is returned."""
-    compute = compute_dtype(wanted or dtypes.stored_dtype(module), place)
-    dtypes.adapt(module, CASTING, wanted, compute)
-    return compute
+from .devices import adapted, bring, device
 
 
 @dataclass(frozen=True)
@@ -127,92 +51,9 @@ class Clip:
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
         tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
-        _bring(self.device, self.module)
+        bring(self.device, self.module)
         states = encode_tokens(self.module, tokens, self.device).to("cpu", torch.float32)
         return [[states, {"pooled_output": None}]]
-
-
-@dataclass(frozen=True)
-class Vae:
-    """VAE: an autoencoder between LATENTs and pictures [B, H, W, 3] or videos [B, F, H, W, 3] in [0, 1]."""
-
-    module: torch.nn.Module
-    spec: VaeSpec
-    dtype: torch.dtype
-    device: torch.device
-
-    @torch.no_grad()
-    def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        raw = to_autoencoder(self.spec, samples)
-        if not self.spec.is_video:
-            return _picture(self._fitting("decode", raw)).movedim(1, -1)
-        frames = latent_to_frames(self.spec, samples.shape[2])
-        sides = (side * self.spec.spatial_ratio for side in samples.shape[-2:])
-        videos = torch.empty(samples.shape[0], frames, *sides, 3)
-        for video, one in zip(videos, raw.split(1)):
-            start = 0
-            for piece in self._frames(one):
-                video[start : start + len(piece)] = piece
-                start += len(piece)
-        return videos
-
-    def frames(self, samples: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The frames of one video after another, a few at a time: [n, H, W, 3]."""
-        raw = to_autoencoder(self.spec, samples)
-        for one in raw.split(1):
-            yield from self._frames(one)
-
-    def _frames(self, raw: torch.Tensor) -> Iterator[torch.Tensor]:
-        _bring(self.device, self.module)
-        with progress.bar(raw.shape[2], "decoding") as bar:
-            for piece in streaming.decode_pieces(self.module, self.spec, raw, self.device, self.dtype):
-                yield _picture(piece[0]).movedim(0, -1)
-                bar.update(min(streaming.PIECE, bar.total - bar.n))
-
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Sides that the ratio does not divide are cropped in the middle, as in ComfyUI.
-
-        A video VAE takes pictures [F, H, W, 3] for the frames of one video.
-        """
-        _bring(self.device, self.module)
-        pixels = self._cropped(pixels[..., :3])
-        if self.spec.is_video:
-            videos = pixels if pixels.ndim == 5 else pixels[None]
-            raw = streaming.encode_pieces(self.module, self.spec, videos, self.device, self.dtype)
-        else:
-            raw = self._fitting("encode", pixels.movedim(-1, 1) * 2.0 - 1.0)
-        return from_autoencoder(self.spec, raw.to("cpu", torch.float32))
-
-    def _fitting(self, half: str, given: torch.Tensor) -> torch.Tensor:
-        """A picture autoencoder's ``encode`` or ``decode``, in windows where the whole does not fit into memory."""
-        _bring(self.device, self.module)
-        try:
-            return getattr(self.module, half)(given.to(self.device, self.dtype), return_dict=False)[0]
-        except torch.cuda.OutOfMemoryError:
-            logger.warning("Out of memory: the picture is %sd once more, in windows of %d pixels.", half, WINDOW)
-        torch.cuda.empty_cache()
-        with progress.bar(1, f"{half[:-1]}ing in windows") as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            return getattr(Windows(WINDOW, self.device, self.dtype, report), half)(self.module, given)
-
-    def _cropped(self, pixels: torch.Tensor) -> torch.Tensor:
-        ratio = self.spec.spatial_ratio
-        for dim in (-3, -2):
-            side = pixels.shape[dim]
-            if side < ratio:
-                raise ValueError(too_small(self.spec, side))
-            pixels = pixels.narrow(dim, side % ratio // 2, side // ratio * ratio)
-        return pixels
-
-
-def _picture(pixels: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] on any device to [0, 1] in float32 on the CPU."""
-    return pixels.to("cpu", torch.float32, copy=True).add_(1.0).div_(2.0).clamp_(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -235,12 +76,6 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip
     place = torch.device("cpu") if where == "cpu" else device()
     adapted(loaded.module, wanted, place)
     return Clip(loaded.module, loaded.tokenizer, loaded.spec, place)
-
-
-def build_vae(loaded: LoadedVae, weight_dtype: str) -> Vae:
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.VAE_DTYPES)
-    compute = adapted(loaded.module, wanted, device())
-    return Vae(loaded.module, loaded.spec, compute, device())
 
 
 @dataclass(frozen=True)
@@ -278,7 +113,7 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
     samples = _normalised(model.spec, latent["samples"].to(model.device, torch.float32))
     hints = {control: control.hint(samples) for control in guidance.controls()}
-    _bring(model.device, model.module, *(control.net.module for control in hints))
+    bring(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
     mask = None if mask is None else _fitted(mask.to(model.device, torch.float32), samples)
     denoise = _guided(model, guidance, mask, hints)
