@@ -1,4 +1,4 @@
-"""The command line: sana-nodes run | models | demo."""
+"""The command line: sana-nodes run | models | get | demo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class BadCall(ValueError):
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 when a node failed, 2 for an unusable call or workflow."""
     given = _parser().parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if given.command is not get_command:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return given.command(given)
     except BadCall as error:
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sana-nodes", description="Run SANA workflows from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="run | models | demo")
+    commands = parser.add_subparsers(required=True, metavar="run | models | get | demo")
     run = commands.add_parser("run", help="run an API-format workflow to its end")
     run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
     run.add_argument(
@@ -48,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="what is found where, and what each example workflow lacks")
     models.add_argument("--models", type=Path, metavar="DIR")
     models.set_defaults(command=models_command)
+    get = commands.add_parser("get", help="download a published model into the models folder")
+    get.add_argument("name", nargs="?", metavar="NAME", help="without it, the names are listed")
+    get.add_argument("--to", type=Path, metavar="DIR", help="models folder (default: ./models, or ComfyUI's)")
+    get.set_defaults(command=get_command)
     demo = commands.add_parser("demo", help="draw with the small demo weights that come with the pack")
     demo.add_argument("prompt", nargs="?", metavar="PROMPT")
     demo.add_argument("--video", action="store_true", help="a video with SANA-Video")
@@ -221,4 +226,23 @@ def models_command(given: argparse.Namespace) -> int:
     from .inventory import report
 
     print("\n".join(report([given.models] if given.models else None, find_comfyui(), EXAMPLES)))
+    return 0
+
+
+def get_command(given: argparse.Namespace) -> int:
+    from . import published
+
+    rows = {row.name: row for row in published.published()}
+    if given.name is None:
+        width = max(map(len, rows))
+        print("\n".join(f"{name:{width}}  {row.what} ({row.repository})" for name, row in rows.items()))
+        return 0
+    if given.name not in rows:
+        raise BadCall(f"no published model is called {given.name!r}; choose one of {', '.join(rows)}")
+    comfyui = None if given.to else find_comfyui()
+    models = given.to or (comfyui / "models" if comfyui else Path("models"))
+    try:
+        print(published.get(rows[given.name], models))
+    except published.CannotGet as error:
+        return _failed(error)
     return 0

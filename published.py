@@ -1,0 +1,88 @@
+"""The published models by short names, and how to get one: ``sana-nodes get NAME``.
+
+The table is published.json: name, repository on the Hugging Face hub, the kind of model folder it goes
+into, and where a repository holds more than is needed, the ``variant`` or ``folder`` to take. huggingface_hub
+downloads and verifies, goes on within a file whose connection broke, and keeps whole files for the next call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLE = Path(__file__).resolve().parent / "published.json"
+NEEDED = re.compile(r"\.(json|safetensors|model|txt|jinja)$")
+WEIGHTS = re.compile(r"(?P<stem>.+?)(?:\.(?P<variant>[a-z]+\d+))?(?P<shard>-\d+-of-\d+)?\.safetensors$")
+INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>[a-z]+\d+))?\.json$")
+
+
+class CannotGet(RuntimeError):
+    """A download that did not come to its end, with the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of the table."""
+
+    name: str
+    repository: str
+    kind: str
+    what: str
+    variant: str | None = None
+    folder: str | None = None
+
+
+def published() -> list[Published]:
+    """The table's rows."""
+    return [Published(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))]
+
+
+def needed_files(names: Sequence[str], variant: str | None = None, folder: str | None = None) -> list[str]:
+    """Which files of a repository to take: configs, tokenizers, and one precision of each model's weights.
+
+    Where a folder holds weights in the ``variant`` only those are taken, else the plain ones.
+    """
+    names = [name for name in names if NEEDED.search(name) and (folder is None or name.startswith(f"{folder}/"))]
+    kinds = {name: match for name in names if (match := INDEX.match(name) or WEIGHTS.match(name))}
+    in_variant = {Path(name).parent for name, match in kinds.items() if variant and match["variant"] == variant}
+    return [
+        name
+        for name in names
+        if name not in kinds or kinds[name]["variant"] == (variant if Path(name).parent in in_variant else None)
+    ]
+
+
+def get(row: Published, models: Path) -> Path:
+    """Download a published model into ``models``/kind/name, without the files that are there. Returns the folder."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    target = models / row.kind / row.name
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(row.repository)
+        files = needed_files(names, row.variant, row.folder)
+        if not any(name.endswith(".safetensors") for name in files):
+            raise CannotGet(f"{row.repository} holds no safetensors weights any more (it holds {', '.join(names[:5])})")
+        huggingface_hub.snapshot_download(row.repository, allow_patterns=files, local_dir=target)
+    except errors.GatedRepoError as error:
+        raise CannotGet(
+            f"{row.repository} is gated: accept its licence at https://huggingface.co/{row.repository}, "
+            "then log in with: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CannotGet(f"{row.repository} is not there, or not for you: {_first_line(error)}") from error
+    except CannotGet:
+        raise
+    except Exception as error:  # the HTTP library under huggingface_hub changes with its version
+        raise CannotGet(
+            f"{row.name} could not be downloaded from {row.repository} ({type(error).__name__}: {_first_line(error)}); "
+            "files that have arrived are kept: run the same command again to go on"
+        ) from error
+    return target
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
