@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from .host.embedded.folders import KINDS, Folders
-from .model_loaders import folders
+from .model_loaders import folders, text_encoder, transformer, vae
 from .model_loaders.checkpoints import describe, open_checkpoint
+from .model_loaders.listing import kinds_of
 from .model_loaders.pipeline import check_pipeline
 
 WIDGETS = {
@@ -19,6 +20,9 @@ WIDGETS = {
     ("SanaLoadControlNet", "control_net_name"): ("controlnet",),
 }
 """The loaders' inputs that name a file, and the kinds of folder where it is looked for."""
+
+VIDEO_VAES = ("Wan VAE", "Wan VAE in Wan's naming", "LTX-2 video VAE")
+PICTURE_VAES = tuple(kind for kind in vae.BUILDERS if kind not in VIDEO_VAES)
 
 
 def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
@@ -32,12 +36,37 @@ def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> li
     for kind in KINDS:
         lines += [f"  {kind}/{name}: {what}" for name, what in found(places, kind)]
     if len(lines) == 1:
-        lines.append("  none")
+        lines.append("  none: sana-nodes get lists the published models and downloads them here")
+    lines += [f"  missing: {what}" for what in missing_parts(places)]
     lines.append("example workflows")
     for example in sorted(examples.glob("*.json")):
         missing = lacking(json.loads(example.read_text(encoding="utf-8")), places)
         lines.append(f"  {example.name}: {'can run' if not missing else 'lacks ' + ', '.join(missing)}")
     return lines
+
+
+def missing_parts(places: Folders) -> list[str]:
+    """What the transformers that lie alone need beside them, with where the published one goes."""
+
+    def kinds(*names: str) -> set[str]:
+        return {kind for name in names for path in _paths(places, name) for kind in kinds_of(path) or ()}
+
+    transformers = kinds("diffusion_models", "checkpoints") & set(transformer.KINDS)
+    encoders, autoencoders = kinds("text_encoders"), kinds("vae")
+    lines = []
+    if transformers and not encoders & set(text_encoder.KINDS):
+        lines.append("a Gemma-2 text encoder, in text_encoders: sana-nodes get gemma-2-2b-it")
+    video = {kind for kind in transformers if "Video" in kind}
+    if transformers - video and not autoencoders & set(PICTURE_VAES):
+        lines.append("DC-AE, the VAE of SANA's pictures, in vae: sana-nodes get dc-ae-1.1")
+    if video and not autoencoders & set(VIDEO_VAES):
+        lines.append("a video VAE, in vae: wan_2.1_vae.safetensors for 480p, the LTX-2 video VAE's folder for 720p")
+    return lines
+
+
+def _paths(places: Folders, kind: str) -> list[Path]:
+    roots = places.roots(kind)
+    return [folders.find_model(roots, name, "model") for name in folders.list_models(roots)]
 
 
 def found(places: Folders, kind: str) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .checkpoints import Checkpoint, UnusableFile, open_checkpoint, read_json, require_kind
 
+KINDS = ("LoRA",)
 HINT = "Give SanaLoadLora a LoRA of a SANA transformer (models/loras)."
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's configuration in a safetensors header."""
@@ -89,7 +90,7 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
     are of another size.
     """
     checkpoint = open_checkpoint(path)
-    require_kind(checkpoint, ("LoRA",), HINT)
+    require_kind(checkpoint, KINDS, HINT)
     layers = {name.removesuffix(".weight"): shape for name, shape in weights.items() if name.endswith(".weight")}
     flat = {name.replace(".", "_"): name for name in layers}
     tensors, strays = {}, []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import host
-from ..model_loaders import folders
+from ..model_loaders import controlnet, folders, lora, text_encoder, transformer, vae
 from ..model_loaders.dtypes import (
     TEXT_ENCODER_DTYPES,
     TRANSFORMER_DTYPES,
@@ -13,9 +13,10 @@ from ..model_loaders.dtypes import (
     narrow_weight_dtype,
     parse_weight_dtype,
 )
+from ..model_loaders.listing import fitting
 from .models import require_sana
 
-TRANSFORMER_KINDS = ("diffusion_models", "checkpoints")
+TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
 DTYPE_TIP = (
     "How the weights are stored in memory. default keeps the file's own; fp8 halves bf16. "
     "What is computed in is chosen by ComfyUI for your device."
@@ -76,9 +77,9 @@ class SanaLoadPipeline:
         loaded = load_pipeline(folders.find_model(_roots("diffusers"), pipeline, "pipeline folder"))
         model = here.model(loaded.transformer, weight_dtype)
         clip = here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES))
-        vae = here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES))
-        here.pair(model, vae)
-        return model, clip, vae
+        autoencoder = here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES))
+        here.pair(model, autoencoder)
+        return model, clip, autoencoder
 
 
 class SanaLoadTransformer:
@@ -95,20 +96,18 @@ class SanaLoadTransformer:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = folders.list_models(_roots(*TRANSFORMER_KINDS))
+        names = fitting(_roots(*TRANSFORMER_FOLDERS), transformer.KINDS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
         return {"required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
-        return _said_if_missing(model_name, "transformer", *TRANSFORMER_KINDS)
+        return _said_if_missing(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
     def load(self, model_name, weight_dtype):
-        from ..model_loaders.transformer import load_transformer
-
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
-        path = folders.find_model(_roots(*TRANSFORMER_KINDS), model_name, "transformer")
-        return (host.current().model(load_transformer(path), weight_dtype),)
+        path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
+        return (host.current().model(transformer.load_transformer(path), weight_dtype),)
 
 
 class SanaLoadTextEncoder:
@@ -122,7 +121,7 @@ class SanaLoadTextEncoder:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = folders.list_models(_roots("text_encoders"))
+        names = fitting(_roots("text_encoders"), text_encoder.KINDS)
         device_tip = "cpu keeps the text encoder off the graphics card: slower, and a gigabyte or five less there."
         return {
             "required": {
@@ -137,11 +136,9 @@ class SanaLoadTextEncoder:
         return _said_if_missing(encoder_name, "text encoder", "text_encoders")
 
     def load(self, encoder_name, weight_dtype, device):
-        from ..model_loaders.text_encoder import load_text_encoder
-
         parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
         path = folders.find_model(_roots("text_encoders"), encoder_name, "text encoder")
-        return (host.current().clip(load_text_encoder(path), weight_dtype, device),)
+        return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device),)
 
 
 class SanaLoadVAE:
@@ -158,7 +155,7 @@ class SanaLoadVAE:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = folders.list_models(_roots("vae"))
+        names = fitting(_roots("vae"), tuple(vae.BUILDERS))
         tip = "A file or folder under models/vae."
         return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
@@ -167,11 +164,9 @@ class SanaLoadVAE:
         return _said_if_missing(vae_name, "VAE", "vae")
 
     def load(self, vae_name, weight_dtype):
-        from ..model_loaders.vae import load_vae
-
         parse_weight_dtype(weight_dtype, VAE_DTYPES)
         path = folders.find_model(_roots("vae"), vae_name, "VAE")
-        return (host.current().vae(load_vae(path), weight_dtype),)
+        return (host.current().vae(vae.load_vae(path), weight_dtype),)
 
 
 class SanaLoadLora:
@@ -188,7 +183,7 @@ class SanaLoadLora:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = folders.list_models(_roots("loras"))
+        names = fitting(_roots("loras"), lora.KINDS)
         strength = {
             "default": 1.0,
             "min": -100.0,
@@ -209,14 +204,12 @@ class SanaLoadLora:
         return _said_if_missing(lora_name, "LoRA", "loras")
 
     def load(self, model, lora_name, strength):
-        from ..model_loaders.lora import load_lora
-
         if not math.isfinite(strength):
             raise ValueError(f"strength is {strength}; give a number, such as 1")
         here = host.current()
         require_sana(model)
         path = folders.find_model(_roots("loras"), lora_name, "LoRA")
-        loaded = load_lora(path, here.weight_shapes(model))
+        loaded = lora.load_lora(path, here.weight_shapes(model))
         return (model if strength == 0 else here.apply_lora(model, loaded, strength),)
 
 
@@ -234,7 +227,7 @@ class SanaLoadControlNet:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = folders.list_models(_roots("controlnet"))
+        names = fitting(_roots("controlnet"), controlnet.KINDS)
         tip = "A file or folder of a SANA ControlNet under models/controlnet."
         dtype = _weight_dtype(TRANSFORMER_DTYPES)
         return {"required": {"control_net_name": _choice(names, tip), "weight_dtype": dtype}}
@@ -244,8 +237,6 @@ class SanaLoadControlNet:
         return _said_if_missing(control_net_name, "ControlNet", "controlnet")
 
     def load(self, control_net_name, weight_dtype):
-        from ..model_loaders.controlnet import load_controlnet
-
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots("controlnet"), control_net_name, "ControlNet")
-        return (host.current().control_net(load_controlnet(path), weight_dtype),)
+        return (host.current().control_net(controlnet.load_controlnet(path), weight_dtype),)

@@ -196,6 +196,24 @@ def test_wrong_comfyui_path(run, monkeypatch, tmp_path):
     assert code == 2 and "set COMFYUI_PATH" in err
 
 
+def test_models_says_what_a_transformer_lacks_and_where_to_get_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", "")
+
+    def said():
+        assert cli.main(["models", "--models", str(tmp_path)]) == 0
+        return [line.strip() for line in capsys.readouterr().out.splitlines() if "missing:" in line or "none:" in line]
+
+    assert "sana-nodes get" in said()[0]
+    tiny.transformer().save_pretrained(tmp_path / "diffusion_models" / "sprint")
+    lacking = said()
+    assert len(lacking) == 2 and "sana-nodes get gemma-2-2b-it" in lacking[0] and "get dc-ae-1.1" in lacking[1]
+    tiny.autoencoder().save_pretrained(tmp_path / "vae" / "dc-ae")
+    tiny.text_encoder().save_pretrained(tmp_path / "text_encoders" / "gemma")
+    assert said() == []
+    tiny.video_transformer().save_pretrained(tmp_path / "diffusion_models" / "video")
+    assert len(said()) == 1 and "wan_2.1_vae.safetensors" in said()[0]
+
+
 def test_models_lists_kinds_and_what_is_missing(home, reference, capsys, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", "")
     assert cli.main(["models", "--models", str(home / "models")]) == 0

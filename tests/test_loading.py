@@ -347,3 +347,44 @@ def test_loading_the_06b_transformer_takes_its_file_and_little_more(tmp_path, na
     ratio = int(done.stdout.split()[-1]) / path.stat().st_size
     path.unlink()
     assert 0.5 < ratio <= 1.25, f"loading took {ratio:.2f} times the file"
+
+
+def test_loaders_offer_what_fits_them(host, reference, home, tmp_path_factory):
+    """Files of other models are left out; what a header does not tell is offered, so that choosing it says why."""
+    from sana_nodes import NODE_CLASS_MAPPINGS
+
+    models = home / "models"
+    strangers = {"diffusion_models/vae.safetensors": tiny.autoencoder(), "vae/sana.safetensors": tiny.transformer()}
+    strangers["text_encoders/lora.safetensors"] = tiny.image_transformer()
+    for name, module in strangers.items():
+        save_file(module.state_dict(), models / name)
+    save_file({"unknown": torch.zeros(1)}, models / "vae" / "unknown.safetensors")
+    prefixed = {f"model.diffusion_model.{key}": value for key, value in tiny.image_transformer().state_dict().items()}
+    save_file(prefixed, models / "diffusion_models" / "prefixed.safetensors")
+    (models / "vae" / "cut.safetensors").write_bytes(b"\xff" * 9)
+    tiny.write_lora(models / "loras" / "offered.safetensors")
+
+    def offered(node, widget):
+        return NODE_CLASS_MAPPINGS[node].INPUT_TYPES()["required"][widget][0]
+
+    transformers = offered("SanaLoadTransformer", "model_name")
+    assert {"tiny", "prefixed.safetensors"} <= set(transformers) and "vae.safetensors" not in transformers
+    vaes = offered("SanaLoadVAE", "vae_name")
+    assert {"tiny", "cut.safetensors"} <= set(vaes) and not {"sana.safetensors", "unknown.safetensors"} & set(vaes)
+    encoders = offered("SanaLoadTextEncoder", "encoder_name")
+    assert "tiny" in encoders and "lora.safetensors" not in encoders
+    assert "offered.safetensors" in offered("SanaLoadLora", "lora_name")
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        drawing.call("SanaLoadVAE", vae_name="cut.safetensors")
+    for name in ("vae/cut.safetensors", "vae/unknown.safetensors", *strangers):
+        (models / name).unlink()
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path):
+    from sana_nodes.model_loaders.listing import fitting
+
+    file = tmp_path / "one.safetensors"
+    save_file({"unknown": torch.zeros(1)}, file)
+    assert fitting([tmp_path], ("DC-AE",)) == []
+    save_file(tiny.autoencoder().state_dict(), file)
+    assert fitting([tmp_path], ("DC-AE",)) == ["one.safetensors"]
