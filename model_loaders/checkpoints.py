@@ -144,7 +144,7 @@ def _open_pytorch(file: Path) -> dict:
             held = held[name]
     if not isinstance(held, dict):
         raise UnusableFile(f"{file} holds {type(held).__name__}, not a dictionary of tensors")
-    return {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
+    return {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -166,10 +166,11 @@ def _shards(index: Path) -> list[Path]:
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise UnusableFile(f"{index} has no weight_map; download it again")
+    for name in table.values():
+        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
+            raise UnusableFile(f"{index} names the shard {name!r}, which is no file of its folder")
     names = sorted(set(table.values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UnusableFile(f"{index} names the shard {name!r}, which lies outside its folder")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(
                 f"{index} names the shard {name}, which is missing; download it into {index.parent}"
@@ -194,7 +195,7 @@ def read_json(file: Path) -> dict:
     """A JSON object from a file; UnusableFile where it is not one."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise UnusableFile(f"{file} holds {type(value).__name__}, not a JSON object")
@@ -261,6 +262,10 @@ def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> Non
             )
 
 
+MOST_WEIGHTS, LARGEST_SIDE = 6_000, 1024
+"""What a config may ask for: tensors (the largest published model has 1,600) and latent cells on a side."""
+
+
 def build_empty(make):
     """``make()`` with weights that hold no memory: whatever torch.empty and torch.randn would fill.
 
@@ -271,10 +276,15 @@ def build_empty(make):
     from torch.overrides import TorchFunctionMode
 
     class EmptyWeights(TorchFunctionMode):
+        count = 0
+
         def __torch_function__(self, function, types, args=(), kwargs=None):
             kwargs = dict(kwargs or {})
             if function in (torch.empty, torch.randn):
                 kwargs["device"] = "meta"
+                self.count += 1
+                if self.count > MOST_WEIGHTS:
+                    raise UnusableFile(f"it asks for more than {MOST_WEIGHTS} weights")
             return function(*args, **kwargs)
 
     with EmptyWeights():
@@ -287,6 +297,9 @@ def build_from_config(make_class, config: dict, path: Path):
 
     known = inspect.signature(make_class.__init__).parameters
     arguments = {key: value for key, value in config.items() if key in known}
+    side = arguments.get("sample_size")
+    if isinstance(side, (int, float)) and not 0 < side <= LARGEST_SIDE:
+        raise UnusableFile(f"{path}: its config.json says a sample_size of {side}; 1 to {LARGEST_SIDE} can be built")
     try:
         return build_empty(lambda: make_class(**arguments))
     except Exception as error:

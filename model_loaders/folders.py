@@ -60,7 +60,15 @@ def find_model(roots: Iterable[Path], name: str, what: str) -> Path:
     if not name or parts.is_absolute() or ".." in parts.parts or Path(name).drive:
         raise ValueError(f"{name!r} is no name of a {what}: give it relative to the model folder")
     for root in roots:
-        if (root / parts).exists():
+        if _exists(root / parts):
             return root / parts
     places = ", ".join(str(root) for root in roots) or "no folder at all"
-    raise FileNotFoundError(f"no {what} called {name!r}; looked in {places}")
+    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {places}")
+
+
+def _exists(path: Path) -> bool:
+    """Whether a path is there; one that the system cannot even look for is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
