@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -223,6 +224,20 @@ def require_kind(checkpoint: Checkpoint, wanted: tuple[str, ...], node_hint: str
         return kind
     said = f"is a {kind}" if kind else f"holds unknown keys such as {', '.join(sorted(checkpoint.shapes)[:3])}"
     raise UnusableFile(f"{checkpoint.path} {said}, not a {wanted[0]}. {node_hint}")
+
+
+@contextmanager
+def describing(checkpoint: Checkpoint, kind: str):
+    """Reading an architecture off shapes or a config: whatever goes wrong there is the file's fault and is said so."""
+    try:
+        yield
+    except (UnusableFile, OSError):
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise UnusableFile(
+            f"{checkpoint.path}: its tensors' shapes or its config.json do not describe a {kind} ({error}); it may be "
+            "damaged: download it again"
+        ) from error
 
 
 def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> None:

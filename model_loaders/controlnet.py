@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoints import build_from_config, load_strictly, open_checkpoint, require_kind
+from .checkpoints import build_from_config, describing, load_strictly, open_checkpoint, require_kind
 from .transformer import config_from_shapes
 
 KINDS = ("SANA ControlNet",)
@@ -32,16 +32,17 @@ def load_controlnet(path: Path) -> LoadedControlNet:
     """A SanaControlNetModel with the file's own dtype, its weights mapped."""
     checkpoint = open_checkpoint(path)
     require_kind(checkpoint, KINDS, HINT)
-    config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+    with describing(checkpoint, KINDS[0]):
+        config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
 
-    from diffusers import SanaControlNetModel
+        from diffusers import SanaControlNetModel
 
-    module = build_from_config(SanaControlNetModel, config or config_from_shapes(checkpoint), checkpoint.path)
-    load_strictly(module, checkpoint)
-    width = module.config.num_attention_heads * module.config.attention_head_dim
-    return LoadedControlNet(
-        module, ControlNetSpec(module.config.in_channels, width, module.config.num_layers), checkpoint.path
-    )
+        module = build_from_config(SanaControlNetModel, config or config_from_shapes(checkpoint), checkpoint.path)
+        load_strictly(module, checkpoint)
+        width = module.config.num_attention_heads * module.config.attention_head_dim
+        return LoadedControlNet(
+            module, ControlNetSpec(module.config.in_channels, width, module.config.num_layers), checkpoint.path
+        )
 
 
 def control_residuals(module, x, time, context, hint) -> list:

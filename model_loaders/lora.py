@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoints import Checkpoint, UnusableFile, open_checkpoint, read_json, require_kind
+from .checkpoints import Checkpoint, UnusableFile, describing, open_checkpoint, read_json, require_kind
 
 KINDS = ("LoRA",)
 HINT = "Give SanaLoadLora a LoRA of a SANA transformer (models/loras)."
@@ -107,9 +107,10 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
             f"{path}: none of its {len(strays)} keys (such as {strays[0]}) names a layer of this model; "
             "it was made for another one"
         )
-    for layer in matched:
-        _check_shapes(path, layer, layers[layer], tensors)
-    _add_alphas(tensors, matched, _peft_config(checkpoint))
+    with describing(checkpoint, KINDS[0]):
+        for layer in matched:
+            _check_shapes(path, layer, layers[layer], tensors)
+        _add_alphas(tensors, matched, _peft_config(checkpoint))
     return LoadedLora(tensors, matched, tuple(strays), Path(path))
 
 

@@ -11,6 +11,7 @@ from .checkpoints import (
     UnusableFile,
     build_from_config,
     describe,
+    describing,
     load_strictly,
     open_checkpoint,
     require_kind,
@@ -72,18 +73,19 @@ def load_transformer(path: Path) -> LoadedTransformer:
     kind = require_kind(checkpoint, KINDS, HINT)
     if kind == VIDEO_NVLABS:
         checkpoint, kind = to_diffusers(checkpoint), VIDEO
-    config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+    with describing(checkpoint, kind):
+        config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
 
-    import diffusers
+        import diffusers
 
-    if kind == VIDEO:
-        config = config or video_config_from_shapes(checkpoint)
-        module = build_from_config(diffusers.SanaVideoTransformer3DModel, config, checkpoint.path)
-    else:
-        config = config or config_from_shapes(checkpoint)
-        module = build_from_config(diffusers.SanaTransformer2DModel, config, checkpoint.path)
-    load_strictly(module, checkpoint)
-    return LoadedTransformer(module, spec_of(module.config, kind), checkpoint.path)
+        if kind == VIDEO:
+            config = config or video_config_from_shapes(checkpoint)
+            module = build_from_config(diffusers.SanaVideoTransformer3DModel, config, checkpoint.path)
+        else:
+            config = config or config_from_shapes(checkpoint)
+            module = build_from_config(diffusers.SanaTransformer2DModel, config, checkpoint.path)
+        load_strictly(module, checkpoint)
+        return LoadedTransformer(module, spec_of(module.config, kind), checkpoint.path)
 
 
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:

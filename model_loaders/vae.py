@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import dc_ae, ltx2_vae, wan_vae
-from .checkpoints import Checkpoint, open_checkpoint, require_kind
+from .checkpoints import Checkpoint, describing, open_checkpoint, require_kind
 
 HINT = "Give SanaLoadVAE a DC-AE, a Wan 2.1 VAE or an LTX-2 video VAE (models/vae)."
 
@@ -63,7 +63,8 @@ def load_vae(path: Path) -> LoadedVae:
     """An AutoencoderDC, AutoencoderKLWan or AutoencoderKLLTX2Video with the file's own dtype, its weights mapped."""
     checkpoint = open_checkpoint(path)
     kind = require_kind(checkpoint, tuple(BUILDERS), HINT)
-    module, fields = BUILDERS[kind](checkpoint)
+    with describing(checkpoint, kind):
+        module, fields = BUILDERS[kind](checkpoint)
     return LoadedVae(module, VaeSpec(**fields), checkpoint.path)
 
 
