@@ -160,7 +160,7 @@ def test_encode_is_diffusers(server, reference, home):
     }
     entry = server.run(nodes)
     assert entry["status"]["status_str"] == "success"
-    mine = load_file(sorted((home / "output" / "latents").iterdir())[-1])["latent_tensor"]
+    mine = load_file(sorted((home / "output" / "latents").glob("encoded*"))[-1])["latent_tensor"]
     with torch.no_grad():
         theirs = reference.vae.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255.0 * 2 - 1).latent
     assert drawing.difference(mine, theirs * reference.vae.config.scaling_factor) < 1e-4

@@ -277,12 +277,12 @@ def test_an_index_cannot_name_files_elsewhere(folder):
         load_transformer(path)
 
 
-def test_lists_show_files_and_folders_once(home, reference):
-    roots = [home / "models" / "vae"]
+def test_lists_show_files_and_folders_once(home, reference, tmp_path):
+    roots = [tmp_path]
+    (tmp_path / "tiny").symlink_to(home / "models" / "vae" / "tiny", target_is_directory=True)
     assert folders.list_models(roots) == ["tiny"]
-    save_file(weights_of(tiny.autoencoder()), roots[0] / "one.safetensors")
+    save_file(weights_of(tiny.autoencoder()), tmp_path / "one.safetensors")
     assert folders.list_models(roots) == ["one.safetensors", "tiny"]
-    (roots[0] / "one.safetensors").unlink()
     assert "tiny" in folders.list_folders([home / "models" / "diffusers"], "model_index.json")
 
 
