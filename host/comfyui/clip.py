@@ -56,8 +56,8 @@ class SanaTokenizer:
 
     def state_dict(self):
         raise ValueError(
-            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the folder that it was "
-            "loaded from. ModelSave saves the transformer, VAESave the VAE"
+            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the file or folder that "
+            "it was loaded from. ModelSave saves the transformer, VAESave the VAE"
         )
 
 
