@@ -123,7 +123,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             readers[key] = partial(handle.get_tensor, key)
     if not shapes:
         raise UnusableFile(f"{path} holds no tensors")
-    return Checkpoint(path, shapes, config, metadata, readers)
+    from .comfy_quant import dequantised  # it builds on this file
+
+    return dequantised(Checkpoint(path, shapes, config, metadata, readers))
 
 
 def _itself(tensor):
