@@ -79,3 +79,17 @@ def quantise(layer: torch.nn.Linear) -> Int8Linear:
     layer.weight = torch.nn.Parameter(values, requires_grad=False)
     layer.register_buffer("weight_scale", largest)
     return layer
+
+
+def floating_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without eight-bit integers, for a file that anything reads: in the dtype of most other weights."""
+    scales = {key for key in state if key.endswith(".weight_scale")}
+    others = [value.dtype for key, value in state.items() if key not in scales and value.is_floating_point()]
+    dtype = max(others, key=others.count, default=torch.float32)
+    saved = {}
+    for key in state.keys() - scales:
+        value = state[key]
+        if value.dtype == torch.int8 and f"{key}_scale" in scales:
+            value = (value.float() * (state[f"{key}_scale"] / STEPS)[:, None]).to(dtype)
+        saved[key] = value
+    return saved

@@ -208,3 +208,23 @@ def test_a_tokenizer_that_is_a_pointer_says_so(tmp_path):
     (path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 17\n")
     with pytest.raises(UnusableFile, match="tokenizer.json is a Git LFS pointer"):
         load_text_encoder(path)
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("name", ["lumina2.LuminaTokenizer", "pixeldit.PixelDiTGemma2Tokenizer"])
+def test_comfyuis_own_gemma_is_refused_with_the_reason(home, reference, spiece, name):
+    """What core CLIPLoader makes of the same file: its tokenizer is built for real, its 5 GB of weights are not."""
+    import conftest
+    from sana_nodes import host as hosts
+
+    conftest.start_comfyui(home)
+    hosts.use("comfyui")
+    room, tokenizer = name.split(".")
+    module = pytest.importorskip(f"comfy.text_encoders.{room}", reason="a text encoder of later versions")
+    data = {"spiece_model": torch.frombuffer(bytearray(spiece), dtype=torch.uint8)}
+    clip = type("CLIP", (), {"tokenizer": getattr(module, tokenizer)(tokenizer_data=data)})()
+    with pytest.raises(
+        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with SanaLoadText.*soft caps"
+    ):
+        drawing.call("SanaEncodePrompt", clip=clip, text="x")
+    hosts._current = None

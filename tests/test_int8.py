@@ -6,6 +6,7 @@ import drawing
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 from sana_nodes.model_loaders import dtypes, int8
 
 
@@ -114,6 +115,32 @@ def test_a_model_loaded_in_part_draws_the_same(bitsandbytes, home, reference, bu
         for patcher in patchers:
             patcher.detach()
         hosts._current = None
+
+
+@pytest.mark.comfyui
+def test_model_save_writes_floating_weights_that_draw_the_same(bitsandbytes, home, reference, tmp_path):
+    import conftest
+    from sana_nodes import host as hosts
+    from sana_nodes.model_loaders.transformer import load_transformer
+
+    conftest.start_comfyui(home)
+    hosts.use("comfyui")
+    model = drawing.call("SanaLoadTransformer", model_name="tiny", weight_dtype="int8_bnb")[0]
+    given = [model.model.diffusion_model.state_dict()] if _takes_state(model) else []
+    saved = model.model.state_dict_for_saving(*given)
+    save_file({key: value.contiguous() for key, value in saved.items()}, tmp_path / "saved.safetensors")
+    loaded = load_transformer(tmp_path / "saved.safetensors").module
+    for name, layer in model.model.diffusion_model.named_modules():
+        if isinstance(layer, int8.Int8Linear):
+            assert torch.equal(loaded.get_submodule(name).weight, layer.convert_weight(layer.weight))
+    hosts._current = None
+
+
+def _takes_state(model) -> bool:
+    """ComfyUI 0.33 hands the transformer's weights over; before, they were looked up."""
+    import inspect
+
+    return "unet_state_dict" in inspect.signature(model.model.state_dict_for_saving).parameters
 
 
 @pytest.mark.parametrize("why", ["absent", "broken"])

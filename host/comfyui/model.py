@@ -12,7 +12,7 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
-from ...model_loaders import dtypes
+from ...model_loaders import dtypes, int8
 from ...model_loaders.memory import CAPTION, transformer_memory
 from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
@@ -67,6 +67,9 @@ class SanaConfig(comfy.supported_models_base.BASE):
     unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return super().process_unet_state_dict_for_saving(int8.floating_state(state_dict))
 
 
 class ComfyForward:
