@@ -260,7 +260,8 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     if compute not in WORKING_DTYPES:  # --fp16-vae
         compute = torch.float32 if fine else half_dtype(device)
     adopt(loaded.module, wanted, compute)
-    say_dtype(f"SANA's {loaded.spec.name}", compute)
+    why = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
+    say_dtype(f"SANA's {loaded.spec.name}", compute, *why)
     if loaded.spec.is_video:
         return SanaVideoVAE(loaded, compute, device)
     vae = SanaVAE(loaded, compute, device)
