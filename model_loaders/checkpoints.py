@@ -18,6 +18,7 @@ from pathlib import Path
 BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", ".bf16", ".fp16", ".fp32")
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SANA ControlNet", ("controlnet_blocks.0.weight", "input_block.weight")),
@@ -29,6 +30,11 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("DC-AE", ("encoder.down_blocks.0.0.conv1.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
     ("DC-AE", ("encoder.conv_in.conv.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
     ("DC-AE in NVlabs' naming", ("encoder.project_in.conv.weight", "decoder.project_in.conv.weight")),
+    ("Gemma-3 text encoder", ("layers.0.self_attn.q_norm.weight", "layers.0.pre_feedforward_layernorm.weight")),
+    (
+        "Gemma-3 text encoder",
+        ("model.layers.0.self_attn.q_norm.weight", "model.layers.0.pre_feedforward_layernorm.weight"),
+    ),
     ("Gemma-2 text encoder", ("layers.0.pre_feedforward_layernorm.weight", "embed_tokens.weight")),
     ("Gemma-2 text encoder", ("model.layers.0.pre_feedforward_layernorm.weight", "model.embed_tokens.weight")),
     ("language model that is not Gemma-2", ("model.layers.0.self_attn.q_proj.weight",)),
@@ -118,7 +124,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             readers[key] = partial(handle.get_tensor, key)
     if not shapes:
         raise UnusableFile(f"{path} holds no tensors")
-    return Checkpoint(path, shapes, config, metadata, readers)
+    from .comfy_quant import dequantised  # it builds on this file
+
+    return dequantised(Checkpoint(path, shapes, config, metadata, readers))
 
 
 def _itself(tensor):
@@ -159,7 +167,10 @@ def weight_files(path: Path) -> list[Path]:
             return _shards(index)
         if (path / f"{name}.safetensors").is_file():
             return [path / f"{name}.safetensors"]
-    there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    names = sorted(p.name for p in path.iterdir())
+    if old := [name for name in names if name.endswith(PYTORCH_SUFFIXES)]:
+        raise UnusableFile(f"{path} holds its weights as {old[0]} alone; get the folder's safetensors files instead")
+    there = ", ".join(names[:8]) or "nothing"
     raise FileNotFoundError(f"{path} holds no {BASENAMES[0]}.safetensors or model.safetensors (it holds {there})")
 
 
@@ -185,11 +196,21 @@ def _open_file(file: Path):
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
+        refuse_pointer(file)
         size = file.stat().st_size if file.exists() else 0
         raise UnusableFile(
             f"{file} ({size:,} bytes) is not a whole safetensors file ({error}); "
             "it may be cut short or of another format: download it again"
         ) from error
+
+
+def refuse_pointer(file: Path) -> None:
+    """UnusableFile where a git clone without Git LFS left a text of some 130 bytes in a large file's place."""
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_MARK)) == LFS_MARK:
+            raise UnusableFile(
+                f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download it"
+            )
 
 
 def read_json(file: Path) -> dict:

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from . import int8
 from .text_encoder import TokenEmbedding
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -16,6 +17,7 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+    "int8_bnb": torch.int8,
 }
 
 TRANSFORMER_DTYPES = ("default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "int8_bnb")
@@ -24,13 +26,12 @@ VAE_DTYPES = ("default", "bf16", "fp32")
 
 
 def parse_weight_dtype(name: str, allowed: tuple[str, ...]) -> torch.dtype | None:
-    """The torch dtype a widget names; None keeps the file's."""
+    """The torch dtype a widget names; None keeps the file's. ValueError for what is unknown or cannot be had here."""
     if name not in allowed:
         raise ValueError(f"weight_dtype is {name!r}; choose one of {', '.join(allowed)}")
-    if name == "int8_bnb":
-        raise ValueError(
-            "weight_dtype int8_bnb is not built yet; choose fp8_e4m3fn for weights of one byte, or default"
-        )
+    if name == "int8_bnb" and (reason := int8.missing()):
+        also = "fp8_e4m3fn for weights of one byte, or default" if "fp8_e4m3fn" in allowed else "bf16 or default"
+        raise ValueError(f"weight_dtype int8_bnb cannot be had: {reason}; choose {also}")
     return WEIGHT_DTYPES[name]
 
 
@@ -39,12 +40,25 @@ def narrow_weight_dtype(name: str, allowed: tuple[str, ...]) -> str:
     return name if name in allowed else "default"
 
 
-def stored_dtype(module: torch.nn.Module) -> torch.dtype:
-    """The dtype that most of a module's weights have."""
+def stored_dtype(module: torch.nn.Module, wanted: torch.dtype | None = None) -> torch.dtype:
+    """The floating dtype that decides what is computed in: ``wanted``, else the one most weights have.
+
+    Eight-bit integers decide nothing: what they do not hold stays as the file has it.
+    """
+    if wanted is not None and wanted.is_floating_point:
+        return wanted
     counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
         counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
     return max(counts, key=counts.get)
+
+
+def floating_weight(layer: torch.nn.Module, compute_dtype: torch.dtype) -> torch.Tensor:
+    """A layer's weight as something can be added to it: of two bytes or more."""
+    weight = layer.weight.data
+    if isinstance(layer, int8.Int8Linear):
+        weight = layer.convert_weight(weight)
+    return weight if weight.dtype.itemsize > 1 else weight.to(compute_dtype)
 
 
 def adapt(
@@ -58,14 +72,18 @@ def adapt(
     Layers of a class in ``casting``, or of a subclass that calls its forward (Wan's causal
     convolution), become its casting counterpart, which brings weight and bias to
     its input's dtype at each use, and are stored in ``weight_dtype`` (None: as they are; 8-bit
-    floats for matrices and kernels alone). All other weights are few and are put into
-    ``compute_dtype`` once.
+    floats for matrices and kernels alone; int8 for Linear layers, with a scale for each row). All
+    other weights are few and are put into ``compute_dtype`` once.
     """
+    integers = weight_dtype == torch.int8
+    weight_dtype = None if integers else weight_dtype
     for part in module.modules():
         parameters = list(part.parameters(recurse=False))
         if not parameters:
             continue
-        if cast := _casting_class(type(part), casting):
+        if integers and isinstance(part, torch.nn.Linear):
+            int8.quantise(part)
+        elif cast := _casting_class(type(part), casting):
             part.__class__ = cast
             for parameter in parameters:
                 _retype(parameter, weight_dtype, compute_dtype)

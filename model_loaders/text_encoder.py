@@ -1,7 +1,8 @@
-"""Gemma-2, SANA's text encoder: a Hugging Face folder to a module and its tokenizer."""
+"""Gemma-2, SANA's text encoder: a Hugging Face folder or one file to a module and its tokenizer."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,48 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from .checkpoints import UnusableFile, build_empty, load_strictly, open_checkpoint, require_kind
+from .checkpoints import (
+    Checkpoint,
+    UnusableFile,
+    build_empty,
+    describe,
+    load_strictly,
+    open_checkpoint,
+    read_json,
+    refuse_pointer,
+    require_kind,
+)
+from .gemma_tokenizer import load_spiece
 from .prompts import PromptTokens
 
+logger = logging.getLogger(__name__)
+
 KINDS = ("Gemma-2 text encoder",)
-HINT = "Give SanaLoadTextEncoder the folder of gemma-2-2b-it (models/text_encoders)."
+HINT = "Give SanaLoadTextEncoder gemma-2-2b-it, its folder or one safetensors file (models/text_encoders)."
+GATED = (
+    "Gemma-2's own repository asks for a licence first, and without it a download leaves the weights out; "
+    "the folder text_encoder of a SANA pipeline holds the same weights"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+SPIECE, EMBEDDING = "spiece_model", "embed_tokens.weight"
+UNUSED = (SPIECE, "lm_head.weight", "logit_scale", "rotary_emb.inv_freq")
+"""What files hold besides Gemma2Model's weights: the tokenizer, the language head, ComfyUI's CLIP scale, a table."""
+
+GEMMA_2_2B = {
+    "model_type": "gemma2",
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+}
+"""Gemma-2-2B's published numbers that shapes do not tell."""
 
 
 @dataclass(frozen=True)
@@ -54,59 +91,143 @@ class TokenEmbedding(torch.nn.Embedding):
 def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> LoadedTextEncoder:
     """A Gemma2Model with the files' own dtype and its tokenizer.
 
-    The tokenizer lies in ``tokenizer_folder``, else in the model's folder, its subfolder tokenizer
-    or a sibling of that name.
+    ``path``: a Hugging Face folder, or one file. The tokenizer lies in ``tokenizer_folder``, else inside
+    the file (a uint8 tensor ``spiece_model``), else beside the weights, or in a folder tokenizer there or
+    one level up.
     """
     path = Path(path)
-    if path.is_file():
-        raise UnusableFile(f"{path} is one file; give the Hugging Face folder of Gemma-2 with its tokenizer")
-    tokenizer_folder = _find_tokenizer(path, tokenizer_folder)
-    checkpoint = open_checkpoint(path)
-    require_kind(checkpoint, KINDS, HINT)
-    if checkpoint.config is None or checkpoint.config.get("model_type") != "gemma2":
-        kind = (checkpoint.config or {}).get("model_type", "missing")
-        raise UnusableFile(f"{path}/config.json says model_type {kind}, not gemma2. {HINT}")
+    checkpoint, pieces = _opened(path)
+    said = _config(checkpoint)
 
     from transformers import Gemma2Config, Gemma2Model
 
     try:
-        config = Gemma2Config.from_dict(checkpoint.config)
+        config = Gemma2Config.from_dict(said)
         module = build_empty(lambda: Gemma2Model(config))
     except Exception as error:
         raise UnusableFile(f"{path}: its config.json does not describe a Gemma2Model ({error})") from error
-    load_strictly(module, checkpoint, rename=_without_head)
+    load_strictly(module, checkpoint, rename=lambda key: None if key.endswith(UNUSED) else key)
     module.embed_tokens.__class__ = TokenEmbedding
-    tokenizer = _load_tokenizer(tokenizer_folder)
+    tokenizer = _tokenizer(path, tokenizer_folder, pieces)
     spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size)
     if len(tokenizer) > spec.vocabulary:
         raise UnusableFile(
-            f"the tokenizer in {tokenizer_folder} knows {len(tokenizer)} tokens and {path} only {spec.vocabulary}: "
+            f"the tokenizer of {path} knows {len(tokenizer)} tokens and its weights only {spec.vocabulary}: "
             "they belong to different models"
         )
     return LoadedTextEncoder(module, tokenizer, spec, path)
 
 
-def _without_head(key: str) -> str | None:
-    """Gemma2ForCausalLM's name of a weight to Gemma2Model's; the language head is not used."""
-    return None if key == "lm_head.weight" else key.removeprefix("model.")
+def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
+    """The weights under Gemma2Model's own names, and the SentencePiece model that may lie among them."""
+    try:
+        checkpoint = open_checkpoint(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {GATED}") from error
+    kind = (checkpoint.config or {}).get("model_type", "gemma2")
+    if kind != "gemma2":
+        where = path / "config.json" if path.is_dir() else path.with_suffix(".json")
+        raise UnusableFile(f"{where} says model_type {kind}, not gemma2. {HINT}")
+    pieces = next((checkpoint[key] for key in checkpoint if key.rpartition(".")[2] == SPIECE), None)
+    checkpoint = _without_prefix(checkpoint)
+    require_kind(checkpoint, KINDS, HINT)
+    return checkpoint, pieces
+
+
+def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    """The language model's weights without what its names begin with: model., or a place in a larger file.
+
+    Of a larger file, which has a longer prefix than Gemma2ForCausalLM's, only Gemma is looked at.
+    """
+    found = [key.removesuffix(EMBEDDING) for key in checkpoint if f".{key}".endswith(f".{EMBEDDING}")]
+    prefix = found[0] if len(found) == 1 else ""
+    larger = prefix not in ("", "model.")
+    table = {key.removeprefix(prefix): (key, 0, 1) for key in checkpoint if not larger or key.startswith(prefix)}
+    stripped = checkpoint.renamed(table)
+    return stripped if describe(stripped.shapes) else checkpoint
+
+
+def _config(checkpoint: Checkpoint) -> dict:
+    """Gemma2Config's entries: the file's own config, one of Gemma-2 in its folder, else from shapes."""
+    if checkpoint.config is not None:
+        return checkpoint.config
+    beside = checkpoint.path.parent / "config.json"
+    if beside.is_file() and (said := read_json(beside)).get("model_type") == "gemma2":
+        return said
+    return config_from_shapes(checkpoint)
+
+
+def config_from_shapes(checkpoint: Checkpoint) -> dict:
+    """The config of a Gemma-2 that came without one; what leaves no shape is Gemma-2-2B's."""
+    shapes = checkpoint.shapes
+    names = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
+    try:
+        query, key, hidden = (shapes[f"layers.0.{name}.weight"][0] for name in names)
+        vocabulary, width = shapes[EMBEDDING]
+    except (KeyError, ValueError) as error:
+        raise UnusableFile(f"{checkpoint.path} is no whole Gemma-2: {error} is missing or misshapen") from error
+    head = GEMMA_2_2B["head_dim"]
+    if query % head or key % head:
+        raise UnusableFile(
+            f"{checkpoint.path}: {query} query and {key} key channels are no heads of {head}, as Gemma-2-2B's are; "
+            "put its config.json beside it"
+        )
+    layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.")}
+    return {
+        **GEMMA_2_2B,
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": max(layers) + 1,
+        "num_attention_heads": query // head,
+        "num_key_value_heads": key // head,
+    }
+
+
+def _tokenizer(path: Path, folder: Path | None, pieces: torch.Tensor | None):
+    """The tokenizer that the file holds, else the one of the files near it."""
+    if pieces is None or folder is not None:
+        return _load_tokenizer(_find_tokenizer(path, folder))
+    try:
+        return load_spiece(pieces.contiguous().view(torch.uint8).numpy().tobytes(), f"{path}: its {SPIECE}")
+    except UnusableFile as error:
+        try:
+            place = _find_tokenizer(path, None)
+        except FileNotFoundError:
+            raise error from None
+        logger.warning("%s. The tokenizer in %s is used.", error, place)
+        return _load_tokenizer(place)
 
 
 def _find_tokenizer(path: Path, folder: Path | None) -> Path:
-    places = [folder] if folder else [path, path / "tokenizer", path.parent / "tokenizer"]
+    """The folder that holds a tokenizer for weights at ``path``."""
+    near = path if path.is_dir() else path.parent
+    places = [folder] if folder else [near, near / "tokenizer", near.parent / "tokenizer"]
     for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
             return place
     looked = ", ".join(str(place) for place in places)
-    raise FileNotFoundError(f"no tokenizer.json for {path}; looked in {looked}. Put Gemma-2's tokenizer files there")
+    raise FileNotFoundError(
+        f"no tokenizer.json or tokenizer.model for {path}; looked in {looked}. Put Gemma-2's tokenizer files there"
+    )
 
 
 def _load_tokenizer(folder: Path):
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    file = next(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+    refuse_pointer(file)
+    if file.name == "tokenizer.model":
+        return load_spiece(file.read_bytes(), str(file))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        else:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token="<bos>", pad_token="<pad>")
     except Exception as error:
         raise UnusableFile(f"the tokenizer in {folder} cannot be read ({error}); download it again") from error
+    if tokenizer.bos_token_id is None or tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        raise UnusableFile(f"the tokenizer in {folder} does not begin a prompt with <bos>: it is not Gemma's")
     tokenizer.padding_side = "right"
     return tokenizer
 

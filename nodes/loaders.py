@@ -113,7 +113,10 @@ class SanaLoadTransformer:
 class SanaLoadTextEncoder:
     DISPLAY_NAME = "Sana Load Text Encoder"
     CATEGORY = "sana/loaders"
-    DESCRIPTION = "Loads Gemma-2, SANA's text encoder, from its Hugging Face folder. It never computes in float16."
+    DESCRIPTION = (
+        "Loads Gemma-2, SANA's text encoder: its Hugging Face folder, or one safetensors file with the tokenizer "
+        "inside, as ComfyUI has it for Lumina 2. It never computes in float16."
+    )
     SEARCH_ALIASES = ["sana", "gemma", "gemma loader", "load clip"]
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)
@@ -125,7 +128,7 @@ class SanaLoadTextEncoder:
         device_tip = "cpu keeps the text encoder off the graphics card: slower, and a gigabyte or five less there."
         return {
             "required": {
-                "encoder_name": _choice(names, "A folder of Gemma-2 under models/text_encoders."),
+                "encoder_name": _choice(names, "A folder or one file of Gemma-2 under models/text_encoders."),
                 "weight_dtype": _weight_dtype(TEXT_ENCODER_DTYPES),
                 "device": (["default", "cpu"], {"default": "default", "tooltip": device_tip, "advanced": True}),
             }

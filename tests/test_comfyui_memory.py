@@ -197,7 +197,15 @@ def test_lora_like_patches_change_the_picture_and_leave_no_trace(parts):
     assert torch.equal(model.model.diffusion_model.transformer_blocks[0].attn2.to_v.weight, kept)
 
 
-@pytest.mark.parametrize("dtype,stored", [("bf16", torch.bfloat16), ("fp8_e4m3fn", torch.float8_e4m3fn)])
+SMALL = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+@pytest.mark.parametrize("dtype,stored", SMALL.items())
 def test_weight_dtype_is_stored_and_computed_in_float32(parts, dtype, stored):
     model = drawing.call("SanaLoadTransformer", model_name="tiny", weight_dtype=dtype)[0]
     network = model.model.diffusion_model
@@ -209,14 +217,28 @@ def test_weight_dtype_is_stored_and_computed_in_float32(parts, dtype, stored):
 
 
 @pytest.mark.parametrize("part,name", [("SanaLoadTextEncoder", "encoder_name"), ("SanaLoadVAE", "vae_name")])
-def test_float16_is_never_computed_in(parts, part, name, monkeypatch):
+def test_float16_is_never_computed_in(parts, part, name, monkeypatch, caplog):
     import comfy.cli_args
 
+    caplog.set_level("INFO")
     monkeypatch.setattr(comfy.cli_args.args, "fp16_vae", True)
     monkeypatch.setattr(comfy.cli_args.args, "fp16_text_enc", True)
     loaded = drawing.call(part, **{name: "tiny"})[0]
     dtypes = loaded.cond_stage_model.dtypes if part == "SanaLoadTextEncoder" else {loaded.vae_dtype}
     assert torch.float16 not in dtypes
+    assert f"computes in {str(next(iter(dtypes))).removeprefix('torch.')}: float16 overflows in it" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["fp32", *SMALL])
+def test_comfyuis_flags_choose_what_default_stores(parts, monkeypatch, name):
+    """--fp16-unet and its like; a weight_dtype in the loader is stronger."""
+    import comfy.cli_args
+
+    monkeypatch.setattr(comfy.cli_args.args, f"{name}_unet", True)
+    for asked, stored in (("default", SMALL.get(name, torch.float32)), ("bf16", torch.bfloat16)):
+        model = drawing.call("SanaLoadTransformer", model_name="tiny", weight_dtype=asked)[0].model
+        assert model.diffusion_model.transformer_blocks[0].attn1.to_q.weight.dtype == stored
+        assert model.get_dtype_inference() == torch.float32
 
 
 @pytest.mark.parametrize("stored,expected", [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=str)

@@ -10,7 +10,13 @@ import torch
 
 from ...model_loaders import dtypes, prompts
 from ...model_loaders.text_encoder import LoadedTextEncoder, encode_tokens, memory_of_tokens
-from .modules import adopt
+from .modules import adopt, half_dtype, say_dtype
+
+CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
+CORE_GEMMA = (
+    " (the same file will do: CLIPLoader's own Gemma-2 leaves out the soft caps in attention, so its states are others)"
+)
+"""Seen in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
 
 IDS, FIRST_KEPT = "gemma2", "gemma2_first_kept"
 
@@ -56,8 +62,8 @@ class SanaTokenizer:
 
     def state_dict(self):
         raise ValueError(
-            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the folder that it was "
-            "loaded from. ModelSave saves the transformer, VAESave the VAE"
+            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the file or folder that "
+            "it was loaded from. ModelSave saves the transformer, VAESave the VAE"
         )
 
 
@@ -99,8 +105,9 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     load_device = options.get("load_device", comfy.model_management.text_encoder_device())
-    compute = _compute_dtype(wanted or dtypes.stored_dtype(loaded.module), load_device)
+    compute = _compute_dtype(dtypes.stored_dtype(loaded.module, wanted), load_device)
     adopt(loaded.module, wanted, compute)
+    say_dtype("SANA's Gemma-2", compute)
     target = SimpleNamespace(
         params={},
         clip=lambda **_: SanaTextModel(loaded, compute),
@@ -111,9 +118,7 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
 
 
 def _compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    if stored == torch.float32 or not comfy.model_management.should_use_bf16(device):
-        return torch.float32
-    return torch.bfloat16
+    return torch.float32 if stored == torch.float32 else half_dtype(device)
 
 
 def encode_prompt(clip, prompt: str, **options) -> list:
@@ -122,5 +127,6 @@ def encode_prompt(clip, prompt: str, **options) -> list:
         kind = type(getattr(clip, "tokenizer", clip)).__name__
         raise ValueError(
             f"this CLIP ({kind}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder or SanaLoadPipeline"
+            f"{CORE_GEMMA if kind in CORE_GEMMA_TOKENIZERS else ''}"
         )
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt, **options))

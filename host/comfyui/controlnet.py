@@ -99,7 +99,7 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControl
     """A CONTROL_NET around a loaded ControlNet, in the dtypes that ComfyUI chooses for the device."""
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     device = comfy.model_management.get_torch_device()
-    stored = wanted or dtypes.stored_dtype(loaded.module)
+    stored = dtypes.stored_dtype(loaded.module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
     network = adopt(loaded.module, wanted, cast or stored)
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

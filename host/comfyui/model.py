@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.cli_args
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
@@ -11,13 +12,13 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
-from ...model_loaders import dtypes
+from ...model_loaders import dtypes, int8
 from ...model_loaders.memory import CAPTION, transformer_memory
 from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from . import patches
-from .modules import adopt, patcher_class
+from .modules import adopt, patcher_class, say_dtype
 from .previews import PUBLISHED_GAIN, Previewing
 
 
@@ -66,6 +67,9 @@ class SanaConfig(comfy.supported_models_base.BASE):
     unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return super().process_unet_state_dict_for_saving(int8.floating_state(state_dict))
 
 
 class ComfyForward:
@@ -177,11 +181,18 @@ def _latent_format(spec):
     return made
 
 
+def _flagged_dtype() -> torch.dtype | None:
+    """How ComfyUI was told to store diffusion models (--fp16-unet and its like), or None."""
+    flags = comfy.cli_args.args
+    names = ("fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
+    return next((dtypes.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
+
+
 def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
+    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
-    stored = wanted or dtypes.stored_dtype(loaded.module)
+    stored = dtypes.stored_dtype(loaded.module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, load_device, SanaConfig.supported_inference_dtypes)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
@@ -191,6 +202,7 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = type(f"Comfy{type(module).__name__}", (ComfyForward, type(module)), {})
     model = MODELS[loaded.spec.family](loaded, config)
+    say_dtype(loaded.spec.name, cast or stored, f"it is stored in {str(wanted or stored).removeprefix('torch.')}")
     offload_device = comfy.model_management.unet_offload_device()
     patcher = patcher_class()(model, load_device=load_device, offload_device=offload_device)
     return patches.watch(patcher, loaded.spec.latent_channels)

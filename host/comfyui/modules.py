@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
@@ -45,6 +48,16 @@ def _follow_input(part, args, kwargs):
     for name, buffer in part._buffers.items():
         if buffer is not None and device is not None and buffer.device != device:
             part._buffers[name] = buffer.to(device)
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device is made for it, else float32: float16 overflows in Gemma-2 and in DC-AE."""
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+
+
+def say_dtype(what: str, compute: torch.dtype, why: str = "float16 overflows in it") -> None:
+    """One line in ComfyUI's log: what a model of ours computes in."""
+    logging.info("%s computes in %s: %s", what, str(compute).removeprefix("torch."), why)
 
 
 def patcher_class():

@@ -27,7 +27,7 @@ from ...model_loaders.vae import (
     wrong_latent,
 )
 from . import previews
-from .modules import adopt, patcher_class
+from .modules import adopt, half_dtype, patcher_class, say_dtype
 
 WORKING_DTYPES = [torch.bfloat16, torch.float32]
 """Never float16: it overflows in DC-AE and gives black or grey pictures."""
@@ -254,12 +254,14 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     """
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.VAE_DTYPES)
     device = comfy.model_management.vae_device()
-    fine = loaded.spec.is_video and (wanted or dtypes.stored_dtype(loaded.module)) == torch.float32
+    fine = loaded.spec.is_video and dtypes.stored_dtype(loaded.module, wanted) == torch.float32
     allowed = [torch.float32] if fine else WORKING_DTYPES
     compute = torch.float32 if wanted == torch.float32 else comfy.model_management.vae_dtype(device, allowed)
-    if compute not in WORKING_DTYPES:
-        compute = torch.float32
+    if compute not in WORKING_DTYPES:  # --fp16-vae
+        compute = torch.float32 if fine else half_dtype(device)
     adopt(loaded.module, wanted, compute)
+    why = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
+    say_dtype(f"SANA's {loaded.spec.name}", compute, *why)
     if loaded.spec.is_video:
         return SanaVideoVAE(loaded, compute, device)
     vae = SanaVAE(loaded, compute, device)

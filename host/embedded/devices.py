@@ -69,6 +69,6 @@ def bring(place: torch.device, *modules: torch.nn.Module) -> None:
 
 def adapted(module, wanted, place) -> torch.dtype:
     """Make a module store ``wanted`` and compute in what suits the device, which is returned."""
-    compute = compute_dtype(wanted or dtypes.stored_dtype(module), place)
+    compute = compute_dtype(dtypes.stored_dtype(module, wanted), place)
     dtypes.adapt(module, CASTING, wanted, compute)
     return compute

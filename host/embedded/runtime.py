@@ -101,7 +101,7 @@ def _with_loras(model: Model):
             for layer in loaded.layers:
                 weight = model.module.get_parameter(f"{layer}.weight")
                 kept.setdefault(weight, weight.data)
-                fine = weight.data if weight.data.dtype.itemsize > 1 else weight.data.to(model.dtype)
+                fine = dtypes.floating_weight(model.module.get_submodule(layer), model.dtype)
                 weight.data = lora.patched(fine, loaded, layer, strength)
         yield
     finally:

@@ -1,0 +1,95 @@
+"""Weights of eight bits as bitsandbytes makes them: LLM.int8(), Dettmers et al. 2022.
+
+The arithmetic is bitsandbytes' own kernels and the answer that of its Linear8bitLt with transformers' threshold. It
+differs in two ways. What the integers give is scaled in float32: Linear8bitLt writes float16 on a graphics card,
+which overflows in Gemma-2. And weight and scales are a parameter and a buffer, so that they move, load and are
+patched with the module: Linear8bitLt keeps them in a state that stays behind when its parent moves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch.nn import functional
+
+THRESHOLD = 6.0
+"""Columns of the input with a larger value are not rounded: the paper's outliers, and transformers' default."""
+
+STEPS = 127
+
+
+@cache
+def missing() -> str | None:
+    """Why bitsandbytes' eight-bit kernels cannot run here, or None. Imports bitsandbytes."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed (pip install bitsandbytes)"
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        layer = quantise(torch.nn.Linear(32, 32).to(place).requires_grad_(False))
+        layer(torch.ones(2, 32, device=place))
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"bitsandbytes does not run on this machine's {place} ({reason})"
+    return None
+
+
+class Int8Linear(torch.nn.Linear):
+    """A Linear with an int8 weight [out, in]; ``weight_scale`` [out]: the largest magnitude of each row, float32.
+
+    An input [..., in] is rounded to int8 by rows, but for its outliers. A weight that a LoRA was put on is
+    floating, and computed with as it is.
+    """
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.weight.dtype != torch.int8:
+            return functional.linear(x, self.weight.to(x.dtype), bias)
+        from bitsandbytes import functional as kernels
+
+        rows = x.reshape(-1, x.shape[-1])
+        values, largest, outliers = kernels.int8_vectorwise_quant(rows.to(torch.float16), threshold=THRESHOLD)
+        out = kernels.int8_linear_matmul(values, self.weight).float()
+        out *= largest[:, None] / STEPS * (self.weight_scale / STEPS)
+        if outliers is not None and outliers.numel():
+            out += rows[:, outliers].float() @ self.convert_weight(self.weight[:, outliers]).t()
+        out = out.to(x.dtype) if bias is None else out.to(x.dtype) + bias
+        return out.reshape(*x.shape[:-1], -1)
+
+    def convert_weight(self, weight: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+        """The floating weight of int8 values, of whatever dtype: ComfyUI asks for it before it puts a LoRA on it."""
+        if self.weight.dtype != torch.int8:
+            return weight
+        return weight.float() * (self.weight_scale.to(weight.device) / STEPS)[:, None]
+
+    def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **_):
+        """ComfyUI's way to give a patched weight back: it stays floating, since its rows' range is another."""
+        if return_weight:
+            return weight
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
+def quantise(layer: torch.nn.Linear) -> Int8Linear:
+    """Make a Linear an Int8Linear, in place."""
+    from bitsandbytes import functional as kernels
+
+    values, largest, _ = kernels.int8_vectorwise_quant(layer.weight.data.to(torch.float16))
+    layer.__class__ = Int8Linear
+    layer.weight = torch.nn.Parameter(values, requires_grad=False)
+    layer.register_buffer("weight_scale", largest)
+    return layer
+
+
+def floating_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without eight-bit integers, for a file that anything reads: in the dtype of most other weights."""
+    scales = {key for key in state if key.endswith(".weight_scale")}
+    others = [value.dtype for key, value in state.items() if key not in scales and value.is_floating_point()]
+    dtype = max(others, key=others.count, default=torch.float32)
+    saved = {}
+    for key in state.keys() - scales:
+        value = state[key]
+        if value.dtype == torch.int8 and f"{key}_scale" in scales:
+            value = (value.float() * (state[f"{key}_scale"] / STEPS)[:, None]).to(dtype)
+        saved[key] = value
+    return saved
