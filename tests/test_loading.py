@@ -81,23 +81,19 @@ VAES = [
     {},
     {"downsample_block_type": "pixel_unshuffle", "upsample_block_type": "pixel_shuffle"},
     {"encoder_layers_per_block": (2, 1, 1, 3, 1, 1), "decoder_block_out_channels": (8, 16, 16, 32, 32, 32)},
-    {"encoder_layers_per_block": (0, 1, 1, 1, 1, 1), "decoder_layers_per_block": (0, 1, 1, 1, 1, 1)},
+    {"encoder_layers_per_block": (0, 1, 1, 1, 1, 1), "encoder_block_out_channels": (8, 16, 16, 16, 32, 32)}
+    | {"decoder_layers_per_block": (0, 1, 1, 1, 1, 1), "decoder_block_out_channels": (8, 16, 16, 16, 32, 32)},
+    tiny.LITE,
 ]
 
 
-@pytest.mark.parametrize("changes", VAES, ids=["sana", "shuffle", "uneven", "no first stage"])
+@pytest.mark.parametrize("changes", VAES, ids=["sana", "shuffle", "uneven", "no first stage", "lite"])
 def test_vae_file_without_a_config(tmp_path, changes):
     module = tiny.autoencoder(**changes)
     save_file(weights_of(module), tmp_path / "vae.safetensors")
-    if changes.get("encoder_layers_per_block", (1,))[0] == 0:
-        with pytest.raises(UnusableFile, match="put its config.json beside it"):
-            load_vae(tmp_path / "vae.safetensors")
-        (tmp_path / "vae.json").write_text(json.dumps(dict(module.config)))
-    else:
-        read = vae_config_from_shapes(checkpoints.open_checkpoint(tmp_path / "vae.safetensors"))
-        assert {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in read.items()} == {
-            k: _tuples(module.config[k]) for k in read
-        }
+    read = vae_config_from_shapes(checkpoints.open_checkpoint(tmp_path / "vae.safetensors"))
+    kinds = {k: (v,) * 6 if k.endswith("block_types") and isinstance(v, str) else v for k, v in module.config.items()}
+    assert {k: _tuples(v) for k, v in read.items()} == {k: _tuples(kinds[k]) for k in read}
     loaded = load_vae(tmp_path / "vae.safetensors")
     assert_same(loaded.module, weights_of(module))
     picture = torch.rand(1, 3, 64, 64)

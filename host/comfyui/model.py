@@ -13,6 +13,7 @@ import torch
 
 from ...model_loaders import dtypes
 from ...model_loaders.memory import CAPTION, transformer_memory
+from ...model_loaders.scaled_fp8 import apply_scales
 from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
@@ -177,12 +178,21 @@ def _latent_format(spec):
     return made
 
 
+def _dtypes(module, wanted, device):
+    """What a network is stored in, and what it is cast to at each use, or None."""
+    stored = wanted or dtypes.stored_dtype(module)
+    cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
+    return stored, cast
+
+
 def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     load_device = comfy.model_management.get_torch_device()
-    stored = wanted or dtypes.stored_dtype(loaded.module)
-    cast = comfy.model_management.unet_manual_cast(stored, load_device, SanaConfig.supported_inference_dtypes)
+    stored, cast = _dtypes(loaded.module, wanted, load_device)
+    if loaded.scaled:
+        apply_scales(loaded.module, loaded.scaled, wanted or cast or stored)
+        stored, cast = _dtypes(loaded.module, wanted, load_device)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
