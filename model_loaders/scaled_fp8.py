@@ -20,6 +20,14 @@ UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
+def without_notes(checkpoint: Checkpoint) -> Checkpoint:
+    """A scaled fp8 checkpoint without what only matrix products in fp8 need; any other as it is."""
+    if MARKER not in checkpoint.shapes and not any(key.endswith(SCALES) for key in checkpoint):
+        return checkpoint
+    kept = (key for key in checkpoint if key != MARKER and not key.endswith(UNUSED))
+    return checkpoint.renamed({key: (key, 0, 1) for key in kept})
+
+
 def take_scales(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Callable[[], torch.Tensor]]]:
     """A checkpoint without its scales, and for each weight that has one a function giving its true value in float32.
 
@@ -33,9 +41,7 @@ def take_scales(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Callable[
             if weight in scales:
                 raise UnusableFile(f"{checkpoint.path}: {weight} has two scales, {scales[weight]} and {key}")
             scales[weight] = key
-    if not scales and MARKER not in checkpoint.shapes:
-        return checkpoint, {}
-    left_out = {*scales.values(), MARKER, *(key for key in checkpoint if key.endswith(UNUSED))}
+    left_out = set(scales.values())
     kept = checkpoint.renamed({key: (key, 0, 1) for key in checkpoint if key not in left_out})
     return kept, {weight: _true_value(checkpoint, weight, scale) for weight, scale in scales.items()}
 

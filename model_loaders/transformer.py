@@ -17,7 +17,7 @@ from .checkpoints import (
     require_kind,
 )
 from .nvlabs_naming import position_config, to_diffusers
-from .scaled_fp8 import MARKER, take_scales
+from .scaled_fp8 import MARKER, take_scales, without_notes
 
 SPRINT, IMAGE, VIDEO = "SANA-Sprint transformer", "SANA transformer", "SANA-Video transformer"
 KINDS = (SPRINT, IMAGE, VIDEO, *(f"{kind} in NVlabs' naming" for kind in (SPRINT, IMAGE, VIDEO)))
@@ -72,7 +72,7 @@ def load_transformer(path: Path) -> LoadedTransformer:
     """A SanaTransformer2DModel or SanaVideoTransformer3DModel with the file's own dtype, its weights mapped."""
     checkpoint = open_checkpoint(path)
     kind = require_kind(checkpoint, KINDS, HINT)
-    checkpoint = _without_prefix(checkpoint)
+    checkpoint = without_notes(_without_prefix(checkpoint))
     config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
     positions = position_config(checkpoint)
     checkpoint, kind = to_diffusers(checkpoint, kind)

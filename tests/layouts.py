@@ -44,10 +44,10 @@ DC_AE = (
     (r"attn\.to_qkv\.", "context_module.main.qkv.conv."),
     (r"attn\.to_out\.", "context_module.main.proj.conv."),
     (r"attn\.norm_out\.", "context_module.main.proj.norm."),
-    (r"(op_list\.\d+)\.conv_out\.conv_(\w+)\.", r"\1.local_module.main.\2_conv.conv."),
-    (r"(op_list\.\d+)\.conv_out\.norm\.", r"\1.local_module.main.point_conv.norm."),
-    (r"(op_list\.\d+)\.(conv1|conv2|conv)\.(weight|bias)$", r"\1.main.\2.conv.\3"),
-    (r"(op_list\.\d+)\.norm\.", r"\1.main.conv2.norm."),
+    (r"(stages\.\d+\.op_list\.\d+)\.conv_out\.conv_(\w+)\.", r"\1.local_module.main.\2_conv.conv."),
+    (r"(stages\.\d+\.op_list\.\d+)\.conv_out\.norm\.", r"\1.local_module.main.point_conv.norm."),
+    (r"(stages\.\d+\.op_list\.\d+)\.(conv1|conv2|conv)\.(weight|bias)$", r"\1.main.\2.conv.\3"),
+    (r"(stages\.\d+\.op_list\.\d+)\.norm\.", r"\1.main.conv2.norm."),
 )
 """diffusers' names to the original ones: what is found to what takes its place, one after another."""
 
