@@ -13,6 +13,7 @@ from sana_nodes.model_loaders.pipeline import load_pipeline
 from sana_nodes.model_loaders.transformer import load_transformer, token_times
 from sana_nodes.model_loaders.vae import load_vae
 
+
 @pytest.fixture(scope="module")
 def transformer():
     return tiny.video_transformer()
