@@ -19,6 +19,11 @@ SCALES = (".scale_weight", ".weight_scale")
 UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
+ROWS = 256
+"""So many rows at a time: whole matrices in float32 in passing would leave holes in memory as large as the model."""
+
+TrueValue = Callable[[torch.dtype], torch.Tensor]
+
 
 def without_notes(checkpoint: Checkpoint) -> Checkpoint:
     """A scaled fp8 checkpoint without what only matrix products in fp8 need; any other as it is."""
@@ -28,8 +33,8 @@ def without_notes(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.renamed({key: (key, 0, 1) for key in kept})
 
 
-def take_scales(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Callable[[], torch.Tensor]]]:
-    """A checkpoint without its scales, and for each weight that has one a function giving its true value in float32.
+def take_scales(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, TrueValue]]:
+    """A checkpoint without its scales, and for each weight that has one a function giving its true value in a dtype.
 
     UnusableFile for a scale whose weight is missing, is not of 8 bits, or has another number of rows.
     """
@@ -46,7 +51,7 @@ def take_scales(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Callable[
     return kept, {weight: _true_value(checkpoint, weight, scale) for weight, scale in scales.items()}
 
 
-def _true_value(checkpoint: Checkpoint, weight: str, scale: str) -> Callable[[], torch.Tensor]:
+def _true_value(checkpoint: Checkpoint, weight: str, scale: str) -> TrueValue:
     shape = checkpoint.shapes.get(weight)
     if shape is None:
         raise UnusableFile(f"{checkpoint.path}: {scale} is there and {weight}, which it scales, is missing")
@@ -62,14 +67,17 @@ def _true_value(checkpoint: Checkpoint, weight: str, scale: str) -> Callable[[],
             f"each of the {shape[0]} rows of {weight}, was expected"
         )
 
-    def read() -> torch.Tensor:
-        factor = checkpoint[scale].float().reshape(-1, *(1,) * (len(shape) - 1))
-        return checkpoint.read_alone(weight).float() * factor
+    def read(dtype: torch.dtype) -> torch.Tensor:
+        stored, value = checkpoint.read_alone(weight), torch.empty(shape, dtype=dtype)
+        factor = checkpoint[scale].float().reshape(-1, *(1,) * (len(shape) - 1)).expand(shape[0], *shape[1:])
+        for rows, source, by in zip(value.split(ROWS), stored.split(ROWS), factor.split(ROWS)):
+            rows.copy_(source.float() * by)
+        return value
 
     return read
 
 
-def apply_scales(module: torch.nn.Module, scaled: Mapping[str, Callable[[], torch.Tensor]], dtype: torch.dtype) -> None:
+def apply_scales(module: torch.nn.Module, scaled: Mapping[str, TrueValue], dtype: torch.dtype) -> None:
     """Give each scaled weight of a module its true value in ``dtype``, in place."""
     for name, true_value in scaled.items():
-        module.get_parameter(name).data = true_value().to(dtype)
+        module.get_parameter(name).data = true_value(dtype)
