@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from sana_nodes.model_loaders.checkpoints import UnusableFile
 from sana_nodes.model_loaders.controlnet import load_controlnet
+from sana_nodes.model_loaders.dc_ae_windows import Windows
 from sana_nodes.model_loaders.transformer import load_transformer
 from sana_nodes.model_loaders.vae import load_vae
 from test_picture_exact import by_controlnet, controlled, picture, theirs
@@ -90,6 +91,18 @@ def test_transformers_in_diffusers_naming(drawn, kind, file):
     weights = network.state_dict()
     write(drawn.models / "diffusion_models" / file, layouts.prefixed(weights) if file[0] == "p" else weights)
     assert drawn.difference(file, network) < LIMIT
+
+
+@pytest.mark.parametrize("kind", ["2K", "4K"])
+def test_positions_come_with_a_config_beside_a_file(drawn, kind):
+    """A file in diffusers' naming holds no positions; its config under its own name says them."""
+    network = MODELS[kind][0](**MODELS[kind][1])
+    folder = drawn.models / "diffusion_models"
+    save_file(network.state_dict(), folder / "positions.safetensors")
+    (folder / "positions.json").write_text(network.to_json_string())
+    assert drawn.difference("positions.safetensors", network) < LIMIT
+    (folder / "positions.json").unlink()
+    assert load_transformer(folder / "positions.safetensors").module.patch_embed.pos_embed is None
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "mixed"])
@@ -202,6 +215,18 @@ def test_dc_ae(host, home, reference, model, file):
         assert (encoded - latent).abs().max() < LIMIT
     finally:
         path.unlink()
+
+
+def test_dc_ae_lite_in_windows(tmp_path):
+    """Its decoder, which ends in a resampling, gives the whole picture's pixels in windows too."""
+    vae = tiny.autoencoder(**tiny.LITE)
+    save_file(layouts.original_dc_ae(vae.state_dict()), tmp_path / "lite.safetensors")
+    module = load_vae(tmp_path / "lite.safetensors").module
+    latent = torch.randn(1, 32, 5, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = vae.decode(latent).sample
+    windows = Windows(64, torch.device("cpu"), torch.float32)
+    assert drawing.difference(windows.decode(module, latent), whole) < LIMIT
 
 
 def test_the_names_of_files_that_others_published():
