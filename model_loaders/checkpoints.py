@@ -9,7 +9,8 @@ PyTorch file is read with weights_only: code in it is never run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +23,17 @@ LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SANA ControlNet", ("controlnet_blocks.0.weight", "input_block.weight")),
+    ("SANA ControlNet in NVlabs' naming", ("controlnet.0.copied_block.scale_shift_table", "attention_y_norm.weight")),
     ("SANA-Sprint transformer", ("time_embed.guidance_embedder.linear_1.weight", "caption_norm.weight")),
     ("SANA-Video transformer", ("transformer_blocks.0.ff.conv_temp.weight", "caption_norm.weight")),
     ("SANA transformer", ("transformer_blocks.0.ff.conv_inverted.weight", "caption_norm.weight")),
     ("SANA-Video transformer in NVlabs' naming", ("blocks.0.mlp.t_conv.weight", "attention_y_norm.weight")),
+    ("SANA-Sprint transformer in NVlabs' naming", ("cfg_embedder.mlp.0.weight", "attention_y_norm.weight")),
     ("SANA transformer in NVlabs' naming", ("blocks.0.mlp.inverted_conv.conv.weight", "attention_y_norm.weight")),
     ("DC-AE", ("encoder.down_blocks.0.0.conv1.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
     ("DC-AE", ("encoder.conv_in.conv.weight", "decoder.conv_in.weight", "decoder.norm_out.weight")),
-    ("DC-AE in NVlabs' naming", ("encoder.project_in.conv.weight", "decoder.project_in.conv.weight")),
+    ("DC-AE in NVlabs' naming", ("encoder.project_in.conv.weight", "decoder.project_in.main.conv.weight")),
+    ("DC-AE in NVlabs' naming", ("encoder.project_in.conv.conv.weight", "decoder.project_in.main.conv.weight")),
     ("Gemma-3 text encoder", ("layers.0.self_attn.q_norm.weight", "layers.0.pre_feedforward_layernorm.weight")),
     (
         "Gemma-3 text encoder",
@@ -57,6 +61,8 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """What a file is by keys that it alone holds; the first row whose keys are all there wins."""
 
+PREFIX = "model.diffusion_model."
+"""What ComfyUI's own savers put before a transformer's names."""
 
 LORA_MARKS = (".lora_A.", ".lora_down.", ".lora.down.", "lora_unet_", "lora_transformer_", ".hada_w1_a", ".lokr_w1")
 
@@ -87,19 +93,51 @@ class Checkpoint(Mapping[str, "object"]):
     def renamed(self, table: Mapping[str, tuple[str, int, int]]) -> Checkpoint:
         """The same tensors under other names: new name to (old name, part, parts).
 
-        ``parts`` above 1 cuts the old tensor's first dimension into that many equal views.
+        ``parts`` above 1 cuts the old tensor's first dimension into that many equal views; a single
+        number is shared.
         """
         shapes, readers = {}, {}
         for new, (old, part, parts) in table.items():
-            rows, rest = self.shapes[old][:1], self.shapes[old][1:]
-            if parts > 1 and rows[0] % parts:
-                raise UnusableFile(f"{self.path}: {old} has {rows[0]} rows, which {parts} cannot share")
-            shapes[new] = (rows[0] // parts, *rest) if parts > 1 else self.shapes[old]
-            readers[new] = self._readers[old] if parts == 1 else partial(self._rows, old, part, parts)
+            shape = self.shapes[old]
+            if parts == 1 or math.prod(shape) == 1:
+                shapes[new], readers[new] = shape, self._readers[old]
+                continue
+            if shape[0] % parts:
+                raise UnusableFile(f"{self.path}: {old} has {shape[0]} rows, which {parts} cannot share")
+            shapes[new] = (shape[0] // parts, *shape[1:])
+            readers[new] = partial(_rows, self._readers[old], part, parts)
         return Checkpoint(self.path, shapes, self.config, self.metadata, readers)
 
-    def _rows(self, key: str, part: int, parts: int):
-        return self[key].chunk(parts)[part]
+    def table(self, rows: Iterable[tuple[str, tuple[str, int, int]]]) -> dict[str, tuple[str, int, int]]:
+        """Rows of a table for :meth:`renamed`; UnusableFile where two of the file's keys would become one."""
+        table: dict[str, tuple[str, int, int]] = {}
+        for new, source in rows:
+            if new in table:
+                raise UnusableFile(f"{self.path}: the keys {table[new][0]} and {source[0]} are both {new}")
+            table[new] = source
+        return table
+
+    def as_matrices(self, keys: Iterable[str]) -> Checkpoint:
+        """The same with those tensors, kernels [O, I, 1, 1], as matrices [O, I]."""
+        shapes, readers = dict(self.shapes), dict(self._readers)
+        for key in keys:
+            if shapes[key][2:] != (1, 1):
+                raise UnusableFile(f"{self.path}: {key} has the shape {list(shapes[key])} where [O, I, 1, 1] belongs")
+            shapes[key] = shapes[key][:2]
+            readers[key] = partial(_matrix, readers[key])
+        return Checkpoint(self.path, shapes, self.config, self.metadata, readers)
+
+    def read_alone(self, key: str):
+        """A tensor in a mapping of its own, whose memory goes when the tensor does."""
+        return self._readers[key](alone=True)
+
+
+def _rows(read: Callable, part: int, parts: int, **how):
+    return read(**how).chunk(parts)[part]
+
+
+def _matrix(read: Callable, **how):
+    return read(**how).flatten(1)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -120,8 +158,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         handle = _open_file(file)
         metadata.update(handle.metadata() or {})
         for key in handle.keys():  # noqa: SIM118 - a safetensors handle, no dict
+            if key in shapes:
+                raise UnusableFile(f"{file} holds {key}, which another file of {path} holds too; keep one of them")
             shapes[key] = tuple(handle.get_slice(key).get_shape())
-            readers[key] = partial(handle.get_tensor, key)
+            readers[key] = partial(_tensor, handle, file, key)
     if not shapes:
         raise UnusableFile(f"{path} holds no tensors")
     from .comfy_quant import dequantised  # it builds on this file
@@ -129,8 +169,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return dequantised(Checkpoint(path, shapes, config, metadata, readers))
 
 
-def _itself(tensor):
+def _itself(tensor, alone: bool = False):
     return tensor
+
+
+def _tensor(handle, file: Path, key: str, alone: bool = False):
+    return (_open_file(file) if alone else handle).get_tensor(key)
 
 
 def _open_pytorch(file: Path) -> dict:
@@ -230,9 +274,10 @@ def _read_config(file: Path) -> dict | None:
 
 def describe(shapes: Mapping[str, object]) -> str | None:
     """What a checkpoint is, in words, or None; ``shapes`` is any mapping with its keys."""
-    for name, keys in SIGNATURES:
-        if all(key in shapes for key in keys):
-            return name
+    for names in (shapes, {key.removeprefix(PREFIX) for key in shapes}):
+        for kind, keys in SIGNATURES:
+            if all(key in names for key in keys):
+                return kind
     if any(mark in key for key in shapes for mark in LORA_MARKS):
         return "LoRA"
     return None
@@ -267,16 +312,19 @@ def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> Non
     ``rename`` gives a key's name in the module, or None for a key to leave out. Raises
     UnusableFile for a missing, unknown or misshapen key.
     """
-    import torch
 
     expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
-    names = {new: key for key in checkpoint if (new := rename(key)) is not None}
+    rows = [(new, (key, 0, 1)) for key in checkpoint if (new := rename(key)) is not None]
+    names = {new: key for new, (key, _, _) in checkpoint.table(rows).items()}
     missing = sorted(expected.keys() - names.keys())
     unknown = sorted(names.keys() - expected.keys())
     if missing or unknown:
         counts = [
-            f"{len(keys)} {word} (such as {keys[0]})"
-            for keys, word in ((missing, "missing"), (unknown, "unknown"))
+            f"{len(keys)} {word} (such as {keys[0]}{said(keys[0])})"
+            for keys, word, said in (
+                (missing, "missing", lambda key: f" {list(expected[key])}"),
+                (unknown, "unknown", lambda key: ""),
+            )
             if keys
         ]
         raise UnusableFile(f"{checkpoint.path} does not fit its architecture: keys {' and '.join(counts)}")
@@ -292,9 +340,10 @@ def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> Non
         raise UnusableFile(f"{checkpoint.path}: {type(module).__name__} was left without {left[0]}")
     module.eval().requires_grad_(False)
     for parameter in module.parameters():
-        if parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if not parameter.dtype.is_floating_point or parameter.dtype.itemsize > 4:
             raise UnusableFile(
-                f"{checkpoint.path} holds {parameter.dtype} weights; float32, float16 or bfloat16 is read"
+                f"{checkpoint.path} holds {parameter.dtype} weights; float32, float16, bfloat16, float8_e4m3fn and "
+                "float8_e5m2 are read"
             )
 
 

@@ -1,4 +1,4 @@
-"""SANA's ControlNets: a folder or one file in diffusers' naming, to a SanaControlNetModel."""
+"""SANA's ControlNets: a folder or one file, in diffusers' naming or NVlabs', to a SanaControlNetModel."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoints import build_from_config, describing, load_strictly, open_checkpoint, require_kind
+from .nvlabs_naming import position_config, to_diffusers
 from .transformer import config_from_shapes
 
-KINDS = ("SANA ControlNet",)
+KINDS = ("SANA ControlNet", "SANA ControlNet in NVlabs' naming")
 HINT = "Give SanaLoadControlNet a SANA ControlNet (models/controlnet)."
 
 
@@ -31,13 +32,16 @@ class LoadedControlNet:
 def load_controlnet(path: Path) -> LoadedControlNet:
     """A SanaControlNetModel with the file's own dtype, its weights mapped."""
     checkpoint = open_checkpoint(path)
-    require_kind(checkpoint, KINDS, HINT)
-    with describing(checkpoint, KINDS[0]):
+    kind = require_kind(checkpoint, KINDS, HINT)
+    with describing(checkpoint, kind):
         config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+        positions = position_config(checkpoint)
+        checkpoint, _ = to_diffusers(checkpoint, kind)
 
         from diffusers import SanaControlNetModel
 
-        module = build_from_config(SanaControlNetModel, config or config_from_shapes(checkpoint), checkpoint.path)
+        config = config or {**config_from_shapes(checkpoint), **positions}
+        module = build_from_config(SanaControlNetModel, config, checkpoint.path)
         load_strictly(module, checkpoint)
         width = module.config.num_attention_heads * module.config.attention_head_dim
         return LoadedControlNet(

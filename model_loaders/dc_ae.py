@@ -1,4 +1,4 @@
-"""DC-AE, SANA's image autoencoder: tensors in diffusers' naming to an AutoencoderDC."""
+"""DC-AE, SANA's image autoencoder: tensors in diffusers' naming or NVlabs' to an AutoencoderDC."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_strictly
+from .dc_ae_naming import to_diffusers
 
 SANA_SCALE = 0.41407
 """scaling_factor of the published dc-ae-f32c32-sana autoencoders."""
@@ -29,15 +30,21 @@ def build(checkpoint: Checkpoint) -> tuple[object, dict]:
     return module, fields
 
 
+def build_from_original(checkpoint: Checkpoint) -> tuple[object, dict]:
+    """The same from the names of mit-han-lab and NVlabs."""
+    return build(to_diffusers(checkpoint))
+
+
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
     """The config of a DC-AE that came without one, read off its tensors' shapes.
 
-    Activations and shortcuts leave no shape: they are those of the published SANA autoencoders, and
-    so is the scaling factor.
+    Activations and shortcuts leave no shape: they are those of the published SANA autoencoders, of which
+    DC-AE-Lite alone has a decoder without attention, and alone ends it in SiLU. So is the scaling factor.
     """
     shapes = checkpoint.shapes
-    encoder = _stages(checkpoint, "encoder.down_blocks")
-    decoder = _stages(checkpoint, "decoder.up_blocks")
+    encoder = _stages(checkpoint, "encoder.down_blocks", "encoder.conv_in.conv.weight")
+    decoder = _stages(checkpoint, "decoder.up_blocks", "decoder.conv_out.conv.weight")
+    light = all(stage.kind == "ResBlock" for stage in decoder)
     heads = [s[1] for k, s in shapes.items() if k.endswith("to_qkv_multiscale.0.proj_out.weight")]
     first = "encoder.conv_in.weight" if "encoder.conv_in.weight" in shapes else "encoder.conv_in.conv.weight"
     return {
@@ -54,6 +61,7 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
         "decoder_qkv_multiscales": tuple(s.scales for s in decoder),
         "downsample_block_type": _resampling(encoder, ("pixel_unshuffle", "Conv"), larger_next=True),
         "upsample_block_type": _resampling(decoder, ("interpolate", "pixel_shuffle"), larger_next=False),
+        "decoder_conv_act_fn": "silu" if light else "relu",
         "scaling_factor": SANA_SCALE,
     }
 
@@ -68,13 +76,21 @@ class _Stage:
     """Output channels of the stage's down- or up-sampling convolution."""
 
 
-def _stages(checkpoint: Checkpoint, prefix: str) -> list[_Stage]:
+def _stages(checkpoint: Checkpoint, prefix: str, resampled: str) -> list[_Stage]:
+    """The stages from the largest picture to the smallest.
+
+    The first has no blocks, and leaves no keys, where the key ``resampled`` is there: what comes before or
+    after it resamples by itself then. Nothing uses its channels.
+    """
     numbers = {int(m[1]) for k in checkpoint.shapes if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", k))}
-    if not numbers or numbers != set(range(len(numbers))):
+    empty = int(resampled in checkpoint.shapes)
+    if not numbers or sorted(numbers) != list(range(empty, max(numbers) + 1)):
         raise UnusableFile(
-            f"{checkpoint.path}: the stages of {prefix} do not start at 0: put its config.json beside it"
+            f"{checkpoint.path}: the stages of {prefix} are {sorted(numbers)}, and one between is missing: "
+            "put its config.json beside it"
         )
-    return [_stage(checkpoint, f"{prefix}.{n}") for n in sorted(numbers)]
+    stages = [_stage(checkpoint, f"{prefix}.{n}") for n in sorted(numbers)]
+    return [_Stage("ResBlock", 0, stages[0].channels // 2, (), None)] * empty + stages
 
 
 def _stage(checkpoint: Checkpoint, prefix: str) -> _Stage:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth")
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
 DEPTH = 4
 
 

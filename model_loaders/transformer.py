@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .checkpoints import (
+    PREFIX,
     Checkpoint,
     UnusableFile,
     build_from_config,
-    describe,
     describing,
     load_strictly,
     open_checkpoint,
     require_kind,
 )
-from .nvlabs_naming import to_diffusers
+from .nvlabs_naming import position_config, to_diffusers
+from .scaled_fp8 import MARKER, take_scales, without_notes
 
 SPRINT, IMAGE, VIDEO = "SANA-Sprint transformer", "SANA transformer", "SANA-Video transformer"
-VIDEO_NVLABS = "SANA-Video transformer in NVlabs' naming"
-KINDS = (SPRINT, IMAGE, VIDEO, VIDEO_NVLABS)
+KINDS = (SPRINT, IMAGE, VIDEO, *(f"{kind} in NVlabs' naming" for kind in (SPRINT, IMAGE, VIDEO)))
 HINT = "Give SanaLoadTransformer a SANA transformer (models/diffusion_models)."
-PREFIX = "model.diffusion_model."
-"""What ComfyUI's own savers put before a transformer's names."""
 
 DEFAULT_GUIDANCE = 4.5
 """SanaSprintPipeline's guidance_scale, for conditioning that says none."""
@@ -62,19 +61,24 @@ class TransformerSpec:
 
 @dataclass(frozen=True)
 class LoadedTransformer:
+    """``scaled``: weights of a scaled fp8 file that a host has yet to give their true values (apply_scales)."""
+
     module: object
     spec: TransformerSpec
     path: Path
+    scaled: Mapping[str, Callable] = field(default_factory=dict)
 
 
 def load_transformer(path: Path) -> LoadedTransformer:
     """A SanaTransformer2DModel or SanaVideoTransformer3DModel with the file's own dtype, its weights mapped."""
-    checkpoint = _without_prefix(open_checkpoint(path))
+    checkpoint = open_checkpoint(path)
     kind = require_kind(checkpoint, KINDS, HINT)
-    if kind == VIDEO_NVLABS:
-        checkpoint, kind = to_diffusers(checkpoint), VIDEO
     with describing(checkpoint, kind):
+        checkpoint = without_notes(_without_prefix(checkpoint))
         config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+        positions = position_config(checkpoint)
+        checkpoint, kind = to_diffusers(checkpoint, kind)
+        checkpoint, scaled = take_scales(checkpoint)
 
         import diffusers
 
@@ -82,17 +86,17 @@ def load_transformer(path: Path) -> LoadedTransformer:
             config = config or video_config_from_shapes(checkpoint)
             module = build_from_config(diffusers.SanaVideoTransformer3DModel, config, checkpoint.path)
         else:
-            config = config or config_from_shapes(checkpoint)
+            config = config or {**config_from_shapes(checkpoint), **positions}
             module = build_from_config(diffusers.SanaTransformer2DModel, config, checkpoint.path)
         load_strictly(module, checkpoint)
-        return LoadedTransformer(module, spec_of(module.config, kind), checkpoint.path)
+        return LoadedTransformer(module, spec_of(module.config, kind), checkpoint.path, scaled)
 
 
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    if not all(key.startswith(PREFIX) for key in checkpoint):
+    """A checkpoint whose names have all ComfyUI's prefix, without it (the mark of a scaled fp8 file may lack it)."""
+    if not all(key.startswith(PREFIX) or key == MARKER for key in checkpoint):
         return checkpoint
-    stripped = checkpoint.renamed({key.removeprefix(PREFIX): (key, 0, 1) for key in checkpoint})
-    return stripped if describe(stripped.shapes) in KINDS else checkpoint
+    return checkpoint.renamed(checkpoint.table((key.removeprefix(PREFIX), (key, 0, 1)) for key in checkpoint))
 
 
 def spec_of(config, kind: str) -> TransformerSpec:

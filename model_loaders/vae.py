@@ -52,6 +52,7 @@ class LoadedVae:
 
 BUILDERS: dict[str, Callable[[Checkpoint], tuple[object, dict]]] = {
     "DC-AE": dc_ae.build,
+    "DC-AE in NVlabs' naming": dc_ae.build_from_original,
     "Wan VAE": wan_vae.build,
     "Wan VAE in Wan's naming": wan_vae.build_from_original,
     "LTX-2 video VAE": ltx2_vae.build,

@@ -62,8 +62,8 @@ def build(checkpoint: Checkpoint) -> tuple[object, dict]:
 def build_from_original(checkpoint: Checkpoint) -> tuple[object, dict]:
     """The same from Wan's own names: ComfyUI's wan_2.1_vae.safetensors."""
     resnets = _resnets_per_stage(checkpoint)
-    table = {_diffusers_name(key, resnets, checkpoint): (key, 0, 1) for key in checkpoint}
-    return build(checkpoint.renamed(table))
+    rows = [(_diffusers_name(key, resnets, checkpoint), (key, 0, 1)) for key in checkpoint]
+    return build(checkpoint.renamed(checkpoint.table(rows)))
 
 
 def _resnets_per_stage(checkpoint: Checkpoint) -> int:

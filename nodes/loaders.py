@@ -86,8 +86,8 @@ class SanaLoadTransformer:
     DISPLAY_NAME = "Sana Load Transformer"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Loads a SANA transformer alone: a diffusers folder, one safetensors file, or NVlabs' .pth of SANA-Video. "
-        "What it is, is read from it."
+        "Loads a SANA transformer alone: a diffusers folder, or one file in diffusers' naming or NVlabs' (safetensors, "
+        ".pth). What it is, is read from it."
     )
     SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"

@@ -5,54 +5,13 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from layouts import nvlabs
 from safetensors.torch import load_file, save_file
 from sana_nodes.model_loaders import vae as vaes
 from sana_nodes.model_loaders.checkpoints import UnusableFile
 from sana_nodes.model_loaders.pipeline import load_pipeline
 from sana_nodes.model_loaders.transformer import load_transformer, token_times
 from sana_nodes.model_loaders.vae import load_vae
-
-NAMES = {
-    "patch_embedding.": "x_embedder.proj.",
-    "caption_projection.linear_1.": "y_embedder.y_proj.fc1.",
-    "caption_projection.linear_2.": "y_embedder.y_proj.fc2.",
-    "caption_norm.": "attention_y_norm.",
-    "time_embed.emb.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
-    "time_embed.emb.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
-    "time_embed.linear.": "t_block.1.",
-    "proj_out.": "final_layer.linear.",
-    "attn1.norm_q.": "attn.q_norm.",
-    "attn1.norm_k.": "attn.k_norm.",
-    "attn1.to_out.0.": "attn.proj.",
-    "attn2.to_q.": "cross_attn.q_linear.",
-    "attn2.norm_q.": "cross_attn.q_norm.",
-    "attn2.norm_k.": "cross_attn.k_norm.",
-    "attn2.to_out.0.": "cross_attn.proj.",
-    "ff.conv_inverted.": "mlp.inverted_conv.conv.",
-    "ff.conv_depth.": "mlp.depth_conv.conv.",
-    "ff.conv_point.": "mlp.point_conv.conv.",
-    "ff.conv_temp.": "mlp.t_conv.",
-}
-
-
-def nvlabs(weights: dict) -> dict:
-    """A transformer's weights as NVlabs writes them: fused, renamed, with what inference does not use."""
-    weights, out = dict(weights), {}
-    for name in [name for name in weights if ".attn1.to_q." in name]:
-        parts = [weights.pop(name.replace("to_q", part)) for part in ("to_q", "to_k", "to_v")]
-        out[name.replace("attn1.to_q", "attn.qkv")] = torch.cat(parts)
-    for name in [name for name in weights if ".attn2.to_k." in name]:
-        parts = [weights.pop(name.replace("to_k", part)) for part in ("to_k", "to_v")]
-        out[name.replace("attn2.to_k", "cross_attn.kv_linear")] = torch.cat(parts)
-    out |= weights
-    renamed = {}
-    for name, value in out.items():
-        for ours, theirs in NAMES.items():
-            name = name.replace(ours, theirs)
-        name = "final_layer.scale_shift_table" if name == "scale_shift_table" else name
-        renamed[name.replace("transformer_blocks.", "blocks.")] = value.contiguous()
-    unused = {"y_embedder.y_embedding": torch.zeros(4, 48), "pos_embed": torch.zeros(1, 4, 64)}
-    return {**renamed, **unused, "logvar_linear.weight": torch.zeros(1, 64), "logvar_linear.bias": torch.zeros(1)}
 
 
 @pytest.fixture(scope="module")

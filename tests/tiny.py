@@ -85,6 +85,17 @@ def autoencoder(seed: int = 2, **changes):
     return stirred(AutoencoderDC(**{**settings, **changes}), seed)
 
 
+LITE = {
+    "decoder_block_types": "ResBlock",
+    "decoder_block_out_channels": (8, 16, 16, 32, 32, 32),
+    "decoder_layers_per_block": (0, 1, 2, 1, 1, 1),
+    "decoder_qkv_multiscales": ((),) * 6,
+    "upsample_block_type": "pixel_shuffle",
+    "decoder_conv_act_fn": "silu",
+}
+"""How DC-AE-Lite differs: convolutions alone in its decoder, none of them at the picture's full size."""
+
+
 def video_transformer(seed: int = 3, **changes):
     from diffusers import SanaVideoTransformer3DModel
 

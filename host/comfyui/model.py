@@ -14,6 +14,7 @@ import torch
 
 from ...model_loaders import dtypes, int8
 from ...model_loaders.memory import CAPTION, transformer_memory
+from ...model_loaders.scaled_fp8 import apply_scales
 from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
@@ -188,12 +189,22 @@ def _flagged_dtype() -> torch.dtype | None:
     return next((dtypes.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
 
 
+def _dtypes(module, wanted, device):
+    """What a network is stored in, and what it is cast to at each use, or None."""
+    stored = dtypes.stored_dtype(module, wanted)
+    cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
+    return stored, cast
+
+
 def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
-    stored = dtypes.stored_dtype(loaded.module, wanted)
-    cast = comfy.model_management.unet_manual_cast(stored, load_device, SanaConfig.supported_inference_dtypes)
+    stored, cast = _dtypes(loaded.module, wanted, load_device)
+    if loaded.scaled:
+        floating = wanted if wanted is not None and wanted.is_floating_point else None
+        apply_scales(loaded.module, loaded.scaled, floating or cast or stored)
+        stored, cast = _dtypes(loaded.module, wanted, load_device)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)

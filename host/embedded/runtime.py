@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ...model_loaders import dtypes, lora, prompts
 from ...model_loaders.lora import LoadedLora
+from ...model_loaders.scaled_fp8 import apply_scales
 from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
 from ...model_loaders.transformer import (
     DEFAULT_GUIDANCE,
@@ -24,7 +25,7 @@ from ...model_loaders.wan_vae import MEAN, STD
 from ...samplers.flow_match import FlowMatch
 from ...samplers.trigflow import TrigFlow
 from . import progress
-from .devices import adapted, bring, device
+from .devices import adapted, bring, compute_dtype, device
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Sampler:
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
+    working = compute_dtype(dtypes.stored_dtype(loaded.module, wanted), device())
+    floating = wanted if wanted is not None and wanted.is_floating_point else None
+    apply_scales(loaded.module, loaded.scaled, floating or working)
     compute = adapted(loaded.module, wanted, device())
     sampling = TrigFlow() if loaded.spec.family == "sprint" else FlowMatch(loaded.spec.flow_shift)
     return Model(loaded.module, loaded.spec, sampling, compute, device())

@@ -1,0 +1,116 @@
+"""What loading a transformer takes at its peak, against the bytes of the weights that stay.
+
+    python benchmarks/loading.py [--host embedded|comfyui] [--folder DIR] [LAYOUT …]
+
+SANA-Sprint 0.6B of constant weights is written in each layout and loaded in a process of its own, where every weight
+that the host keeps is then read once. Peak resident memory above what the imports take is divided by the bytes of
+those weights: 1.0 is the weights alone. What stays of scaled fp8 is in the computation dtype (float32 on a CPU), so its
+bound is about that and not about the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import layouts
+
+LIMIT = 1.25
+SPRINT_06B = {
+    "num_attention_heads": 36,
+    "num_layers": 28,
+    "num_cross_attention_heads": 16,
+    "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+    "guidance_embeds": True,
+    "qk_norm": "rms_norm_across_heads",
+}
+LAYOUTS = {
+    "diffusers": (".safetensors", torch.bfloat16, dict),
+    "diffusers-fp16": (".safetensors", torch.float16, dict),
+    "diffusers-fp32": (".safetensors", torch.float32, dict),
+    "diffusers-prefixed": (".safetensors", torch.bfloat16, layouts.prefixed),
+    "nvlabs": (".safetensors", torch.bfloat16, layouts.nvlabs),
+    "nvlabs-pth": (".pth", torch.bfloat16, layouts.nvlabs),
+    "fp8": (".safetensors", torch.float8_e4m3fn, dict),
+    "scaled-fp8": (".safetensors", torch.bfloat16, layouts.scaled_fp8),
+    "scaled-fp8-nvlabs": (".safetensors", torch.bfloat16, lambda weights: layouts.scaled_fp8(layouts.nvlabs(weights))),
+}
+"""Each layout's suffix, the dtype of its weights, and how their names are written."""
+
+
+def write(layout: str, folder: Path) -> Path:
+    from diffusers import SanaTransformer2DModel
+    from safetensors.torch import save_file
+
+    suffix, dtype, named = LAYOUTS[layout]
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in SanaTransformer2DModel(**SPRINT_06B).state_dict().items()}
+    weights = named({name: torch.full(shape, 0.01).to(dtype) for name, shape in shapes.items()})
+    path = folder / f"{layout}{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": weights}, path)
+    else:
+        save_file(weights, path)
+    return path
+
+
+MEASURE = """
+import sys
+import diffusers, transformers, torch
+from diffusers import SanaTransformer2DModel
+from sana_nodes import host
+from sana_nodes.model_loaders.transformer import load_transformer
+name, path, comfyui = sys.argv[1:4]
+if name == "comfyui":
+    sys.path.insert(0, comfyui)
+    sys.argv = ["main.py", "--cpu"]
+    import comfy.options
+    comfy.options.enable_args_parsing()
+here = host.use(name)
+peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+before = peak()
+model = here.model(load_transformer(path), "default")
+module = model.model.diffusion_model if name == "comfyui" else model.module
+total = sum(p.view(torch.uint8).sum().item() for p in module.parameters())
+assert total > 0
+print(peak() - before, sum(p.numel() * p.itemsize for p in module.parameters()))
+"""
+
+
+def cost(path: Path, host: str, comfyui: str = "") -> tuple[int, int]:
+    """Bytes at the peak above the baseline, with every weight read once, and bytes of the weights that stay."""
+    command = [sys.executable, "-c", MEASURE, host, str(path), comfyui]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    peak, stays = done.stdout.split()[-2:]
+    return int(peak), int(stays)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("layouts", nargs="*", metavar="LAYOUT", help=", ".join(LAYOUTS))
+    parser.add_argument("--host", default="embedded", choices=("embedded", "comfyui"))
+    parser.add_argument("--folder", type=Path, help="where the files are written (2.4 GB for the largest)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for layout in arguments.layouts or LAYOUTS:
+            path = write(layout, Path(folder))
+            size = path.stat().st_size
+            peak, stays = cost(path, arguments.host, os.environ.get("COMFYUI_PATH", ""))
+            path.unlink()
+            said = "" if peak <= LIMIT * stays else f": above {LIMIT}"
+            print(f"{layout}: file {size:,}, stays {stays:,}, peak {peak:,}, {peak / stays:.3f}{said}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
