@@ -18,7 +18,7 @@ from .checkpoints import (
     require_kind,
 )
 from .nvlabs_naming import position_config, to_diffusers
-from .scaled_fp8 import MARKER, take_scales, without_notes
+from .scaled_fp8 import take_scales, without_notes
 
 SPRINT, IMAGE, VIDEO = "SANA-Sprint transformer", "SANA transformer", "SANA-Video transformer"
 KINDS = (SPRINT, IMAGE, VIDEO, *(f"{kind} in NVlabs' naming" for kind in (SPRINT, IMAGE, VIDEO)))
@@ -93,9 +93,7 @@ def load_transformer(path: Path) -> LoadedTransformer:
 
 
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint whose names have all ComfyUI's prefix, without it (the mark of a scaled fp8 file may lack it)."""
-    if not all(key.startswith(PREFIX) or key == MARKER for key in checkpoint):
-        return checkpoint
+    """The same without ComfyUI's prefix; what does not have it keeps its name."""
     return checkpoint.renamed(checkpoint.table((key.removeprefix(PREFIX), (key, 0, 1)) for key in checkpoint))
 
 

@@ -298,6 +298,18 @@ def test_two_keys_that_become_one(tmp_path):
         load_transformer(folder)
 
 
+def test_a_checkpoint_that_holds_more_than_the_transformer(tmp_path):
+    weights = layouts.prefixed(tiny.transformer().state_dict())
+    twice = {"patch_embed.proj.bias": torch.zeros(64)}
+    for more, said in (
+        ({"first_stage_model.encoder.weight": torch.zeros(1)}, r"1 unknown \(such as first_stage_model"),
+        (twice, "the keys .* are both patch_embed.proj.bias"),
+    ):
+        save_file({**weights, **more}, tmp_path / "m.safetensors")
+        with pytest.raises(UnusableFile, match=said):
+            load_transformer(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 64), (4, 64), (1, 0, 64)], ids=str)
 def test_positions_that_are_no_square(tmp_path, shape):
     weights = {**layouts.nvlabs(tiny.transformer().state_dict()), "pos_embed": torch.zeros(shape)}

@@ -290,7 +290,7 @@ def test_weights_are_mapped_not_copied(folder):
     assert not any(p.requires_grad for p in module.parameters())
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "scaled-fp8-nvlabs"])
+@pytest.mark.parametrize("layout", ["diffusers", "scaled-fp8"])
 @pytest.mark.parametrize("name", ["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])
 def test_loading_the_06b_transformer_takes_its_weights_and_little_more(tmp_path, name, layout):
     """Peak resident memory above the baseline, with every weight read once, against the weights that stay.
