@@ -92,8 +92,8 @@ def _read_pieces(data: bytes, where: str) -> list[Piece]:
     first = tuple(piece.text for piece in pieces[: len(SPECIAL)])
     if first != SPECIAL or model_type != BPE or charsmap or dummy_prefix:
         raise UnusableFile(
-            f"{where} is not Gemma-2's SentencePiece model: it begins with {', '.join(first) or 'nothing'} where "
-            f"byte-pair pieces {', '.join(SPECIAL)} were expected"
+            f"{where} is not Gemma-2's SentencePiece model, which begins with {', '.join(SPECIAL)} (this one with "
+            f"{', '.join(first) or 'nothing'}), has byte-pair pieces and leaves the text as it is"
         )
     return pieces
 

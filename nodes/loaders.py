@@ -18,7 +18,7 @@ from .models import require_sana
 
 TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
 DTYPE_TIP = (
-    "How the weights are stored in memory. default keeps the file's own; fp8 halves bf16. "
+    "How the weights are stored in memory. default keeps the file's own; fp8 halves bf16, int8_bnb its linear layers. "
     "What is computed in is chosen by ComfyUI for your device."
 )
 

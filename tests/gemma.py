@@ -23,35 +23,29 @@ TRICKY = [
 ]
 
 
-def spiece(vocabulary: int = 760) -> bytes:
+def spiece(vocabulary: int = 760, **changes) -> bytes:
     """Gemma's kind of SentencePiece model: byte-pair pieces, bytes to fall back on, nothing normalised."""
     import sentencepiece
 
     corpus = [*prompts.INSTRUCTIONS["image"].split("\n"), *prompts.INSTRUCTIONS["video"].split("\n"), *TRICKY[:4]]
     written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for line in corpus * 3 if line.strip()),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=vocabulary,
-        byte_fallback=True,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        unk_piece="<unk>",
-        user_defined_symbols=["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "\n\n\n"]
-        + ["▁▁", "▁▁▁", "▁▁▁▁", "<b>", "</b>", "\t\t"],
-        minloglevel=2,
-    )
+    symbols = ["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "▁▁▁▁"]
+    settings = {
+        "model_type": "bpe",
+        "vocab_size": vocabulary,
+        "byte_fallback": True,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "user_defined_symbols": [*symbols, "<b>", "</b>", "\t\t"],
+        "minloglevel": 2,
+    }
+    for place, name in enumerate(("pad", "eos", "bos", "unk")):
+        settings |= {f"{name}_id": place, f"{name}_piece": f"<{name}>"}
+    lines = iter(line for line in corpus * 3 if line.strip())
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=written, **{**settings, **changes})
     return written.getvalue()
 
 

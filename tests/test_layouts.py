@@ -217,6 +217,26 @@ def test_dc_ae(host, home, reference, model, file):
         path.unlink()
 
 
+def test_fp8_of_other_parts(host, home, sana_reference):
+    """An autoencoder and a ControlNet stored in plain fp8 too: exact, as test_plain_fp8 says."""
+    network, vae = tiny.controlnet(), tiny.autoencoder()
+    for module, place in ((network, "controlnet"), (vae, "vae")):
+        weights = {n: v.to(torch.float8_e4m3fn) for n, v in module.state_dict().items()}
+        module.load_state_dict(float32(weights))
+        save_file(weights, home / "models" / place / "fp8.safetensors")
+    model, clip, _ = drawing.call("SanaLoadPipeline", pipeline="tiny-sana")
+    parts = model, clip, drawing.call("SanaLoadVAE", vae_name="fp8.safetensors")[0]
+    (home / "models" / "vae" / "fp8.safetensors").unlink()
+    image = picture(96, 64)
+    mine = drawing.flow(parts, PROMPT, "", 96, 64, led=controlled(host, image, parts[2], "fp8.safetensors"))
+    kept, sana_reference.vae = sana_reference.vae, vae
+    try:
+        expected = by_controlnet(sana_reference, image, network=network)
+    finally:
+        sana_reference.vae = kept
+    assert drawing.difference(mine, expected) < LIMIT
+
+
 def test_dc_ae_lite_in_windows(tmp_path):
     """Its decoder, which ends in a resampling, gives the whole picture's pixels in windows too."""
     vae = tiny.autoencoder(**tiny.LITE)

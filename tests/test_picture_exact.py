@@ -174,10 +174,10 @@ def controlled(host, image, vae, net="tiny-control", **given):
     )[:2]
 
 
-def by_controlnet(pipeline, image, strength=1.0, **given):
+def by_controlnet(pipeline, image, strength=1.0, network=None, **given):
     from diffusers import SanaControlNetPipeline
 
-    maker = SanaControlNetPipeline(**pipeline.components, controlnet=tiny.controlnet())
+    maker = SanaControlNetPipeline(**pipeline.components, controlnet=network or tiny.controlnet())
     given = {"width": image.shape[2], "height": image.shape[1], **given}
     led = {"control_image": image.movedim(-1, 1) * 2 - 1, "controlnet_conditioning_scale": strength}
     return theirs(maker, **given, **led)
