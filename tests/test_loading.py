@@ -336,6 +336,16 @@ def test_loaders_offer_what_fits_them(host, reference, home, tmp_path_factory):
         (models / name).unlink()
 
 
+def test_the_first_of_several_roots_wins_and_all_are_listed(tmp_path):
+    for root, name in (("a", "one"), ("b", "one"), ("b", "two")):
+        (tmp_path / root).mkdir(exist_ok=True)
+        save_file(tiny.autoencoder().state_dict(), tmp_path / root / f"{name}.safetensors")
+    roots = [tmp_path / "a", tmp_path / "b", tmp_path / "absent"]
+    assert folders.list_models(roots) == ["one.safetensors", "two.safetensors"]
+    assert folders.find_model(roots, "one.safetensors", "VAE") == tmp_path / "a" / "one.safetensors"
+    assert folders.find_model(roots, "two.safetensors", "VAE") == tmp_path / "b" / "two.safetensors"
+
+
 def test_a_changed_file_is_looked_at_again(tmp_path):
     from sana_nodes.model_loaders.listing import fitting
 
