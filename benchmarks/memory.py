@@ -31,6 +31,15 @@ DC_AE = {
     "upsample_block_type": "interpolate",
     "scaling_factor": 0.41407,
 }
+LITE = {
+    **DC_AE,
+    "decoder_block_types": "ResBlock",
+    "decoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "decoder_layers_per_block": (0, 3, 5, 4, 4, 4),
+    "decoder_qkv_multiscales": ((),) * 6,
+    "upsample_block_type": "pixel_shuffle",
+    "decoder_conv_act_fn": "silu",
+}
 SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
 HALF = {
     "num_layers": 28,
@@ -42,6 +51,7 @@ HALF = {
 VIDEO = {"mlp_ratio": 3.0, "qk_norm": "rms_norm_across_heads"}
 CONFIGS = {
     "DC-AE": ("AutoencoderDC", DC_AE),
+    "DC-AE-Lite": ("AutoencoderDC", LITE),
     "Wan 2.1 VAE": ("AutoencoderKLWan", {}),
     "LTX-2 video VAE": ("AutoencoderKLLTX2Video", {}),
     "Sprint 0.6B": ("SanaTransformer2DModel", {**HALF, **SPRINT}),
@@ -58,6 +68,7 @@ CONFIGS = {
 }
 VAES = {
     "DC-AE": VaeSpec("dc-ae", 32, 32),
+    "DC-AE-Lite": VaeSpec("dc-ae", 32, 32),
     "Wan 2.1 VAE": VaeSpec("wan", 16, 8, 4),
     "LTX-2 video VAE": VaeSpec("ltx2", 128, 32, 8),
 }
@@ -89,20 +100,21 @@ def module(name: str, device: str, dtype: torch.dtype):
     return made if device == "meta" else made.to_empty(device=device)
 
 
-def picture_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    vae, told = module("DC-AE", device, dtype), memory.vae_memory(module("DC-AE", device, dtype), VAES["DC-AE"])
+def picture_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
+    vae = module(name, device, dtype)
+    told = memory.vae_memory(vae, VAES[name])
     for height, width in PICTURES:
         pixels = torch.empty(1, 3, height, width, device=device, dtype=dtype)
         latents = torch.empty(1, 32, height // 32, width // 32, device=device, dtype=dtype)
         size = f"{width} x {height}"
         encode, decode = told.encode(pixels.shape, dtype.itemsize), told.decode(latents.shape, dtype.itemsize)
-        yield Case("DC-AE", "encode", size, partial(vae.encode, pixels, return_dict=False), encode)
-        yield Case("DC-AE", "decode", size, partial(vae.decode, latents, return_dict=False), decode)
+        yield Case(name, "encode", size, partial(vae.encode, pixels, return_dict=False), encode)
+        yield Case(name, "decode", size, partial(vae.decode, latents, return_dict=False), decode)
     for height, width in PICTURES[2:]:
-        yield from _window_cases(vae, told, device, dtype, height, width)
+        yield from _window_cases(name, vae, told, device, dtype, height, width)
 
 
-def _window_cases(vae, told, device, dtype, height, width) -> Iterator[Case]:
+def _window_cases(name, vae, told, device, dtype, height, width) -> Iterator[Case]:
     """The finished picture comes together on the same device here, which the estimate leaves out."""
     windows = Windows(WINDOW, torch.device(device), dtype, output=device)
     pixels = torch.empty(1, 3, height, width, device=device, dtype=dtype)
@@ -110,8 +122,8 @@ def _window_cases(vae, told, device, dtype, height, width) -> Iterator[Case]:
     size, sides = f"{width} x {height}", (height, width, WINDOW, dtype.itemsize)
     encode = told.encode_in_windows(*sides) + latents.numel() * 4
     decode = told.decode_in_windows(*sides) + pixels.numel() * 4
-    yield Case("DC-AE", "encode in windows", size, lambda: windows.encode(vae, pixels), encode)
-    yield Case("DC-AE", "decode in windows", size, lambda: windows.decode(vae, latents), decode)
+    yield Case(name, "encode in windows", size, lambda: windows.encode(vae, pixels), encode)
+    yield Case(name, "decode in windows", size, lambda: windows.decode(vae, latents), decode)
 
 
 def film_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -170,8 +182,8 @@ def step(network, spec: TransformerSpec, x, context, dtype: torch.dtype, timed: 
 
 
 def cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
-    if name == "DC-AE":
-        return picture_cases(device, dtype)
+    if name in VAES and not VAES[name].is_video:
+        return picture_cases(name, device, dtype)
     return film_cases(name, device, dtype) if name in VAES else step_cases(name, device, dtype)
 
 

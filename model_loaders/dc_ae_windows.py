@@ -230,6 +230,15 @@ def _layer(layer):
     return _Layer(layer, lambda n: n + layer.kernel_size[0] // 2)
 
 
+def halos(module) -> tuple[int, int]:
+    """Pixels around a window that an encoder's first layers and a decoder's last ones see, up to an attention."""
+    first, decoder = _encoder_stages(module.encoder)[0], _decoder_stages(module.decoder)
+    cell = module.spatial_compression_ratio
+    for stage in decoder[:-1]:
+        cell = cell * stage.down // stage.up
+    return first.halo * first.down, decoder[-1].halo * decoder[-1].down * cell
+
+
 def _decoder_stages(decoder) -> list[_Stage]:
     def first(x):
         h = decoder.conv_in(x)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .dc_ae_windows import halos
+
 CAPTION = 300
 """Tokens of a prompt where none is known yet: the most that SANA takes."""
 
@@ -79,9 +81,8 @@ class PictureMemory:
     encoder: tuple[Stage, ...]
     decoder: tuple[Stage, ...]
     ratio: int
-
-    HALO = 56
-    """Pixels around a window that a decoder's layers see in the published autoencoders; an encoder's see 40."""
+    halos: tuple[int, int]
+    """Pixels around a window that the encoder's and the decoder's layers at full size see."""
 
     def encode(self, shape, itemsize: int) -> int:
         """``shape`` [..., H, W] in pixels."""
@@ -93,20 +94,21 @@ class PictureMemory:
 
     def encode_in_windows(self, height: int, width: int, side: int, itemsize: int) -> int:
         """A picture of so many pixels in windows of ``side``: one window, and one map between stages."""
-        return self._in_windows(self.encoder, height, width, side, itemsize)
+        return self._in_windows(self.encoder, self.halos[0], height, width, side, itemsize)
 
     def decode_in_windows(self, height: int, width: int, side: int, itemsize: int) -> int:
-        return self._in_windows(self.decoder, height, width, side, itemsize)
+        return self._in_windows(self.decoder, self.halos[1], height, width, side, itemsize)
 
-    def _in_windows(self, stages, height, width, side, itemsize) -> int:
-        grown = math.prod(self._grown(length, side) for length in (height, width))
+    def _in_windows(self, stages, halo, height, width, side, itemsize) -> int:
+        grown = math.prod(_grown(length, side, halo) for length in (height, width))
         kept = max((stage.channels / stage.cell**2 for stage in stages if stage.attends), default=0)
         return _bytes(stages, grown, itemsize, whole=False) + int(height * width * kept * itemsize)
 
-    def _grown(self, length: int, side: int) -> int:
-        """A window's length: windows are even, and have a halo where another one follows."""
-        count = -(-length // side)
-        return -(-length // count) + self.HALO * min(count - 1, 2)
+
+def _grown(length: int, side: int, halo: int) -> int:
+    """A window's length: windows are even, and have a halo where another one follows."""
+    count = -(-length // side)
+    return min(length, -(-length // count) + halo * min(count - 1, 2))
 
 
 def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int, whole: bool = True) -> int:
@@ -155,18 +157,23 @@ def vae_memory(module, spec) -> PictureMemory | VideoMemory:
         return VideoMemory(*WAN, config.base_dim, config.decoder_base_dim or config.base_dim, *ratios)
     if spec.family == "ltx2":
         return VideoMemory(*LTX2, config.block_out_channels[0], config.decoder_block_out_channels[0], *ratios)
-    encoder = _stages(config.encoder_block_out_channels, config.encoder_block_types)
-    decoder = _stages(config.decoder_block_out_channels, config.decoder_block_types, from_above=True)
-    return PictureMemory(encoder, decoder, spec.spatial_ratio)
+    sides = ("encoder", config.encoder_block_types), ("decoder", config.decoder_block_types)
+    encoder, decoder = (
+        _stages(getattr(config, f"{side}_block_out_channels"), kinds, getattr(config, f"{side}_layers_per_block"), side)
+        for side, kinds in sides
+    )
+    return PictureMemory(encoder, decoder, spec.spatial_ratio, halos(module))
 
 
-def _stages(channels, kinds, from_above: bool = False) -> tuple[Stage, ...]:
-    """``from_above``: of a decoder, whose stages begin with the map of the next smaller one."""
+def _stages(channels, kinds, layers, side: str) -> tuple[Stage, ...]:
+    """Those that have layers (DC-AE-Lite's first has none); a decoder's begin with the map of the next smaller one."""
     kinds = [kinds] * len(channels) if isinstance(kinds, str) else kinds
     stages = []
-    for place, (width, kind) in enumerate(zip(channels, kinds)):
+    for place, (width, kind, count) in enumerate(zip(channels, kinds, layers)):
+        if not count:
+            continue
         cell = 2**place
         above = channels[min(place + 1, len(channels) - 1)]
-        entering = above / (2 * cell) ** 2 if from_above else width / cell**2
+        entering = above / (2 * cell) ** 2 if side == "decoder" else width / cell**2
         stages.append(Stage(kind == "EfficientViTBlock", width, cell, entering))
     return tuple(stages)
