@@ -166,9 +166,8 @@ class _Runs:
 
 
 def pickles(case: Case):
-    _, load = case.file()
     path = case.folder / "model.pth"
-    kind, (tensors, load) = case.rng.choice(list(case.models.items()))
+    tensors, load = case.rng.choice(list(case.models.values()))
     held = case.rng.choice(
         [
             {"state_dict": {**tensors, "x": _Runs(case.canary)}},

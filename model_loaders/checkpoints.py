@@ -81,6 +81,10 @@ class Checkpoint(Mapping[str, "object"]):
     metadata: dict[str, str] = field(default_factory=dict)
     _readers: dict[str, Callable] = field(default_factory=dict, repr=False)
 
+    def config_with(self, key: str) -> dict | None:
+        """The config where it says ``key``, and so is of the model that was looked for; else None."""
+        return self.config if self.config and key in self.config else None
+
     def __getitem__(self, key: str):
         return self._readers[key]()
 
@@ -312,7 +316,6 @@ def load_strictly(module, checkpoint: Checkpoint, rename=lambda key: key) -> Non
     ``rename`` gives a key's name in the module, or None for a key to leave out. Raises
     UnusableFile for a missing, unknown or misshapen key.
     """
-
     expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
     rows = [(new, (key, 0, 1)) for key in checkpoint if (new := rename(key)) is not None]
     names = {new: key for new, (key, _, _) in checkpoint.table(rows).items()}

@@ -38,7 +38,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     gone = {f"{layer}.{name}" for layer in formats for name in (MARK, *SCALES)}
     shapes = {key: shape for key, shape in checkpoint.shapes.items() if key not in gone}
-    readers = {key: partial(checkpoint.__getitem__, key) for key in shapes}
+    readers = {key: checkpoint._readers[key] for key in shapes}
     dtype = _common_dtype(checkpoint, shapes.keys() - {f"{layer}.weight" for layer in formats})
     for layer, said in formats.items():
         key = f"{layer}.weight"

@@ -34,7 +34,7 @@ def load_controlnet(path: Path) -> LoadedControlNet:
     checkpoint = open_checkpoint(path)
     kind = require_kind(checkpoint, KINDS, HINT)
     with describing(checkpoint, kind):
-        config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+        config = checkpoint.config_with("num_layers")
         positions = position_config(checkpoint)
         checkpoint, _ = to_diffusers(checkpoint, kind)
 
@@ -46,6 +46,29 @@ def load_controlnet(path: Path) -> LoadedControlNet:
         width = module.config.num_attention_heads * module.config.attention_head_dim
         return LoadedControlNet(
             module, ControlNetSpec(module.config.in_channels, width, module.config.num_layers), checkpoint.path
+        )
+
+
+def check_vae(spec: ControlNetSpec, vae, channels: int | None, is_video: bool) -> None:
+    """ValueError where ``vae``, of so many latent channels, cannot encode what a ControlNet is led by."""
+    if vae is None:
+        raise ValueError(
+            "SANA's ControlNet reads its picture through DC-AE: connect SANA's VAE to the vae input of "
+            "ControlNetApplyAdvanced"
+        )
+    if is_video or channels != spec.latent_channels:
+        raise ValueError(
+            f"this VAE has {channels} latent channels and SANA's ControlNet takes {spec.latent_channels}: connect DC-AE, "
+            "SANA's VAE for pictures"
+        )
+
+
+def check_latent(spec: ControlNetSpec, shape) -> None:
+    """ValueError where a ControlNet cannot lead what is drawn: a latent of ``shape``."""
+    if len(shape) != 4 or shape[1] != spec.latent_channels:
+        raise ValueError(
+            f"SANA's ControlNet leads pictures of {spec.latent_channels} latent channels; this model's latent has the "
+            f"shape {list(shape)}"
         )
 
 

@@ -14,7 +14,7 @@ SANA_SCALE = 0.41407
 
 def build(checkpoint: Checkpoint) -> tuple[object, dict]:
     """The module, its weights mapped, and the fields of its VaeSpec."""
-    config = checkpoint.config if checkpoint.config and "latent_channels" in checkpoint.config else None
+    config = checkpoint.config_with("latent_channels")
     config = config or config_from_shapes(checkpoint)
 
     from diffusers import AutoencoderDC

@@ -40,13 +40,18 @@ def narrow_weight_dtype(name: str, allowed: tuple[str, ...]) -> str:
     return name if name in allowed else "default"
 
 
+def floating(wanted: torch.dtype | None) -> torch.dtype | None:
+    """A wanted dtype where it is of floats, else None."""
+    return wanted if wanted is not None and wanted.is_floating_point else None
+
+
 def stored_dtype(module: torch.nn.Module, wanted: torch.dtype | None = None) -> torch.dtype:
     """The floating dtype that decides what is computed in: ``wanted``, else the one most weights have.
 
     Eight-bit integers decide nothing: what they do not hold stays as the file has it.
     """
-    if wanted is not None and wanted.is_floating_point:
-        return wanted
+    if (floats := floating(wanted)) is not None:
+        return floats
     counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
         counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()

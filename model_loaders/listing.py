@@ -77,6 +77,4 @@ def _of_keys(file: Path, changed: int, size: int) -> tuple[str, ...] | None:
     if not isinstance(header, dict):
         return None
     kind = describe(header)
-    if kind is None:
-        kind = describe({key.removeprefix("model.diffusion_model."): None for key in header})
     return () if kind is None else (kind,)

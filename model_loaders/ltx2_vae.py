@@ -7,14 +7,15 @@ from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_stric
 
 def build(checkpoint: Checkpoint) -> tuple[object, dict]:
     """The module, its weights mapped, and the fields of its VaeSpec."""
-    if not checkpoint.config or "latent_channels" not in checkpoint.config:
+    config = checkpoint.config_with("latent_channels")
+    if config is None:
         raise UnusableFile(
             f"{checkpoint.path} has no config.json; give the LTX-2 video VAE as its diffusers folder (vae)"
         )
 
     from diffusers import AutoencoderKLLTX2Video
 
-    module = build_from_config(AutoencoderKLLTX2Video, checkpoint.config, checkpoint.path)
+    module = build_from_config(AutoencoderKLLTX2Video, config, checkpoint.path)
     load_strictly(module, checkpoint)
     _check_streamable(module.config, checkpoint)
     fields = {

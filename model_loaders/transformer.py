@@ -75,7 +75,7 @@ def load_transformer(path: Path) -> LoadedTransformer:
     kind = require_kind(checkpoint, KINDS, HINT)
     with describing(checkpoint, kind):
         checkpoint = without_notes(_without_prefix(checkpoint))
-        config = checkpoint.config if checkpoint.config and "num_layers" in checkpoint.config else None
+        config = checkpoint.config_with("num_layers")
         positions = position_config(checkpoint)
         checkpoint, kind = to_diffusers(checkpoint, kind)
         checkpoint, scaled = take_scales(checkpoint)

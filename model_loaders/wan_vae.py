@@ -35,7 +35,7 @@ TOP = {
 
 def build(checkpoint: Checkpoint) -> tuple[object, dict]:
     """The module, its weights mapped, and the fields of its VaeSpec."""
-    config = checkpoint.config if checkpoint.config and "z_dim" in checkpoint.config else None
+    config = checkpoint.config_with("z_dim")
     config = config or config_from_shapes(checkpoint)
 
     from diffusers import AutoencoderKLWan

@@ -14,6 +14,18 @@ DEMO = REPOSITORY / "demo" / "models" / "diffusers" / "sana-sprint-demo"
 VIDEO_DEMO = DEMO.with_name("sana-video-demo")
 
 
+SIZE = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "num_layers": 3,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 32,
+    "cross_attention_dim": 64,
+    "caption_channels": 48,
+}
+"""What the random transformers and ControlNets have in common."""
+
+
 def stirred(module: torch.nn.Module, seed: int, amount: float = 0.02) -> torch.nn.Module:
     """The module with every weight moved a little, so that no bias is 0 and no norm is 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -28,13 +40,7 @@ def transformer(seed: int = 0, **changes):
 
     torch.manual_seed(seed)
     settings = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "num_layers": 3,
-        "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 32,
-        "cross_attention_dim": 64,
-        "caption_channels": 48,
+        **SIZE,
         "guidance_embeds": True,
         "qk_norm": "rms_norm_across_heads",
     }
@@ -103,13 +109,7 @@ def video_transformer(seed: int = 3, **changes):
     settings = {
         "in_channels": 16,
         "out_channels": 16,
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "num_layers": 3,
-        "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 32,
-        "cross_attention_dim": 64,
-        "caption_channels": 48,
+        **SIZE,
         "mlp_ratio": 3.0,
         "sample_size": 30,
         "patch_size": (1, 2, 2),
@@ -249,13 +249,8 @@ def controlnet(seed: int = 8, **changes):
 
     torch.manual_seed(seed)
     settings = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
+        **SIZE,
         "num_layers": 2,
-        "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 32,
-        "cross_attention_dim": 64,
-        "caption_channels": 48,
     }
     return stirred(SanaControlNetModel(**{**settings, **changes}), seed, 0.05)
 

@@ -8,9 +8,9 @@ import torch
 
 from ...media.pictures import cover
 from ...model_loaders import dtypes
-from ...model_loaders.controlnet import LoadedControlNet, control_residuals
+from ...model_loaders.controlnet import LoadedControlNet, check_latent, check_vae, control_residuals
 from ...samplers.trigflow import TrigFlow, flow_time
-from .model import SanaConfig, SanaLatentFormat
+from .model import SanaLatentFormat, network_dtypes
 from .modules import adopt
 
 
@@ -50,16 +50,8 @@ class SanaControlNet(comfy.controlnet.ControlNet):
         self.spec = spec
 
     def set_cond_hint(self, cond_hint, strength=1.0, timestep_percent_range=(0.0, 1.0), vae=None, extra_concat=()):
-        if vae is None:
-            raise ValueError(
-                "SANA's ControlNet reads its picture through DC-AE: connect SANA's VAE to the vae input of "
-                "ControlNetApplyAdvanced"
-            )
-        if vae.latent_channels != self.spec.latent_channels:
-            raise ValueError(
-                f"this VAE has {vae.latent_channels} latent channels and SANA's ControlNet takes "
-                f"{self.spec.latent_channels}: connect DC-AE, SANA's VAE for pictures"
-            )
+        video = getattr(vae, "latent_dim", 2) == 3
+        check_vae(self.spec, vae, getattr(vae, "latent_channels", None), video)
         return super().set_cond_hint(cond_hint, strength, timestep_percent_range, vae, list(extra_concat))
 
     def pre_run(self, model, percent_to_timestep_function):
@@ -68,11 +60,7 @@ class SanaControlNet(comfy.controlnet.ControlNet):
             self.model_sampling_current = _SprintAsFlow(model.model_sampling)
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        if x_noisy.ndim != 4 or x_noisy.shape[1] != self.spec.latent_channels:
-            raise ValueError(
-                f"SANA's ControlNet leads pictures of {self.spec.latent_channels} latent channels; this model's latent "
-                f"has the shape {list(x_noisy.shape)}"
-            )
+        check_latent(self.spec, x_noisy.shape)
         first, last = self.timestep_range or (float("inf"), 0.0)
         if last <= t[0] <= first and (self.cond_hint is None or self.cond_hint.shape[-2:] != x_noisy.shape[-2:]):
             self.cond_hint = self._encoded(x_noisy)
@@ -99,7 +87,6 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControl
     """A CONTROL_NET around a loaded ControlNet, in the dtypes that ComfyUI chooses for the device."""
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     device = comfy.model_management.get_torch_device()
-    stored = dtypes.stored_dtype(loaded.module, wanted)
-    cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
+    stored, cast = network_dtypes(loaded.module, wanted, device)
     network = adopt(loaded.module, wanted, cast or stored)
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

@@ -189,7 +189,7 @@ def _flagged_dtype() -> torch.dtype | None:
     return next((dtypes.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
 
 
-def _dtypes(module, wanted, device):
+def network_dtypes(module, wanted, device):
     """What a network is stored in, and what it is cast to at each use, or None."""
     stored = dtypes.stored_dtype(module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
@@ -200,11 +200,10 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
-    stored, cast = _dtypes(loaded.module, wanted, load_device)
+    stored, cast = network_dtypes(loaded.module, wanted, load_device)
     if loaded.scaled:
-        floating = wanted if wanted is not None and wanted.is_floating_point else None
-        apply_scales(loaded.module, loaded.scaled, floating or cast or stored)
-        stored, cast = _dtypes(loaded.module, wanted, load_device)
+        apply_scales(loaded.module, loaded.scaled, dtypes.floating(wanted) or cast or stored)
+        stored, cast = network_dtypes(loaded.module, wanted, load_device)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)

@@ -44,17 +44,12 @@ class Previewing:
 
     def map(self) -> PreviewMap | None:
         """The map of the paired VAE, else of the one loaded last, else the last one kept."""
-        vae, kept = self._vae(), _read()
+        vae = self._vae()
         if vae is None:
-            return list(kept.values())[-1] if kept else None
-        if vae.sana_print not in kept:
-            try:
-                kept[vae.sana_print] = fit_preview(vae.encode, vae.sana_spec.spatial_ratio)
-            except Exception as error:  # a picture without its preview is better than none
-                logging.warning("No preview: its colours could not be found (%s)", error)
-                return None
-            _write(kept)
-        return kept[vae.sana_print]
+            return next(reversed(_read().values()), None)
+        if vae.sana_preview is None:
+            vae.sana_preview = _kept_or_found(vae)
+        return vae.sana_preview
 
     def tiny_decoder(self) -> TinyDecoder | None:
         """tsd from models/vae_approx, where it is and the latents are those it was made for."""
@@ -66,9 +61,21 @@ class Previewing:
         return path and _opened(Path(path), Path(path).stat().st_mtime_ns)
 
 
+def _kept_or_found(vae) -> PreviewMap | None:
+    kept = _read()
+    if vae.sana_print not in kept:
+        try:
+            kept[vae.sana_print] = fit_preview(vae.encode, vae.sana_spec.spatial_ratio)
+        except Exception as error:  # a picture without its preview is better than none
+            logging.warning("No preview: its colours could not be found (%s)", error)
+            return None
+        _write(kept)
+    return kept[vae.sana_print]
+
+
 def remember(vae) -> None:
     """A picture VAE was loaded."""
-    vae.sana_print = fingerprint(vae.first_stage_model.autoencoder)
+    vae.sana_print, vae.sana_preview = fingerprint(vae.first_stage_model.autoencoder), None
     _latest[:] = [weakref.ref(vae)]
 
 

@@ -8,7 +8,13 @@ import torch
 
 from ...media.pictures import cover
 from ...model_loaders import dtypes
-from ...model_loaders.controlnet import ControlNetSpec, LoadedControlNet, control_residuals
+from ...model_loaders.controlnet import (
+    ControlNetSpec,
+    LoadedControlNet,
+    check_latent,
+    check_vae,
+    control_residuals,
+)
 from ...samplers.trigflow import TrigFlow, flow_time
 from .devices import adapted, device
 from .vae import Vae
@@ -33,19 +39,14 @@ class AppliedControl:
 
     net: ControlNet
     images: torch.Tensor
-    vae: Vae
+    vae: Vae | None
     strength: float
     start: float
     end: float
 
     def hint(self, samples: torch.Tensor) -> torch.Tensor:
         """The latent of its pictures at the size of the latent that is drawn."""
-        spec = self.net.spec
-        if samples.ndim != 4 or samples.shape[1] != spec.latent_channels:
-            raise ValueError(
-                f"SANA's ControlNet leads pictures of {spec.latent_channels} latent channels; this model's latent has "
-                f"the shape {list(samples.shape)}"
-            )
+        check_latent(self.net.spec, samples.shape)
         height, width = (side * self.vae.spec.spatial_ratio for side in samples.shape[-2:])
         pictures = torch.stack([cover(image, width, height) for image in self.images])
         return self.vae.encode(pictures).to(self.net.device, self.net.dtype)
@@ -69,12 +70,8 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
 
 def apply(conditionings: list[list], applied: AppliedControl) -> list[list]:
     """The conditionings with one more ControlNet each."""
-    vae, net = applied.vae.spec, applied.net.spec
-    if vae.is_video or vae.latent_channels != net.latent_channels:
-        raise ValueError(
-            f"this VAE has {vae.latent_channels} latent channels and SANA's ControlNet takes {net.latent_channels}: "
-            "connect DC-AE, SANA's VAE for pictures"
-        )
+    vae = applied.vae.spec if applied.vae else None
+    check_vae(applied.net.spec, vae, vae and vae.latent_channels, bool(vae and vae.is_video))
     return [
         [[states, {**said, "control": (*said.get("control", ()), applied)}] for states, said in conditioning]
         for conditioning in conditionings

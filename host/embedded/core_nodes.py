@@ -204,8 +204,6 @@ class ControlNetApplyAdvanced:
     def apply(self, positive, negative, control_net, image, strength, start_percent, end_percent, vae=None):
         if strength == 0:
             return positive, negative
-        if vae is None:
-            raise ValueError("SANA's ControlNet reads its picture through DC-AE: connect SANA's VAE to the vae input")
         applied = control.AppliedControl(control_net, image, vae, strength, start_percent, end_percent)
         return tuple(control.apply([positive, negative], applied))
 

@@ -68,8 +68,7 @@ class Sampler:
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
     working = compute_dtype(dtypes.stored_dtype(loaded.module, wanted), device())
-    floating = wanted if wanted is not None and wanted.is_floating_point else None
-    apply_scales(loaded.module, loaded.scaled, floating or working)
+    apply_scales(loaded.module, loaded.scaled, dtypes.floating(wanted) or working)
     compute = adapted(loaded.module, wanted, device())
     sampling = TrigFlow() if loaded.spec.family == "sprint" else FlowMatch(loaded.spec.flow_shift)
     return Model(loaded.module, loaded.spec, sampling, compute, device())
