@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .checkpoints import UnusableFile
+from .files.checkpoint import UnusableFile
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 """Gemma's first four pieces, in this order."""

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoints import Checkpoint, UnusableFile, describing, open_checkpoint, read_json, require_kind
+from ..networks.lora import MAGNITUDE
+from .files.checkpoint import Checkpoint, UnusableFile
+from .files.kinds import Kind, require_kind
+from .files.open import open_checkpoint, read_json
 
-KINDS = ("LoRA",)
-HINT = "Give SanaLoadLora a LoRA of a SANA transformer (models/loras)."
+HINT = "Give Sana Load LoRA a LoRA of a SANA transformer (models/loras)."
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's configuration in a safetensors header."""
 
@@ -32,9 +34,6 @@ PREFIXES = (
     "lycoris_",
 )
 """What trainers put before a layer's name; several may follow one another."""
-
-MAGNITUDE = "magnitude"
-"""PEFT's DoRA; ComfyUI's ``dora_scale`` divides by the length of other rows and is no name for it."""
 
 TEXT_PREFIXES = ("text_encoder", "lora_te", "bundle_emb")
 
@@ -73,7 +72,7 @@ class LoadedLora:
         """The tensors that change one layer, by part."""
         return {key[len(layer) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{layer}.")}
 
-    def said_of_strays(self) -> str | None:
+    def unused_keys_message(self) -> str | None:
         """One sentence about keys that were not used, or None."""
         if not self.strays:
             return None
@@ -90,7 +89,7 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
     are of another size.
     """
     checkpoint = open_checkpoint(path)
-    require_kind(checkpoint, KINDS, HINT)
+    require_kind(checkpoint, (Kind.LORA,), HINT)
     layers = {name.removesuffix(".weight"): shape for name, shape in weights.items() if name.endswith(".weight")}
     flat = {name.replace(".", "_"): name for name in layers}
     tensors, strays = {}, []
@@ -107,10 +106,9 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
             f"{path}: none of its {len(strays)} keys (such as {strays[0]}) names a layer of this model; "
             "it was made for another one"
         )
-    with describing(checkpoint, KINDS[0]):
-        for layer in matched:
-            _check_shapes(path, layer, layers[layer], tensors)
-        _add_alphas(tensors, matched, _peft_config(checkpoint))
+    for layer in matched:
+        _check_shapes(path, layer, layers[layer], tensors)
+    _add_alphas(tensors, matched, _peft_config(checkpoint))
     return LoadedLora(tensors, matched, tuple(strays), Path(path))
 
 
@@ -177,32 +175,3 @@ def _add_alphas(tensors: dict, layers: Iterable[str], config: Mapping) -> None:
             continue
         rank = down.shape[0]
         tensors[f"{layer}.alpha"] = torch.tensor(float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0))
-
-
-def patched(weight, loaded: LoadedLora, layer: str, strength: float):
-    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for kinds that only ComfyUI knows."""
-    parts = loaded.parts(layer)
-    others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
-    if others:
-        raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
-    return changed(weight, *pieces(parts), strength)
-
-
-def pieces(parts: Mapping) -> tuple:
-    """up, down, alpha / rank and PEFT's DoRA magnitude (or None) of one layer's tensors."""
-    down = parts["lora_down.weight"]
-    scale = float(parts["alpha"]) / down.shape[0] if "alpha" in parts else 1.0
-    return parts["lora_up.weight"], down, scale, parts.get(MAGNITUDE)
-
-
-def changed(weight, up, down, scale: float, magnitude, strength: float):
-    """W + strength * scale * up @ down; a ``magnitude`` sets the length of each row (DoRA, arXiv 2402.09353)."""
-    plain = weight.float()
-    up, down = up.to(plain), down.to(plain)
-    change = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    if magnitude is not None:
-        whole = plain + change
-        norms = whole.flatten(1).norm(dim=1)
-        rows = (magnitude.to(plain).flatten() / norms).view(-1, *(1,) * (weight.ndim - 1))
-        change = whole * rows - plain
-    return (plain + strength * change).to(weight.dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .checkpoints import UnusableFile, read_json
+from .files.checkpoint import UnusableFile
+from .files.open import read_json
 from .text_encoder import LoadedTextEncoder, load_text_encoder
 from .transformer import LoadedTransformer, load_transformer
 from .vae import LoadedVae, load_vae
@@ -34,7 +35,7 @@ def _with_shift(transformer: LoadedTransformer, config: Path) -> LoadedTransform
     """The transformer with its pipeline's own flow shift, where the scheduler's config says one."""
     said = read_json(config) if config.is_file() else {}
     shift = said.get("flow_shift", said.get("shift"))
-    if transformer.spec.family == "sprint" or not isinstance(shift, (int, float)) or not 0 < shift <= 100:
+    if transformer.spec.family.uses_angles or not isinstance(shift, (int, float)) or not 0 < shift <= 100:
         return transformer
     return replace(transformer, spec=replace(transformer.spec, flow_shift=float(shift)))
 

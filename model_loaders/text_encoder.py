@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
-from .checkpoints import (
-    Checkpoint,
-    UnusableFile,
-    build_empty,
-    describe,
-    load_strictly,
-    open_checkpoint,
-    read_json,
-    refuse_pointer,
-    require_kind,
-)
+from ..networks.text_encoder import TextEncoderSpec, TokenEmbedding
+from .files.build import build_empty, load_strictly
+from .files.checkpoint import Checkpoint, UnusableFile, Value
+from .files.kinds import Kind, describe, require_kind
+from .files.open import open_checkpoint, read_json, refuse_pointer
 from .gemma_tokenizer import load_spiece
-from .prompts import PromptTokens
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("Gemma-2 text encoder",)
-HINT = "Give SanaLoadTextEncoder gemma-2-2b-it, its folder or one safetensors file (models/text_encoders)."
+HINT = "Give Sana Load Text Encoder gemma-2-2b-it, its folder or one safetensors file (models/text_encoders)."
 GATED = (
     "Gemma-2's own repository asks for a licence first, and without it a download leaves the weights out; "
     "the folder text_encoder of a SANA pipeline holds the same weights"
@@ -55,37 +46,14 @@ GEMMA_2_2B = {
 
 
 @dataclass(frozen=True)
-class TextEncoderSpec:
-    """``width``: channels of a hidden state; ``vocabulary``: token ids are below it."""
-
-    width: int
-    layers: int
-    vocabulary: int
-
-
-@dataclass(frozen=True)
 class LoadedTextEncoder:
+    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+
     module: object
     tokenizer: object
     spec: TextEncoderSpec
     path: Path
-
-
-class TokenEmbedding(torch.nn.Embedding):
-    """Gemma's token embedding, whose rows are looked up where the table lies and in its own dtype.
-
-    Only the rows then travel to the ids' device and to ``compute_dtype``: the table is 1.2 GB of
-    Gemma-2-2B, and computing in float32 over bfloat16 weights must begin at the rows.
-    """
-
-    compute_dtype: torch.dtype | None = None
-
-    def forward(self, ids):
-        rows = functional.embedding(ids.to(self.weight.device), self.weight)
-        rows = rows.to(device=ids.device, dtype=self.compute_dtype or rows.dtype)
-        # transformers 5 scales inside the embedding by a buffer; transformers 4 in the model's forward
-        scale = getattr(self, "embed_scale", None)
-        return rows if scale is None else rows * scale.to(rows)
+    quantised: Mapping[str, Value] = field(default_factory=dict)
 
 
 def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> LoadedTextEncoder:
@@ -97,16 +65,8 @@ def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> Loade
     """
     path = Path(path)
     checkpoint, pieces = _opened(path)
-    said = _config(checkpoint)
-
-    from transformers import Gemma2Config, Gemma2Model
-
-    try:
-        config = Gemma2Config.from_dict(said)
-        module = build_empty(lambda: Gemma2Model(config))
-    except Exception as error:
-        raise UnusableFile(f"{path}: its config.json does not describe a Gemma2Model ({error})") from error
-    load_strictly(module, checkpoint, rename=lambda key: None if key.endswith(UNUSED) else key)
+    config, module = _build(checkpoint)
+    quantised = load_strictly(module, checkpoint, rename=lambda key: None if key.endswith(UNUSED) else key)
     module.embed_tokens.__class__ = TokenEmbedding
     tokenizer = _tokenizer(path, tokenizer_folder, pieces)
     spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size)
@@ -115,7 +75,7 @@ def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> Loade
             f"the tokenizer of {path} knows {len(tokenizer)} tokens and its weights only {spec.vocabulary}: "
             "they belong to different models"
         )
-    return LoadedTextEncoder(module, tokenizer, spec, path)
+    return LoadedTextEncoder(module, tokenizer, spec, path, quantised)
 
 
 def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
@@ -126,59 +86,67 @@ def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
         raise FileNotFoundError(f"{error}. {GATED}") from error
     kind = (checkpoint.config or {}).get("model_type", "gemma2")
     if kind != "gemma2":
-        where = path / "config.json" if path.is_dir() else path.with_suffix(".json")
-        raise UnusableFile(f"{where} says model_type {kind}, not gemma2. {HINT}")
+        raise UnusableFile(f"{checkpoint.config_file} says model_type {kind}, not gemma2. {HINT}")
     pieces = next((checkpoint[key] for key in checkpoint if key.rpartition(".")[2] == SPIECE), None)
     checkpoint = _without_prefix(checkpoint)
-    require_kind(checkpoint, KINDS, HINT)
+    require_kind(checkpoint, (Kind.GEMMA2,), HINT)
     return checkpoint, pieces
 
 
+def _build(checkpoint: Checkpoint):
+    """Gemma2Config and an empty Gemma2Model: of a config.json, else of the tensors' shapes."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    file, entries = _config_file(checkpoint)
+    if entries is None:
+        config = Gemma2Config.from_dict(config_from_shapes(checkpoint))
+        return config, build_empty(lambda: Gemma2Model(config))
+    try:
+        config = Gemma2Config.from_dict(entries)
+        return config, build_empty(lambda: Gemma2Model(config))
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise UnusableFile(f"{file} does not describe a Gemma2Model ({error}); download it again") from error
+
+
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    """The language model's weights without what its names begin with: model., or a place in a larger file.
+    """The language model's weights without what their names begin with: model., or a place in a larger file.
 
     Of a larger file, which has a longer prefix than Gemma2ForCausalLM's, only Gemma is looked at.
     """
     found = [key.removesuffix(EMBEDDING) for key in checkpoint if f".{key}".endswith(f".{EMBEDDING}")]
     prefix = found[0] if len(found) == 1 else ""
-    larger = prefix not in ("", "model.")
-    table = {key.removeprefix(prefix): (key, 0, 1) for key in checkpoint if not larger or key.startswith(prefix)}
-    stripped = checkpoint.renamed(table)
-    return stripped if describe(stripped.shapes) else checkpoint
+    stripped = checkpoint.without_prefix(prefix, only=prefix not in ("", "model."))
+    return stripped if describe(stripped) else checkpoint
 
 
-def _config(checkpoint: Checkpoint) -> dict:
-    """Gemma2Config's entries: the file's own config, one of Gemma-2 in its folder, else from shapes."""
+def _config_file(checkpoint: Checkpoint) -> tuple[Path | None, dict | None]:
+    """The config.json of a Gemma-2, its own or one in its folder, and what it holds; None where there is none."""
     if checkpoint.config is not None:
-        return checkpoint.config
+        return checkpoint.config_file, checkpoint.config
     beside = checkpoint.path.parent / "config.json"
-    if beside.is_file() and (said := read_json(beside)).get("model_type") == "gemma2":
-        return said
-    return config_from_shapes(checkpoint)
+    if beside.is_file() and (entries := read_json(beside)).get("model_type") == "gemma2":
+        return beside, entries
+    return None, None
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
     """The config of a Gemma-2 that came without one; what leaves no shape is Gemma-2-2B's."""
-    shapes = checkpoint.shapes
     names = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
-    try:
-        query, key, hidden = (shapes[f"layers.0.{name}.weight"][0] for name in names)
-        vocabulary, width = shapes[EMBEDDING]
-    except (KeyError, ValueError) as error:
-        raise UnusableFile(f"{checkpoint.path} is no whole Gemma-2: {error} is missing or misshapen") from error
+    query, key, hidden = (checkpoint.shape(f"layers.0.{name}.weight", 2)[0] for name in names)
+    vocabulary, width = checkpoint.shape(EMBEDDING, 2)
     head = GEMMA_2_2B["head_dim"]
     if query % head or key % head:
         raise UnusableFile(
-            f"{checkpoint.path}: {query} query and {key} key channels are no heads of {head}, as Gemma-2-2B's are; "
+            f"{checkpoint.path}: {query} query and {key} key channels do not divide into heads of {head}, as Gemma-2-2B's do; "
             "put its config.json beside it"
         )
-    layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.")}
+    layers = {name.split(".")[1] for name in checkpoint if name.startswith("layers.")}
     return {
         **GEMMA_2_2B,
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": hidden,
-        "num_hidden_layers": max(layers) + 1,
+        "num_hidden_layers": len(layers),
         "num_attention_heads": query // head,
         "num_key_value_heads": key // head,
     }
@@ -230,16 +198,3 @@ def _load_tokenizer(folder: Path):
         raise UnusableFile(f"the tokenizer in {folder} does not begin a prompt with <bos>: it is not Gemma's")
     tokenizer.padding_side = "right"
     return tokenizer
-
-
-def encode_tokens(module, tokens: PromptTokens, device):
-    """The kept hidden states of one prompt: [1, L, width] in the module's computation dtype."""
-    ids = torch.tensor([tokens.ids], device=device)
-    with torch.no_grad():
-        states = module(input_ids=ids, use_cache=False)[0]
-    return torch.cat([states[:, :1], states[:, tokens.first_kept :]], dim=1)
-
-
-def memory_of_tokens(spec: TextEncoderSpec, tokens: Sequence[int]) -> int:
-    """Bytes that encoding takes beyond the weights: states, their products and the attention maps, in float32."""
-    return 4 * len(tokens) * (len(tokens) * 8 + spec.width * 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import host
-from ..model_loaders import prompts
+from ..networks import prompts
 
 NEGATIVE_PROMPT = (
     "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
@@ -39,7 +39,7 @@ class SanaEncodePrompt:
         text = {
             "multiline": True,
             "dynamicPrompts": True,
-            "tooltip": "What to draw. Taken to the letter: no (word:1.2) weights.",
+            "tooltip": "What to generate. Taken to the letter: no (word:1.2) weights.",
         }
         instruction = {
             "default": "image",
@@ -50,7 +50,7 @@ class SanaEncodePrompt:
             "min": 0.0,
             "max": 100.0,
             "step": 0.1,
-            "tooltip": "SANA-Sprint's embedded guidance: how closely the picture follows the prompt. 1 to 9.",
+            "tooltip": "SANA-Sprint's embedded guidance: how closely the image follows the prompt. 1 to 9.",
         }
         custom = {
             "multiline": True,
@@ -60,7 +60,7 @@ class SanaEncodePrompt:
         }
         return {
             "required": {
-                "clip": ("CLIP", {"tooltip": "Gemma-2 from SanaLoadPipeline or SanaLoadTextEncoder."}),
+                "clip": ("CLIP", {"tooltip": "Gemma-2 from Sana Load Pipeline or Sana Load Text Encoder."}),
                 "text": ("STRING", text),
                 "instruction": (list(prompts.INSTRUCTIONS), instruction),
                 "guidance_scale": ("FLOAT", guidance),
@@ -82,7 +82,7 @@ class SanaEncodePrompt:
             max_sequence_length=max_sequence_length,
             clean_caption=clean_caption,
         )
-        return ([[states, {**said, "guidance": float(guidance_scale)}] for states, said in conditioning],)
+        return ([[states, {**options, "guidance": float(guidance_scale)}] for states, options in conditioning],)
 
 
 class SanaEncodeVideoPrompt:
@@ -119,7 +119,7 @@ class SanaEncodeVideoPrompt:
         }
         return {
             "required": {
-                "clip": ("CLIP", {"tooltip": "Gemma-2 from SanaLoadPipeline or SanaLoadTextEncoder."}),
+                "clip": ("CLIP", {"tooltip": "Gemma-2 from Sana Load Pipeline or Sana Load Text Encoder."}),
                 "prompt": ("STRING", prompt),
                 "negative_prompt": ("STRING", negative),
                 "motion_score": ("INT", motion),

@@ -31,7 +31,7 @@ def schedule_inputs() -> dict:
         "default": 2,
         "min": 1,
         "max": 1000,
-        "tooltip": "SANA-Sprint draws in 1 to 4 steps; 2 is what it is best at.",
+        "tooltip": "SANA-Sprint generates in 1 to 4 steps; 2 is best.",
     }
     return {
         "steps": ("INT", steps),
@@ -43,11 +43,11 @@ def schedule_inputs() -> dict:
 
 
 def denoise_input():
-    tip = "Below 1 it starts later and keeps part of the latent's picture: image to image."
+    tip = "Below 1 it starts later and keeps part of the latent's image: image to image."
     return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tip})
 
 
-def schedule_said(steps, max_timesteps, intermediate_timesteps, denoise=None, timesteps=None):
+def validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise=None, timesteps=None):
     """True, or what is wrong with a schedule; ComfyUI shows it before it runs anything.
 
     An input that another node gives is None here and is checked when the node runs.

@@ -1,20 +1,17 @@
-"""sana/latent: sizes, empty latents, videos that begin with a picture, and pictures back to the size asked for."""
+"""sana/latent: sizes, empty latents, videos that begin with an image, and images back to the size asked for."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import host
-from ..media.pictures import cover
-from ..model_loaders.resolutions import BINS, nearest_size
-from ..model_loaders.vae import frames_to_latent, neutral_latent
+from ..media.pictures import cover, crop_to_size
+from ..networks.latent_spaces import DC_AE, VaeSpec, neutral_latent
+from ..networks.resolutions import BIN_NAMES, nearest_size
 from ..samplers import noise, trigflow
-from ..samplers.pictures import crop_to_size
-from .inputs import schedule_inputs, schedule_said, seed_input
+from .inputs import schedule_inputs, seed_input, validate_schedule
 
-RATIO = 32
 VIDEO_STEP = 16
-CHANNELS = 32
 LARGEST = 16384
 MOST_FRAMES = 100_000
 
@@ -35,7 +32,7 @@ def _video_inputs() -> dict:
         "max": MOST_FRAMES,
         "tooltip": "Rounded down to what the VAE can hold: 1, 5, 9, … with Wan's, 1, 9, 17, … with LTX-2's.",
     }
-    batch = {"default": 1, "min": 1, "max": 4096, "tooltip": "Videos made together from one seed."}
+    batch = {"default": 1, "min": 1, "max": 4096, "tooltip": "Videos generated together from one seed."}
     return {
         "width": _side("Width", VIDEO_STEP, VIDEO_STEP, tip, 832),
         "height": _side("Height", VIDEO_STEP, VIDEO_STEP, tip, 480),
@@ -44,32 +41,33 @@ def _video_inputs() -> dict:
     }
 
 
-def _wrong_video(width, height, frames, batch_size=1, step: int = VIDEO_STEP) -> str | None:
+def _video_size_message(width, height, frames, batch_size=1, step: int = VIDEO_STEP) -> str | None:
     """What is wrong with a video's size, or None; what another node gives is None too."""
     for name, count in (("frames", frames), ("batch_size", batch_size)):
         if count is not None and count < 1:
             return f"{name} is {count}; give 1 or more"
     if frames is not None and frames > MOST_FRAMES:
         return f"frames is {frames}; give at most {MOST_FRAMES}"
-    return _wrong_side("width", width, step) or _wrong_side("height", height, step)
+    return _side_message("width", width, step) or _side_message("height", height, step)
 
 
-def _video_shape(spec, width: int, height: int, frames: int, batch_size: int) -> tuple[int, ...]:
+def _video_shape(spec: VaeSpec, width: int, height: int, frames: int, batch_size: int) -> tuple[int, ...]:
     """[B, C, f, h, w]; ValueError for a size that the VAE's latent cannot have."""
-    wrong = _wrong_video(width, height, frames, batch_size, max(VIDEO_STEP, spec.spatial_ratio))
+    wrong = _video_size_message(width, height, frames, batch_size, max(VIDEO_STEP, spec.spatial_ratio))
     if wrong:
         raise ValueError(wrong)
     ratio = spec.spatial_ratio
-    if spec.family == "ltx2" and min(width, height) < 2 * ratio:
-        raise ValueError(f"the size is {width} x {height}; {spec.name} needs sides of at least {2 * ratio}")
-    return (batch_size, spec.latent_channels, frames_to_latent(spec, frames), height // ratio, width // ratio)
+    least = spec.space.smallest_side * ratio
+    if min(width, height) < least:
+        raise ValueError(f"the size is {width} x {height}; {spec.name} needs sides of at least {least}")
+    return (batch_size, spec.latent_channels, spec.latent_frames(frames), height // ratio, width // ratio)
 
 
 def _video_spec(vae):
     spec = host.current().vae_spec(vae)
     if not spec.is_video:
         raise ValueError(
-            "this VAE is DC-AE, SANA's autoencoder for pictures; a video takes the Wan 2.1 VAE or the LTX-2 video VAE"
+            "this VAE is DC-AE, SANA's autoencoder for images; a video takes the Wan 2.1 VAE or the LTX-2 video VAE"
         )
     return spec
 
@@ -87,7 +85,7 @@ class SanaResolution:
     @classmethod
     def INPUT_TYPES(cls):
         bins = {"default": "1024px", "tooltip": "Which model's sizes: by its resolution."}
-        return {"required": {"width": _side("Width"), "height": _side("Height"), "bins": (list(BINS), bins)}}
+        return {"required": {"width": _side("Width"), "height": _side("Height"), "bins": (list(BIN_NAMES), bins)}}
 
     def choose(self, width, height, bins):
         return nearest_size(width, height, bins)
@@ -105,30 +103,30 @@ class SanaEmptyLatent:
     @classmethod
     def INPUT_TYPES(cls):
         tip = "A multiple of 32, in pixels."
-        batch = {"default": 1, "min": 1, "max": 4096, "tooltip": "Pictures drawn together from one seed."}
+        batch = {"default": 1, "min": 1, "max": 4096, "tooltip": "Images generated together from one seed."}
         return {
             "required": {
-                "width": _side("Width", RATIO, RATIO, tip),
-                "height": _side("Height", RATIO, RATIO, tip),
+                "width": _side("Width", DC_AE.cell, DC_AE.cell, tip),
+                "height": _side("Height", DC_AE.cell, DC_AE.cell, tip),
                 "batch_size": ("INT", batch),
             }
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, width=None, height=None):
-        return _wrong_side("width", width) or _wrong_side("height", height) or True
+        return _side_message("width", width) or _side_message("height", height) or True
 
     def make(self, width, height, batch_size):
-        if wrong := _wrong_side("width", width) or _wrong_side("height", height):
+        if wrong := _side_message("width", width) or _side_message("height", height):
             raise ValueError(wrong)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-        samples = host.current().empty_latent((batch_size, CHANNELS, height // RATIO, width // RATIO))
+        samples = host.current().empty_latent((batch_size, DC_AE.channels, height // DC_AE.cell, width // DC_AE.cell))
         # how ComfyUI, since 0.33, fits an empty latent to a model of another size of cell
-        return ({"samples": samples, "downscale_ratio_spacial": RATIO},)
+        return ({"samples": samples, "downscale_ratio_spacial": DC_AE.cell},)
 
 
-def _wrong_side(name: str, side: int | None, step: int = RATIO) -> str | None:
+def _side_message(name: str, side: int | None, step: int = DC_AE.cell) -> str | None:
     """What is wrong with a side, or None; a side that another node gives is None too."""
     if side is None or (step <= side <= LARGEST and side % step == 0):
         return None
@@ -156,7 +154,7 @@ class SanaEmptyVideoLatent:
 
     @classmethod
     def VALIDATE_INPUTS(cls, width=None, height=None, frames=None):
-        return _wrong_video(width, height, frames) or True
+        return _video_size_message(width, height, frames) or True
 
     def make(self, vae, width, height, frames, batch_size):
         shape = _video_shape(_video_spec(vae), width, height, frames, batch_size)
@@ -167,13 +165,13 @@ class SanaImg2ImgLatent:
     DISPLAY_NAME = "Sana Image To Image Latent"
     CATEGORY = "sana/latent"
     DESCRIPTION = (
-        "Noises a picture for SANA-Sprint: the latent goes into SanaSCMSample with add_noise disabled and the same "
-        "seed, the sigmas into its sigmas. denoise on SanaSCMSample does the same in one node."
+        "Noises an image for SANA-Sprint: the latent goes into Sana SCM Sample with add_noise disabled and the same "
+        "seed, the sigmas into its sigmas. denoise on Sana SCM Sample does the same in one node."
     )
     SEARCH_ALIASES = ["sana", "sana sprint", "image to image", "img2img", "strength", "add noise"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT", "SIGMAS")
-    OUTPUT_TOOLTIPS = ("The noised picture, for a sampler that adds no noise.", "The angles that remain of the run.")
+    OUTPUT_TOOLTIPS = ("The noised image, for a sampler that adds no noise.", "The angles that remain of the run.")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -182,18 +180,18 @@ class SanaImg2ImgLatent:
             "min": 0.0,
             "max": 1.0,
             "step": 0.01,
-            "tooltip": "How far it goes from the picture: 0 keeps it, 1 forgets it.",
+            "tooltip": "How far it goes from the image: 0 keeps it, 1 ignores it.",
         }
         start = {
             "default": trigflow.STARTS[0],
             "tooltip": (
                 "continuous begins exactly where strength says. schedule leaves out whole steps, as diffusers does: "
-                "0.6 of two steps leaves out none, and nothing of the picture is kept."
+                "0.6 of two steps leaves out none, and nothing of the image is kept."
             ),
         }
         return {
             "required": {
-                "samples": ("LATENT", {"tooltip": "A picture's latent, from VAEEncode with SANA's VAE."}),
+                "samples": ("LATENT", {"tooltip": "An image's latent, from VAEEncode with SANA's VAE."}),
                 "seed": seed_input(),
                 "strength": ("FLOAT", strength),
                 **schedule_inputs(),
@@ -203,26 +201,26 @@ class SanaImg2ImgLatent:
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None):
-        return schedule_said(steps, max_timesteps, intermediate_timesteps)
+        return validate_schedule(steps, max_timesteps, intermediate_timesteps)
 
     def make(self, samples, seed, strength, steps, max_timesteps, intermediate_timesteps, start):
-        picture = samples["samples"]
-        if picture.ndim != 4 or picture.shape[1] != CHANNELS:
+        image = samples["samples"]
+        if image.ndim != 4 or image.shape[1] != DC_AE.channels:
             raise ValueError(
-                f"the latent has the shape {list(picture.shape)} and SANA-Sprint takes "
-                f"[batch, {CHANNELS}, height, width]: encode the picture with DC-AE, SANA's VAE"
+                f"the latent has the shape {list(image.shape)} and SANA-Sprint takes "
+                f"[batch, {DC_AE.channels}, height, width]: encode the image with DC-AE, SANA's VAE"
             )
         if samples.get("noise_mask") is not None:
             raise ValueError(
                 "the latent has a noise mask, and a noised latent cannot tell what to keep: to inpaint, give it to "
-                "SanaSCMSample as it is and set denoise there"
+                "Sana SCM Sample as it is and set denoise there"
             )
         sigmas = trigflow.img2img_sigmas(strength, steps, max_timesteps, intermediate_timesteps, start)
         if not len(sigmas):
             return samples, sigmas
         flow = trigflow.TrigFlow()
-        start_noise = noise.draw(noise.seeded_generator(seed), picture.shape).to(picture)
-        noised = flow.mix(sigmas[0], start_noise, picture)
+        start_noise = noise.draw(noise.seeded_generator(seed), image.shape).to(image)
+        noised = flow.mix(sigmas[0], start_noise, image)
         return {**samples, "samples": flow.inverse_noise_scaling(sigmas[0], noised)}, sigmas
 
 
@@ -230,7 +228,7 @@ class SanaImageToVideoLatent:
     DISPLAY_NAME = "Sana Image To Video Latent"
     CATEGORY = "sana/latent"
     DESCRIPTION = (
-        "A latent whose first frame is a picture and stays it, for image to video. The picture is cut to the "
+        "A latent whose first frame is an image and stays it, for image to video. The image is cut to the "
         "video's shape around its middle and resized."
     )
     SEARCH_ALIASES = ["sana", "sana video", "image to video", "i2v", "first frame", "start image"]
@@ -242,22 +240,22 @@ class SanaImageToVideoLatent:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "vae": ("VAE", {"tooltip": "The model's video VAE; it encodes the picture and decides the shape."}),
-                "image": ("IMAGE", {"tooltip": "What the video begins with; of several pictures the first."}),
+                "vae": ("VAE", {"tooltip": "The model's video VAE; it encodes the image and decides the shape."}),
+                "image": ("IMAGE", {"tooltip": "What the video begins with; of several images the first."}),
                 **_video_inputs(),
             }
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, width=None, height=None, frames=None):
-        return _wrong_video(width, height, frames) or True
+        return _video_size_message(width, height, frames) or True
 
     def make(self, vae, image, width, height, frames, batch_size):
         spec = _video_spec(vae)
         shape = _video_shape(spec, width, height, frames, batch_size)
         first = vae.encode(cover(image[0], width, height)[None])
         samples = host.current().empty_latent(shape)
-        samples += neutral_latent(spec.latent_channels).to(samples).view(1, -1, 1, 1, 1)
+        samples += neutral_latent(spec.space).to(samples).view(1, -1, 1, 1, 1)
         samples[:, :, :1] = first.to(samples)
         mask = torch.ones_like(samples[:, :1])
         mask[:, :, :1] = 0.0
@@ -267,15 +265,15 @@ class SanaImageToVideoLatent:
 class SanaCropToSize:
     DISPLAY_NAME = "Sana Crop To Size"
     CATEGORY = "sana/latent"
-    DESCRIPTION = "Resizes and centre-crops pictures to the size asked for, after SanaResolution chose a trained one."
+    DESCRIPTION = "Resizes and centre-crops images to the size asked for, after Sana Resolution chose a trained one."
     SEARCH_ALIASES = ["sana", "resize and crop", "resolution binning"]
     FUNCTION = "crop"
     RETURN_TYPES = ("IMAGE",)
-    OUTPUT_TOOLTIPS = ("Pictures of exactly the size given.",)
+    OUTPUT_TOOLTIPS = ("Images of exactly the size given.",)
 
     @classmethod
     def INPUT_TYPES(cls):
-        images = ("IMAGE", {"tooltip": "Pictures of a trained size."})
+        images = ("IMAGE", {"tooltip": "Images of a trained size."})
         return {"required": {"images": images, "width": _side("Width"), "height": _side("Height")}}
 
     def crop(self, images, width, height):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 
 from .. import host
-from ..model_loaders import controlnet, folders, lora, text_encoder, transformer, vae
-from ..model_loaders.dtypes import (
+from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
+from ..model_loaders.files import folders
+from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
+from ..model_loaders.files.listing import models_of_kind
+from ..networks.precision import (
     TEXT_ENCODER_DTYPES,
     TRANSFORMER_DTYPES,
     VAE_DTYPES,
     narrow_weight_dtype,
     parse_weight_dtype,
 )
-from ..model_loaders.listing import fitting
 from .models import require_sana
 
 TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
@@ -35,7 +37,7 @@ def _weight_dtype(values: tuple[str, ...]):
     return (list(values), {"default": "default", "tooltip": DTYPE_TIP, "advanced": True})
 
 
-def _said_if_missing(name: str | None, what: str, *kinds: str):
+def _validate_name(name: str | None, what: str, *kinds: str):
     """True, or the message for a name that no model folder has: ComfyUI shows it before it runs anything."""
     if name is None:  # comes from another node
         return True
@@ -56,7 +58,7 @@ class SanaLoadPipeline:
     OUTPUT_TOOLTIPS = (
         "The SANA transformer.",
         "Gemma-2, SANA's text encoder.",
-        "The autoencoder, for pictures or for video.",
+        "The autoencoder, for images or for video.",
     )
 
     @classmethod
@@ -67,7 +69,7 @@ class SanaLoadPipeline:
 
     @classmethod
     def VALIDATE_INPUTS(cls, pipeline=None):
-        return _said_if_missing(pipeline, "pipeline folder", "diffusers")
+        return _validate_name(pipeline, "pipeline folder", "diffusers")
 
     def load(self, pipeline, weight_dtype):
         from ..model_loaders.pipeline import load_pipeline
@@ -96,13 +98,13 @@ class SanaLoadTransformer:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = fitting(_roots(*TRANSFORMER_FOLDERS), transformer.KINDS)
+        names = models_of_kind(_roots(*TRANSFORMER_FOLDERS), TRANSFORMERS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
         return {"required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
-        return _said_if_missing(model_name, "transformer", *TRANSFORMER_FOLDERS)
+        return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
     def load(self, model_name, weight_dtype):
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
@@ -124,7 +126,7 @@ class SanaLoadTextEncoder:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = fitting(_roots("text_encoders"), text_encoder.KINDS)
+        names = models_of_kind(_roots("text_encoders"), (Kind.GEMMA2,))
         device_tip = "cpu keeps the text encoder off the graphics card: slower, and a gigabyte or five less there."
         return {
             "required": {
@@ -136,7 +138,7 @@ class SanaLoadTextEncoder:
 
     @classmethod
     def VALIDATE_INPUTS(cls, encoder_name=None):
-        return _said_if_missing(encoder_name, "text encoder", "text_encoders")
+        return _validate_name(encoder_name, "text encoder", "text_encoders")
 
     def load(self, encoder_name, weight_dtype, device):
         parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
@@ -148,7 +150,7 @@ class SanaLoadVAE:
     DISPLAY_NAME = "Sana Load VAE"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Loads one of SANA's autoencoders: DC-AE for pictures, the Wan 2.1 VAE or the LTX-2 video VAE for video. "
+        "Loads one of SANA's autoencoders: DC-AE for images, the Wan 2.1 VAE or the LTX-2 video VAE for video. "
         "Which it is, is read from it. Never float16."
     )
     SEARCH_ALIASES = ["sana", "sana video", "dc-ae", "dcae", "wan vae", "ltx vae", "load vae"]
@@ -158,13 +160,13 @@ class SanaLoadVAE:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = fitting(_roots("vae"), tuple(vae.BUILDERS))
+        names = models_of_kind(_roots("vae"), VAES)
         tip = "A file or folder under models/vae."
         return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, vae_name=None):
-        return _said_if_missing(vae_name, "VAE", "vae")
+        return _validate_name(vae_name, "VAE", "vae")
 
     def load(self, vae_name, weight_dtype):
         parse_weight_dtype(weight_dtype, VAE_DTYPES)
@@ -186,7 +188,7 @@ class SanaLoadLora:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = fitting(_roots("loras"), lora.KINDS)
+        names = models_of_kind(_roots("loras"), (Kind.LORA,))
         strength = {
             "default": 1.0,
             "min": -100.0,
@@ -204,7 +206,7 @@ class SanaLoadLora:
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name=None):
-        return _said_if_missing(lora_name, "LoRA", "loras")
+        return _validate_name(lora_name, "LoRA", "loras")
 
     def load(self, model, lora_name, strength):
         if not math.isfinite(strength):
@@ -230,14 +232,14 @@ class SanaLoadControlNet:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = fitting(_roots("controlnet"), controlnet.KINDS)
+        names = models_of_kind(_roots("controlnet"), (Kind.CONTROLNET,))
         tip = "A file or folder of a SANA ControlNet under models/controlnet."
         dtype = _weight_dtype(TRANSFORMER_DTYPES)
         return {"required": {"control_net_name": _choice(names, tip), "weight_dtype": dtype}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, control_net_name=None):
-        return _said_if_missing(control_net_name, "ControlNet", "controlnet")
+        return _validate_name(control_net_name, "ControlNet", "controlnet")
 
     def load(self, control_net_name, weight_dtype):
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)

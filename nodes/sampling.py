@@ -5,22 +5,20 @@ from __future__ import annotations
 import torch
 
 from .. import host
-from ..model_loaders.vae import CHANNELS, NAMES
-from ..samplers import flow_match, noise, trigflow
-from .inputs import denoise_input, schedule_inputs, schedule_said, seed_input
+from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
+from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
 from .models import require_flow, require_sprint
 
 
 def _samples_of(latent: dict, spec) -> torch.Tensor:
     """The latent's samples, checked against the model: [B, C, H, W], or [B, C, F, H, W] for video."""
     samples = latent["samples"]
-    wanted = "[batch, {}, frames, height, width]" if spec.family == "video" else "[batch, {}, height, width]"
+    wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
     if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
-        node = "SanaEmptyVideoLatent" if spec.family == "video" else "SanaEmptyLatent"
-        vae = NAMES.get(CHANNELS.get(spec.latent_channels), "the VAE of its size")
+        vae = spec.space.name if spec.space else "the VAE of its size"
         raise ValueError(
             f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
-            f"{wanted.format(spec.latent_channels)}: make it with {node}, or encode with {vae}, which is this model's"
+            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, which is this model's"
         )
     for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
         if size % patch:
@@ -45,19 +43,19 @@ def _starting_noise(generator: torch.Generator, samples: torch.Tensor, add_noise
 class SanaSCMSample:
     DISPLAY_NAME = "Sana SCM Sample"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "Draws with SANA-Sprint in 1 to 4 steps. The same seed gives the picture that diffusers gives."
+    DESCRIPTION = "Generates with SANA-Sprint in 1 to 4 steps. The same seed gives the image that diffusers gives."
     SEARCH_ALIASES = ["sana", "sana sprint", "ksampler", "scm", "sampler"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The drawn latent; decode it with SANA's VAE.",)
+    OUTPUT_TOOLTIPS = ("The finished latent; decode it with SANA's VAE.",)
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "A SANA-Sprint transformer."}),
-                "positive": ("CONDITIONING", {"tooltip": "The prompt, from SanaEncodePrompt."}),
-                "latent_image": ("LATENT", {"tooltip": "Empty for text to image, or a picture to start from."}),
+                "positive": ("CONDITIONING", {"tooltip": "The prompt, from Sana Encode Prompt."}),
+                "latent_image": ("LATENT", {"tooltip": "Empty for text to image, or an image to start from."}),
                 "seed": seed_input(),
                 **schedule_inputs(),
                 "denoise": denoise_input(),
@@ -68,7 +66,7 @@ class SanaSCMSample:
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None):
-        return schedule_said(steps, max_timesteps, intermediate_timesteps, denoise)
+        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise)
 
     def sample(
         self,
@@ -91,16 +89,16 @@ class SanaSCMSample:
         generator = noise.seeded_generator(seed)
         start = _starting_noise(generator, samples, add_noise)
         following = noise.continued_noise(generator, samples.shape)
-        drawn = host.current().sample(
-            model, positive, latent_image, start, sigmas, trigflow.sample_scm, seed, noise_sampler=following
+        latent = host.current().sample(
+            model, positive, latent_image, start, sigmas, SAMPLERS["scm"].function, seed, noise_sampler=following
         )
-        return (drawn,)
+        return (latent,)
 
 
 class SanaSCMSigmas:
     DISPLAY_NAME = "Sana SCM Sigmas"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "The angles of a SANA-Sprint run, for SanaSCMSample or SamplerCustomAdvanced."
+    DESCRIPTION = "The angles of a SANA-Sprint run, for Sana SCM Sample or SamplerCustomAdvanced."
     SEARCH_ALIASES = ["sana", "scheduler", "sigmas", "timesteps", "scm"]
     FUNCTION = "make"
     RETURN_TYPES = ("SIGMAS",)
@@ -117,7 +115,7 @@ class SanaSCMSigmas:
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None):
-        return schedule_said(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
+        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
 
     def make(self, steps, max_timesteps, intermediate_timesteps, denoise, timesteps=""):
         chosen = trigflow.parse_timesteps(timesteps)
@@ -140,7 +138,7 @@ class SanaSCMSampler:
         return {"required": {}}
 
     def get(self):
-        return (host.current().sampler(trigflow.sample_scm),)
+        return (host.current().sampler(SAMPLERS["scm"].function),)
 
 
 def _flow_inputs() -> dict:
@@ -148,7 +146,7 @@ def _flow_inputs() -> dict:
         "default": 50,
         "min": 1,
         "max": 1000,
-        "tooltip": "How many times the model is asked; 50 is the reference's.",
+        "tooltip": "Steps of the sampler; 50 is the reference's.",
     }
     return {"steps": ("INT", steps), "shift": _shift_input(), "solver": _solver_input(), "denoise": denoise_input()}
 
@@ -159,16 +157,15 @@ def _shift_input():
 
 
 def _solver_input():
-    tip = "dpm_solver++ needs fewer steps; both are diffusers' to the letter."
-    return (list(flow_match.SOLVERS), {"default": flow_match.SOLVERS[0], "tooltip": tip})
+    tip = "dpm_solver++ needs fewer steps; both give diffusers' results."
+    return (list(FLOW_SOLVERS), {"default": FLOW_SOLVERS[0], "tooltip": tip})
 
 
-def _flow_said(steps, shift, solver, denoise, cfg=None):
+def _validate_flow_schedule(steps, shift, solver, denoise, cfg=None):
     """True, or what is wrong with a flow schedule; an input that another node gives is None."""
-    given = {"steps": steps, "shift": shift or None, "solver": solver, "denoise": denoise}
-    usual = {"steps": 1, "shift": 1.0, "solver": flow_match.SOLVERS[0], "denoise": 1.0}
     try:
-        flow_match.check_schedule(**{key: usual[key] if value is None else value for key, value in given.items()})
+        flow_solver(FLOW_SOLVERS[0] if solver is None else solver)
+        flow_match.check_schedule(1 if steps is None else steps, shift or 1.0, 1.0 if denoise is None else denoise)
     except ValueError as error:
         return str(error)
     if cfg is not None and not 1.0 <= cfg <= 100.0:
@@ -180,7 +177,7 @@ class SanaFlowSample:
     DISPLAY_NAME = "Sana Flow Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = (
-        "Samples SANA-Video, and SANA's picture models that are not Sprint, by flow matching with classifier-free "
+        "Samples SANA-Video, and SANA's image models that are not Sprint, by flow matching with classifier-free "
         "guidance. The same seed gives what diffusers gives."
     )
     SEARCH_ALIASES = ["sana", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"]
@@ -196,19 +193,19 @@ class SanaFlowSample:
             "min": 1.0,
             "max": 100.0,
             "step": 0.1,
-            "tooltip": "How strongly it is led towards the prompt and away from the negative one; 1 is not at all.",
+            "tooltip": "Guidance: how strongly it follows the prompt and avoids the negative one; 1 is no guidance.",
         }
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "SANA-Video, or a SANA model that is not Sprint."}),
                 "positive": (
                     "CONDITIONING",
-                    {"tooltip": "What it shows, from SanaEncodeVideoPrompt or SanaEncodePrompt."},
+                    {"tooltip": "What it shows, from Sana Encode Video Prompt or Sana Encode Prompt."},
                 ),
                 "negative": ("CONDITIONING", {"tooltip": "What it does not show."}),
                 "latent_image": (
                     "LATENT",
-                    {"tooltip": "Empty, or one with a first frame from SanaImageToVideoLatent."},
+                    {"tooltip": "Empty, or one with a first frame from Sana Image To Video Latent."},
                 ),
                 "seed": seed_input(),
                 "steps": flow["steps"],
@@ -223,7 +220,7 @@ class SanaFlowSample:
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, cfg=None, shift=None, solver=None, denoise=None):
-        return _flow_said(steps, shift, solver, denoise, cfg)
+        return _validate_flow_schedule(steps, shift, solver, denoise, cfg)
 
     def sample(
         self,
@@ -242,21 +239,21 @@ class SanaFlowSample:
     ):
         samples = _samples_of(latent_image, require_flow(model))
         if sigmas is None:
-            sigmas = flow_match.flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
+            sigmas = flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
         if len(flow_match.check_sigmas(sigmas)) < 2:
             return (latent_image,)
         start = _starting_noise(noise.seeded_generator(seed), samples, add_noise)
-        function = flow_match.sampler_of(solver)
-        drawn = host.current().sample(
+        function = flow_solver(solver).function
+        latent = host.current().sample(
             model, positive, latent_image, start, sigmas, function, seed, negative=negative, cfg=cfg
         )
-        return (drawn,)
+        return (latent,)
 
 
 class SanaFlowSigmas:
     DISPLAY_NAME = "Sana Flow Sigmas"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "The noise levels of a flow-matching run, for SanaFlowSample or SamplerCustomAdvanced."
+    DESCRIPTION = "The noise levels of a flow-matching run, for Sana Flow Sample or SamplerCustomAdvanced."
     SEARCH_ALIASES = ["sana", "sana video", "scheduler", "sigmas", "flow shift"]
     FUNCTION = "make"
     RETURN_TYPES = ("SIGMAS",)
@@ -269,13 +266,13 @@ class SanaFlowSigmas:
 
     @classmethod
     def VALIDATE_INPUTS(cls, steps=None, shift=None, solver=None, denoise=None):
-        return _flow_said(steps, shift, solver, denoise)
+        return _validate_flow_schedule(steps, shift, solver, denoise)
 
     def make(self, steps, shift, solver, denoise, model=None):
         if not shift and model is not None:
             require_flow(model)
             shift = host.current().flow_shift(model)
-        return (flow_match.flow_sigmas(steps, shift or flow_match.DEFAULT_SHIFT, solver, denoise),)
+        return (flow_sigmas(steps, shift or flow_match.DEFAULT_SHIFT, solver, denoise),)
 
 
 class SanaFlowSampler:
@@ -292,4 +289,4 @@ class SanaFlowSampler:
         return {"required": {"solver": _solver_input()}}
 
     def get(self, solver):
-        return (host.current().sampler(flow_match.sampler_of(solver)),)
+        return (host.current().sampler(flow_solver(solver).function),)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from .. import host
 from ..media import writer
 from ..media.formats import FRAME_FORMATS, VIDEO_FORMATS
-from ..model_loaders.vae import latent_to_frames
 
 
 def _file_inputs() -> dict:
@@ -152,7 +151,7 @@ class SanaDecodeSaveVideo:
         if latents.ndim != 5:
             raise ValueError(f"the latent has the shape {list(latents.shape)}, which is no video's: use VAEDecode")
         size = [side * spec.spatial_ratio for side in latents.shape[-2:]]
-        count, files = latent_to_frames(spec, latents.shape[2]), []
+        count, files = spec.frames(latents.shape[2]), []
         for video in latents.split(1):
             pieces = here.decode_frames(vae, video)
             shown, path = _save(pieces, count, size, fps, format, quality, filename_prefix, prompt, extra_pnginfo)

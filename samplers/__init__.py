@@ -1,1 +1,69 @@
-"""Pure mathematics: tensors in, tensors out. Nothing here knows a host, a file or a node."""
+"""Pure mathematics: tensors in, tensors out. Nothing here knows a host, a file or a node.
+
+SAMPLERS is the one table of samplers: a new one is a function with k-diffusion's signature and a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from . import flow_match, trigflow
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row.
+
+    ``sigmas``: makes the noise levels of a run as this sampler wants them, float32 [n + 1], falling to 0;
+    for flow matching of ``(steps, shift, denoise)``, for SCM see trigflow.scm_sigmas. ``parameterisation``:
+    the class of the model_sampling objects whose sigmas it understands.
+    """
+
+    name: str
+    function: Callable
+    sigmas: Callable[..., torch.Tensor]
+    parameterisation: type
+
+
+SAMPLERS = {
+    row.name: row
+    for row in (
+        Sampler("scm", trigflow.sample_scm, trigflow.scm_sigmas, trigflow.TrigFlow),
+        Sampler(
+            "dpm_solver++",
+            flow_match.sample_flow_dpm,
+            partial(flow_match.sigmas_of_levels, flow_match.dpm_levels),
+            flow_match.FlowMatch,
+        ),
+        Sampler(
+            "euler",
+            flow_match.sample_flow_euler,
+            partial(flow_match.sigmas_of_levels, flow_match.euler_levels),
+            flow_match.FlowMatch,
+        ),
+    )
+}
+
+FLOW_SOLVERS = tuple(row.name for row in SAMPLERS.values() if row.parameterisation is flow_match.FlowMatch)
+"""The solvers of flow matching, the usual one first."""
+
+
+def flow_solver(name: str) -> Sampler:
+    """The row of a flow-matching solver; ValueError for a name that the table lacks."""
+    if name not in FLOW_SOLVERS:
+        raise ValueError(f"solver is {name!r}; choose one of {', '.join(FLOW_SOLVERS)}")
+    return SAMPLERS[name]
+
+
+def flow_sigmas(
+    steps: int = 50,
+    shift: float = flow_match.DEFAULT_SHIFT,
+    solver: str = FLOW_SOLVERS[0],
+    denoise: float = 1.0,
+) -> torch.Tensor:
+    """The noise levels of a flow-matching run by a solver's name; see flow_match.sigmas_of_levels."""
+    return flow_solver(solver).sigmas(steps, shift, denoise)

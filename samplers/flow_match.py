@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from .trigflow import _like
+from .noise import expand_like, noise_where_empty
 
-SOLVERS = ("dpm_solver++", "euler")
 STEPS_IN_TRAINING = 1000
 DEFAULT_SHIFT = 3.0
 
@@ -66,30 +65,30 @@ class FlowMatch(torch.nn.Module):
         self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
     ) -> torch.Tensor:
         """x0 = x_t - sigma * velocity."""
-        return model_input - _like(sigma, model_output) * model_output
+        return model_input - expand_like(sigma, model_output) * model_output
 
     def mix(self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> torch.Tensor:
         """x_t = (1 - sigma) * x0 + sigma * z."""
-        sigma = _like(torch.as_tensor(sigma), noise)
+        sigma = expand_like(torch.as_tensor(sigma), noise)
         return (1 - sigma) * latent_image + sigma * noise
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
-        """Where a run starts: x_t of a picture or video, and the bare noise wherever a frame of it is empty.
-
-        The second is diffusers' way: it starts from N(0, 1) whatever the first sigma is.
-        """
-        empty = latent_image.abs().amax(dim=(1, -2, -1), keepdim=True) == 0
-        return torch.where(empty, noise, self.mix(sigma, noise, latent_image))
+        """Where a run starts: x_t of an image or video, and the bare noise wherever a frame of it is empty."""
+        return noise_where_empty(latent_image, noise, self.mix(sigma, noise, latent_image))
 
     def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """The latent that :meth:`noise_scaling` without noise turns into x_t again, for split runs."""
-        return latent / (1 - _like(torch.as_tensor(sigma), latent))
+        return latent / (1 - expand_like(torch.as_tensor(sigma), latent))
 
 
-def flow_sigmas(
-    steps: int = 50, shift: float = DEFAULT_SHIFT, solver: str = SOLVERS[0], denoise: float = 1.0
+Levels = Callable[[int, float, float], torch.Tensor]
+"""The last ``steps`` of ``total`` noise levels at a ``shift``, without the 0 at the end: float32 [steps]."""
+
+
+def sigmas_of_levels(
+    levels: Levels, steps: int = 50, shift: float = DEFAULT_SHIFT, denoise: float = 1.0
 ) -> torch.Tensor:
     """The noise levels of a run as the solver's diffusers scheduler makes them: float32 [steps + 1], falling to 0.
 
@@ -97,28 +96,25 @@ def flow_sigmas(
     BasicScheduler does, except that this number need not be whole: a run of few steps begins where
     denoise says, not at the next step of a whole one. 0 gives no levels at all.
     """
-    check_schedule(steps, shift, solver, denoise)
+    check_schedule(steps, shift, denoise)
     if denoise == 0.0:
         return torch.zeros(0)
     steps, total = int(steps), max(steps, steps / denoise)
     total = round(total) if abs(total - round(total)) < 1e-9 else total
-    levels = _dpm_levels(steps, total, shift) if solver == SOLVERS[0] else _euler_levels(steps, total, shift)
-    return torch.cat([levels, torch.zeros(1)])
+    return torch.cat([levels(steps, total, shift), torch.zeros(1)])
 
 
-def check_schedule(steps: int, shift: float, solver: str, denoise: float) -> None:
+def check_schedule(steps: int, shift: float, denoise: float) -> None:
     """ValueError, saying what to give, for settings that make no schedule."""
     if steps != int(steps) or not 1 <= steps <= 1000:
         raise ValueError(f"steps is {steps}; give a whole number from 1 to 1000, such as 50")
     if not math.isfinite(shift) or not 0.0 < shift <= 100.0:
         raise ValueError(f"shift is {shift}; give a number above 0 and at most 100, or 0 for the model's own")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
     if not math.isfinite(denoise) or not 0.0 <= denoise <= 1.0:
         raise ValueError(f"denoise is {denoise}; give a number from 0 to 1")
 
 
-def _euler_levels(steps: int, total: float, shift: float) -> torch.Tensor:
+def euler_levels(steps: int, total: float, shift: float) -> torch.Tensor:
     """The last ``steps`` of ``total`` levels of FlowMatchEulerDiscreteScheduler.set_timesteps.
 
     It shifts its own shifted ends once more.
@@ -131,7 +127,7 @@ def _euler_levels(steps: int, total: float, shift: float) -> torch.Tensor:
     return shifted(levels, shift).float()
 
 
-def _dpm_levels(steps: int, total: float, shift: float) -> torch.Tensor:
+def dpm_levels(steps: int, total: float, shift: float) -> torch.Tensor:
     """The last ``steps`` of ``total`` levels of DPMSolverMultistepScheduler.set_timesteps with use_flow_sigmas.
 
     The network is shown whole times, int(1000 * sigma); where rounding to float32 would change that
@@ -159,7 +155,7 @@ def check_range(sigmas: torch.Tensor) -> list[float]:
     if any(not 0.0 <= v <= 1.0 + 1e-6 for v in values):
         raise ValueError(
             f"sigmas runs from {max(values):g} to {min(values):g}; the noise levels of SANA and SANA-Video go from 1 "
-            "down to 0: use SanaFlowSigmas or BasicScheduler"
+            "down to 0: use Sana Flow Sigmas or BasicScheduler"
         )
     return values
 
@@ -170,13 +166,6 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     if any(after >= before for before, after in zip(values, values[1:])):
         raise ValueError(f"sigmas must fall from step to step, but they are {[round(v, 4) for v in values]}")
     return sigmas
-
-
-def sampler_of(solver: str) -> Callable:
-    """The sampler function that a solver's name stands for."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
-    return SAMPLERS[solver]
 
 
 @torch.no_grad()
@@ -238,7 +227,3 @@ def _dpm_step(x, denoised, slope, sigmas, i):
         return stepped
     r = (_log_snr(now) - _log_snr(sigmas[i - 1])) / h
     return stepped - 0.5 * gain * (slope / r)
-
-
-SAMPLERS = dict(zip(SOLVERS, (sample_flow_dpm, sample_flow_euler)))
-"""A solver's name to its function."""

@@ -40,3 +40,17 @@ def noise_after_start(seed: int, shape: Sequence[int]) -> NoiseSampler:
     generator = seeded_generator(seed)
     draw(generator, shape)
     return continued_noise(generator, shape)
+
+
+def expand_like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Noise levels [B] as [B, 1, ...], broadcastable to ``x`` [B, ...]; a scalar and what fits already stay."""
+    return sigma.view(sigma.shape[:1] + (1,) * (x.ndim - 1)) if sigma.ndim == 1 else sigma
+
+
+def noise_where_empty(latent_image: torch.Tensor, noise: torch.Tensor, noised: torch.Tensor) -> torch.Tensor:
+    """``noised``, and the bare noise for every image or frame of ``latent_image`` [B, C, ...] that is all zeros.
+
+    diffusers' way: what is made from nothing starts from N(0, 1) whatever the first noise level is.
+    """
+    empty = latent_image.abs().amax(dim=(1, -2, -1), keepdim=True) == 0
+    return torch.where(empty, noise, noised)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .noise import noise_after_start
+from .noise import expand_like, noise_after_start, noise_where_empty
 
 MAX_ANGLE = 1.5708
 """diffusers' first timestep: pi/2, rounded up."""
@@ -30,10 +30,6 @@ def flow_time(t: torch.Tensor) -> torch.Tensor:
     x_t / (cos t + sin t), SANA-Sprint's input, is (1 - s) * x0 + s * z: flow matching's own x at s.
     """
     return 1000 * network_time(t)
-
-
-def _like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return t.view(t.shape[:1] + (1,) * (x.ndim - 1)) if t.ndim == 1 else t
 
 
 class TrigFlow(torch.nn.Module):
@@ -71,14 +67,14 @@ class TrigFlow(torch.nn.Module):
 
     def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """What the transformer sees of x_t: x_t * sqrt(s^2 + (1 - s)^2)."""
-        s = network_time(_like(sigma, noise))
+        s = network_time(expand_like(sigma, noise))
         return noise * torch.sqrt(s**2 + (1 - s) ** 2)
 
     def calculate_denoised(
         self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
     ) -> torch.Tensor:
         """x0 = cos t * x_t - sin t * F, of the transformer's output and x_t (not its scaled input)."""
-        t = _like(sigma, model_output)
+        t = expand_like(sigma, model_output)
         s = network_time(t)
         scale = torch.sqrt(s**2 + (1 - s) ** 2)
         field = ((1 - 2 * s) * (model_input * scale) + (1 - 2 * s + 2 * s**2) * model_output) / scale
@@ -86,23 +82,18 @@ class TrigFlow(torch.nn.Module):
 
     def mix(self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor) -> torch.Tensor:
         """x_t = cos t * x0 + sin t * z."""
-        t = _like(sigma, noise)
+        t = expand_like(sigma, noise)
         return torch.cos(t) * latent_image + torch.sin(t) * noise
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
-        """Where a run starts: x_t of a picture, or the bare noise where the latent is empty.
-
-        The second is diffusers' way: text-to-image starts from N(0, 1) whatever the first angle is.
-        """
-        if torch.count_nonzero(latent_image) == 0:
-            return noise
-        return self.mix(sigma, noise, latent_image)
+        """Where a run starts: x_t of an image, and the bare noise for every image of the batch that is empty."""
+        return noise_where_empty(latent_image, noise, self.mix(sigma, noise, latent_image))
 
     def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """The latent that :meth:`noise_scaling` without noise turns into x_t again, for split runs."""
-        t = _like(torch.as_tensor(sigma), latent)
+        t = expand_like(torch.as_tensor(sigma), latent)
         return latent / torch.cos(t)
 
 

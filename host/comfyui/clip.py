@@ -8,9 +8,11 @@ import comfy.model_management
 import comfy.sd
 import torch
 
-from ...model_loaders import dtypes, prompts
-from ...model_loaders.text_encoder import LoadedTextEncoder, encode_tokens, memory_of_tokens
-from .modules import adopt, half_dtype, say_dtype
+from ...model_loaders.quantised.formats import set_values
+from ...model_loaders.text_encoder import LoadedTextEncoder
+from ...networks import precision, prompts
+from ...networks.text_encoder import encode_tokens, memory_of_tokens
+from .modules import has_native_bf16, log_compute_dtype, use_comfy_ops
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
@@ -27,7 +29,7 @@ class GemmaTokens(dict):
     def __missing__(self, name):
         raise ValueError(
             f"this CLIP is SANA's Gemma-2, which has no {name!r} tokens: "
-            "encode with SanaEncodePrompt, SanaEncodeVideoPrompt or CLIPTextEncode"
+            "encode with Sana Encode Prompt, Sana Encode Video Prompt or CLIPTextEncode"
         )
 
 
@@ -79,7 +81,7 @@ class SanaTextModel(torch.nn.Module):
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
-            raise ValueError("CLIP skip does not apply to SANA's Gemma-2: the last hidden state is what is used")
+            raise ValueError("CLIP skip does not apply to SANA's Gemma-2: the last hidden state is used")
         self.options.update(options)
 
     def reset_clip_options(self) -> None:
@@ -95,19 +97,20 @@ class SanaTextModel(torch.nn.Module):
         return memory_of_tokens(self.spec, tokens[IDS][0]) if tokens else 0
 
     def load_sd(self, state_dict):
-        raise ValueError("SANA's text encoder is loaded by SanaLoadTextEncoder or SanaLoadPipeline")
+        raise ValueError("SANA's text encoder is loaded by Sana Load Text Encoder or Sana Load Pipeline")
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
     """A comfy CLIP around a loaded Gemma-2. It computes in bfloat16 or float32: float16 overflows in Gemma."""
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TEXT_ENCODER_DTYPES)
+    wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     options = {"initial_device": torch.device("cpu")}
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     load_device = options.get("load_device", comfy.model_management.text_encoder_device())
-    compute = _compute_dtype(dtypes.stored_dtype(loaded.module, wanted), load_device)
-    adopt(loaded.module, wanted, compute)
-    say_dtype("SANA's Gemma-2", compute)
+    compute = precision.compute_dtype(precision.stored_dtype(loaded.module, wanted), has_native_bf16(load_device))
+    set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
+    use_comfy_ops(loaded.module, wanted, compute)
+    log_compute_dtype("SANA's Gemma-2", compute)
     target = SimpleNamespace(
         params={},
         clip=lambda **_: SanaTextModel(loaded, compute),
@@ -117,16 +120,12 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
     return comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options})
 
 
-def _compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    return torch.float32 if stored == torch.float32 else half_dtype(device)
-
-
 def encode_prompt(clip, prompt: str, **options) -> list:
     """CONDITIONING of a prompt by a CLIP of ours."""
     if not isinstance(getattr(clip, "tokenizer", None), SanaTokenizer):
         kind = type(getattr(clip, "tokenizer", clip)).__name__
         raise ValueError(
-            f"this CLIP ({kind}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder or SanaLoadPipeline"
+            f"this CLIP ({kind}) is not SANA's Gemma-2: load it with Sana Load Text Encoder or Sana Load Pipeline"
             f"{CORE_GEMMA if kind in CORE_GEMMA_TOKENIZERS else ''}"
         )
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt, **options))

@@ -7,11 +7,13 @@ import comfy.model_management
 import torch
 
 from ...media.pictures import cover
-from ...model_loaders import dtypes
-from ...model_loaders.controlnet import LoadedControlNet, check_latent, check_vae, control_residuals
-from ...samplers.trigflow import TrigFlow, flow_time
+from ...model_loaders.controlnet import LoadedControlNet
+from ...model_loaders.quantised.formats import set_values
+from ...networks import precision
+from ...networks.controlnet import check_latent, check_vae, control_residuals, control_time
+from ...samplers.trigflow import TrigFlow
 from .model import SanaLatentFormat, network_dtypes
-from .modules import adopt
+from .modules import use_comfy_ops
 
 
 class ControlForward(torch.nn.Module):
@@ -29,14 +31,14 @@ class _SprintAsFlow:
     """SANA-Sprint's angles for a ControlNet that was made for flow matching."""
 
     def __init__(self, sampling: TrigFlow):
-        self.calculate_input = sampling.calculate_input
+        self.sampling, self.calculate_input = sampling, sampling.calculate_input
 
     def timestep(self, sigma):
-        return flow_time(sigma)
+        return control_time(self.sampling, sigma)
 
 
 class SanaControlNet(comfy.controlnet.ControlNet):
-    """comfy's ControlNet, led by the DC-AE latent of a picture (SanaControlNetPipeline)."""
+    """comfy's ControlNet, led by the DC-AE latent of an image (SanaControlNetPipeline)."""
 
     def __init__(self, control_model, spec, load_device, manual_cast_dtype):
         super().__init__(
@@ -67,12 +69,12 @@ class SanaControlNet(comfy.controlnet.ControlNet):
         return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
 
     def _encoded(self, x_noisy) -> torch.Tensor:
-        """The latent of the picture at the size that is drawn; comfy's own would resize by the nearest pixel."""
+        """The latent of the image at the size that is sampled; comfy's own would resize by the nearest pixel."""
         ratio = self.vae.spacial_compression_encode()
         height, width = (side * ratio for side in x_noisy.shape[-2:])
-        pictures = torch.stack([cover(image, width, height) for image in self.cond_hint_original.movedim(1, -1)])
+        images = torch.stack([cover(image, width, height) for image in self.cond_hint_original.movedim(1, -1)])
         in_use = comfy.model_management.loaded_models(only_currently_used=True)
-        hint = self.vae.encode(pictures)
+        hint = self.vae.encode(images)
         comfy.model_management.load_models_gpu(in_use)
         return hint.to(x_noisy.device, self.manual_cast_dtype or self.control_model.dtype)
 
@@ -85,8 +87,9 @@ class SanaControlNet(comfy.controlnet.ControlNet):
 
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControlNet:
     """A CONTROL_NET around a loaded ControlNet, in the dtypes that ComfyUI chooses for the device."""
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
+    wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = comfy.model_management.get_torch_device()
     stored, cast = network_dtypes(loaded.module, wanted, device)
-    network = adopt(loaded.module, wanted, cast or stored)
+    set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
+    network = use_comfy_ops(loaded.module, wanted, cast or stored)
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

@@ -7,7 +7,10 @@ import logging
 import comfy.lora
 import comfy.weight_adapter
 
-from ...model_loaders.lora import MAGNITUDE, LoadedLora, changed, pieces
+from ...model_loaders.lora import LoadedLora
+from ...networks.lora import MAGNITUDE, changed, pieces
+
+logger = logging.getLogger(__name__)
 
 NETWORK = "diffusion_model."
 
@@ -39,8 +42,8 @@ def apply_lora(patcher, loaded: LoadedLora, strength: float):
     unread = sorted(set(places.values()) - {key for key in patches if isinstance(key, str)})
     if unread:
         raise ValueError(f"{loaded.path}: this ComfyUI cannot read what the file does to {unread[0]}; update ComfyUI")
-    if said := loaded.said_of_strays():
-        logging.warning(said)
+    if message := loaded.unused_keys_message():
+        logger.warning(message)
     made = patcher.clone()
     made.add_patches(patches, strength)
     return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import comfy.cli_args
 import comfy.conds
 import comfy.latent_formats
@@ -12,25 +14,27 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
-from ...model_loaders import dtypes, int8
-from ...model_loaders.memory import CAPTION, transformer_memory
-from ...model_loaders.scaled_fp8 import apply_scales
-from ...model_loaders.transformer import DEFAULT_GUIDANCE, LoadedTransformer, network_inputs, velocity
+from ...model_loaders.quantised.formats import set_values
+from ...model_loaders.transformer import LoadedTransformer
+from ...networks import int8, precision
+from ...networks.families import TransformerSpec
+from ...networks.latent_spaces import DC_AE, LTX2, WAN
+from ...networks.memory import CAPTION, transformer_memory
+from ...networks.transformer import network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
-from ...samplers.trigflow import TrigFlow
 from . import patches
-from .modules import adopt, patcher_class, say_dtype
+from .modules import log_compute_dtype, patcher_class, use_comfy_ops
 from .previews import PUBLISHED_GAIN, Previewing
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
-    """32 channels, a 32nd of the picture's side. Our VAE scales, so latents are passed on as they are.
+    """32 channels, a 32nd of the image's side. Our VAE scales, so latents are passed on as they are.
 
     ComfyUI's previewer asks for the colours when a run begins and previews are on; they are found then.
     """
 
-    latent_channels = 32
-    spacial_downscale_ratio = 32
+    latent_channels = DC_AE.channels
+    spacial_downscale_ratio = DC_AE.cell
 
     def __init__(self):
         self.previewing = Previewing()
@@ -122,11 +126,11 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         return {} if states is None else {"c_crossattn": list(states.shape)}
 
     def extra_conds(self, **kwargs):
-        patches.refuse_pictures(kwargs)
+        patches.refuse_images(kwargs)
         conds = super().extra_conds(**kwargs)
         if self.sana_spec.guidance_scale is not None:
             guidance = kwargs.get("guidance")
-            guidance = DEFAULT_GUIDANCE if guidance is None else guidance
+            guidance = self.sana_spec.family.guidance_scale if guidance is None else guidance
             conds["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
         return conds
 
@@ -136,26 +140,12 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         return mix(sigma, noise, latent_image)
 
 
-class SanaSprint(SanaBaseModel):
-    """SANA-Sprint: TrigFlow angles are its sigmas."""
-
-    def __init__(self, loaded: LoadedTransformer, config: SanaConfig):
-        super().__init__(loaded, config, TrigFlow())
-
-
 class ComfyFlowMatch(FlowMatch, comfy.model_sampling.CONST):
     """FlowMatch under the name by which ComfyUI's samplers and nodes know flow matching."""
 
 
-class SanaImage(SanaBaseModel):
-    """SANA and SANA 1.5: flow matching."""
-
-    def __init__(self, loaded: LoadedTransformer, config: SanaConfig):
-        super().__init__(loaded, config, ComfyFlowMatch(loaded.spec.flow_shift))
-
-
-class SanaVideo(SanaImage):
-    """SANA-Video: flow matching, with a time of 0 where the latent is held (image to video)."""
+class SanaVideo(SanaBaseModel):
+    """A model of videos: a time of 0 where the latent is held (image to video)."""
 
     def extra_conds(self, **kwargs):
         conds = super().extra_conds(**kwargs)
@@ -168,51 +158,60 @@ class SanaVideo(SanaImage):
         return latent_image
 
 
-MODELS = {"sprint": SanaSprint, "image": SanaImage, "video": SanaVideo}
-VIDEO_FORMATS = {16: comfy.latent_formats.Wan21, 128: comfy.latent_formats.LTXV}
+LATENT_FORMATS = {DC_AE: SanaLatentFormat, WAN: comfy.latent_formats.Wan21, LTX2: comfy.latent_formats.LTXV}
+"""ComfyUI's formats of the latent spaces that it knows, and ours of DC-AE's."""
 
 
-def _latent_format(spec):
-    made = (
-        SanaLatentFormat()
-        if spec.family != "video"
-        else VIDEO_FORMATS.get(spec.latent_channels, SanaVideoLatentFormat)()
-    )
+def _latent_format(spec: TransformerSpec) -> comfy.latent_formats.LatentFormat:
+    made = LATENT_FORMATS.get(spec.space, SanaVideoLatentFormat if spec.family.video else SanaLatentFormat)()
     made.latent_channels = spec.latent_channels
     return made
+
+
+def _model_sampling(spec: TransformerSpec) -> torch.nn.Module:
+    sampling = spec.sampling()
+    return ComfyFlowMatch(spec.flow_shift) if isinstance(sampling, FlowMatch) else sampling
+
+
+@cache
+def _comfy_class(kind: type) -> type:
+    """A diffusers transformer's class with ComfyForward in front; one for each, however often it is loaded."""
+    return type(f"Comfy{kind.__name__}", (ComfyForward, kind), {})
 
 
 def _flagged_dtype() -> torch.dtype | None:
     """How ComfyUI was told to store diffusion models (--fp16-unet and its like), or None."""
     flags = comfy.cli_args.args
     names = ("fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
-    return next((dtypes.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
+    return next((precision.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
 
 
 def network_dtypes(module, wanted, device):
     """What a network is stored in, and what it is cast to at each use, or None."""
-    stored = dtypes.stored_dtype(module, wanted)
+    stored = precision.stored_dtype(module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
     return stored, cast
 
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES) or _flagged_dtype()
+    wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
     stored, cast = network_dtypes(loaded.module, wanted, load_device)
-    if loaded.scaled:
-        apply_scales(loaded.module, loaded.scaled, dtypes.floating(wanted) or cast or stored)
+    if loaded.quantised:
+        set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
         stored, cast = network_dtypes(loaded.module, wanted, load_device)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = adopt(loaded.module, wanted, cast or stored)
+    module = use_comfy_ops(loaded.module, wanted, cast or stored)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
-    module.__class__ = type(f"Comfy{type(module).__name__}", (ComfyForward, type(module)), {})
-    model = MODELS[loaded.spec.family](loaded, config)
-    say_dtype(loaded.spec.name, cast or stored, f"it is stored in {str(wanted or stored).removeprefix('torch.')}")
+    module.__class__ = _comfy_class(type(module))
+    make = SanaVideo if loaded.spec.family.video else SanaBaseModel
+    model = make(loaded, config, _model_sampling(loaded.spec))
+    word = str(wanted or stored).removeprefix("torch.")
+    log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
     patcher = patcher_class()(model, load_device=load_device, offload_device=offload_device)
-    return patches.watch(patcher, loaded.spec.latent_channels)
+    return patches.watch(patcher, loaded.spec)

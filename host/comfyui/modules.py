@@ -9,8 +9,10 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ...model_loaders import dtypes
-from ...model_loaders.text_encoder import TokenEmbedding
+from ...networks import precision
+from ...networks.text_encoder import TokenEmbedding
+
+logger = logging.getLogger(__name__)
 
 _ops = comfy.ops.manual_cast
 
@@ -24,9 +26,9 @@ CASTING = {
 """torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch one by one."""
 
 
-def adopt(module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype) -> torch.nn.Module:
+def use_comfy_ops(module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype) -> torch.nn.Module:
     """Make a module one that ComfyUI's memory management understands, in place."""
-    dtypes.adapt(module, CASTING, weight_dtype, compute_dtype)
+    precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
     for part in module.modules():
         plain = not hasattr(part, "comfy_cast_weights") and not isinstance(part, TokenEmbedding)
         if plain and (part._parameters or part._buffers):
@@ -50,14 +52,14 @@ def _follow_input(part, args, kwargs):
             part._buffers[name] = buffer.to(device)
 
 
-def half_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device is made for it, else float32: float16 overflows in Gemma-2 and in DC-AE."""
-    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether ComfyUI, by its flags and the device, computes in bfloat16 there."""
+    return comfy.model_management.should_use_bf16(device)
 
 
-def say_dtype(what: str, compute: torch.dtype, why: str = "float16 overflows in it") -> None:
+def log_compute_dtype(what: str, compute: torch.dtype, why: str = "float16 overflows in it") -> None:
     """One line in ComfyUI's log: what a model of ours computes in."""
-    logging.info("%s computes in %s: %s", what, str(compute).removeprefix("torch."), why)
+    logger.info("%s computes in %s: %s", what, str(compute).removeprefix("torch."), why)
 
 
 def patcher_class():

@@ -1,7 +1,7 @@
 """What other nodes ask of a MODEL: done where SANA's transformers can, refused in words where they cannot.
 
 ComfyUI's nodes leave their wishes in a model's options, and a model reads those that it knows. Silence
-would draw a picture as if the node were not there.
+would sample an image as if the node were not there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.utils
 
-from ...samplers import flow_match, trigflow
+from ...networks.families import TransformerSpec
+from ...networks.latent_spaces import DC_AE
+from ...samplers import SAMPLERS, flow_match, trigflow
 
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
@@ -36,15 +38,11 @@ OPTIONS = {
 }
 """Names in transformer_options to what they change and which core nodes put them there."""
 
-PICTURES = {
-    "reference_latents": "a reference picture (ReferenceLatent)",
-    "unclip_conditioning": "a picture from CLIP vision (unCLIPConditioning)",
+IMAGES = {
+    "reference_latents": "a reference image (ReferenceLatent)",
+    "unclip_conditioning": "an image from CLIP vision (unCLIPConditioning)",
 }
 """Names in a CONDITIONING to what they bring."""
-
-CELLS = {16: 8}
-"""Pixels of a latent cell's side by the latent's channels: the Wan 2.1 VAE's; every other has 32."""
-
 
 MISREAD = {"sample_ddpm", "sample_lcm_upscale"}
 """Core samplers that add noise as models other than flow matching have it."""
@@ -72,21 +70,21 @@ def refuse_patches(options: dict) -> None:
         )
 
 
-def refuse_pictures(conditioning: dict) -> None:
-    """ValueError for a CONDITIONING that holds a picture: SANA reads the prompt alone."""
-    found = [what for name, what in PICTURES.items() if conditioning.get(name) is not None]
+def refuse_images(conditioning: dict) -> None:
+    """ValueError for a CONDITIONING that holds an image: SANA reads the prompt alone."""
+    found = [what for name, what in IMAGES.items() if conditioning.get(name) is not None]
     if found:
         raise ValueError(f"the conditioning brings {' and '.join(found)}, which SANA cannot read: take that node out")
     if conditioning.get("concat_latent_image") is not None and conditioning.get("denoise_mask") is None:
         raise ValueError(
-            "the conditioning brings a masked picture (InpaintModelConditioning), for which SANA has no channels: "
+            "the conditioning brings a masked image (InpaintModelConditioning), for which SANA has no channels: "
             "turn its noise_mask on, so that the latent holds what is not to change"
         )
 
 
-def watch(patcher, latent_channels: int):
+def watch(patcher, spec: TransformerSpec):
     """The patcher with a check before every run of a sampler, whichever node starts it. Returns it."""
-    cell = CELLS.get(latent_channels, 32)
+    cell = (spec.space or DC_AE).cell
 
     def before(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
@@ -143,10 +141,10 @@ def check_sampling(patcher):
     if isinstance(sampling, (trigflow.TrigFlow, flow_match.FlowMatch)):
         return sampling
     kind = type(sampling).__mro__[1].__name__  # the nodes build a class of their own on comfy's
-    if spec.family == "sprint":
+    if spec.family.uses_angles:
         raise ValueError(
             f"SANA-Sprint's sigmas are angles: it cannot be sampled with {kind}. Take the ModelSampling node out; "
-            "SanaSCMSigmas sets the angles"
+            "Sana SCM Sigmas sets the angles"
         )
     flow = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow)
     if not flow or not isinstance(sampling, comfy.model_sampling.CONST) or sampling.multiplier != 1000:
@@ -161,7 +159,7 @@ def check_sampling(patcher):
 def check_sigmas(sampling, sigmas) -> None:
     """ValueError for SIGMAS that are no angles of SANA-Sprint, or no noise levels of flow matching.
 
-    The latter may rise, for a run that goes from a picture to noise; the angles' sampler only falls.
+    The latter may rise, for a run that goes from an image to noise; the angles' sampler only falls.
     """
     if isinstance(sampling, trigflow.TrigFlow):
         trigflow.check_sigmas(sigmas)
@@ -178,16 +176,21 @@ def check_sampler(sampling, function) -> None:
     module = getattr(function, "__module__", None) or ""
     core = module.split(".")[0] == "comfy" or "comfy_extras" in module
     if isinstance(sampling, trigflow.TrigFlow):
-        if (core and name != "sample_lcm") or function in flow_match.SAMPLERS.values():
+        if (core and name != "sample_lcm") or _own_parameterisation(function) is flow_match.FlowMatch:
             raise ValueError(
                 f"SANA-Sprint's sigmas are angles, which {name.removeprefix('sample_')} takes for noise levels: "
-                "choose the sampler lcm, or take SanaSCMSample or SanaSCMSampler"
+                "choose the sampler lcm, or take Sana SCM Sample or Sana SCM Sampler"
             )
-    elif function is trigflow.sample_scm or name in MISREAD:
+    elif _own_parameterisation(function) is trigflow.TrigFlow or name in MISREAD:
         raise ValueError(
             f"{name.removeprefix('sample_')} does not know flow matching's noise levels, which are SANA's and "
-            "SANA-Video's: choose euler or another sampler, or take SanaFlowSample or SanaFlowSampler"
+            "SANA-Video's: choose euler or another sampler, or take Sana Flow Sample or Sana Flow Sampler"
         )
+
+
+def _own_parameterisation(function) -> type | None:
+    """The parameterisation that a sampler of ours is for; None for any other function."""
+    return next((row.parameterisation for row in SAMPLERS.values() if row.function is function), None)
 
 
 def check_merged(patcher) -> None:

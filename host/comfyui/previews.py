@@ -16,7 +16,10 @@ from pathlib import Path
 import comfy.latent_formats
 import folder_paths
 
-from ...model_loaders.previews import PreviewMap, TinyDecoder, fingerprint, fit_preview, load_tiny_decoder
+from ...model_loaders.tiny_decoder import load_tiny_decoder
+from ...networks.previews import PreviewMap, TinyDecoder, fingerprint, fit_preview
+
+logger = logging.getLogger(__name__)
 
 KEPT = 32
 """Maps that the file holds at most."""
@@ -25,8 +28,8 @@ PUBLISHED_GAIN = 1 / 0.41407
 """DC-AE's latents are a LATENT times this; tsd was made for the published autoencoders alone."""
 
 
-_latest: list[weakref.ref] = []
-"""The picture VAE that was loaded last, whose latents a MODEL draws that came without one."""
+_loaded: weakref.WeakSet = weakref.WeakSet()
+"""The image VAEs that are loaded: a MODEL that came without one is coloured by them where they agree."""
 
 
 class Previewing:
@@ -39,14 +42,19 @@ class Previewing:
         self.vae = weakref.ref(vae)
 
     def _vae(self):
-        known = (reference() for reference in (self.vae, *_latest) if reference is not None)
-        return next((vae for vae in known if vae is not None), None)
+        """The paired VAE, else a loaded one; None where those that are loaded have different latents."""
+        paired = self.vae and self.vae()
+        if paired is not None:
+            return paired
+        found = {vae.sana_fingerprint: vae for vae in list(_loaded)}
+        return next(iter(found.values())) if len(found) == 1 else None
 
     def map(self) -> PreviewMap | None:
-        """The map of the paired VAE, else of the one loaded last, else the last one kept."""
+        """The map of the paired VAE or of the one that is loaded, else the one that was kept, if there is one alone."""
         vae = self._vae()
         if vae is None:
-            return next(reversed(_read().values()), None)
+            kept = [] if _loaded else list(_read().values())
+            return kept[0] if len(kept) == 1 else None
         if vae.sana_preview is None:
             vae.sana_preview = _kept_or_found(vae)
         return vae.sana_preview
@@ -63,20 +71,20 @@ class Previewing:
 
 def _kept_or_found(vae) -> PreviewMap | None:
     kept = _read()
-    if vae.sana_print not in kept:
+    if vae.sana_fingerprint not in kept:
         try:
-            kept[vae.sana_print] = fit_preview(vae.encode, vae.sana_spec.spatial_ratio)
-        except Exception as error:  # a picture without its preview is better than none
-            logging.warning("No preview: its colours could not be found (%s)", error)
+            kept[vae.sana_fingerprint] = fit_preview(vae.encode, vae.sana_spec.spatial_ratio)
+        except Exception as error:  # an image without its preview is better than none
+            logger.warning("No preview: its colours could not be found (%s)", error)
             return None
         _write(kept)
-    return kept[vae.sana_print]
+    return kept[vae.sana_fingerprint]
 
 
 def remember(vae) -> None:
-    """A picture VAE was loaded."""
-    vae.sana_print, vae.sana_preview = fingerprint(vae.first_stage_model.autoencoder), None
-    _latest[:] = [weakref.ref(vae)]
+    """An image VAE was loaded."""
+    vae.sana_fingerprint, vae.sana_preview = fingerprint(vae.first_stage_model.autoencoder), None
+    _loaded.add(vae)
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +92,7 @@ def _opened(path: Path, changed: int) -> TinyDecoder | None:
     try:
         return load_tiny_decoder(path)
     except ValueError as error:
-        logging.warning("No preview by tsd: %s", error)
+        logger.warning("No preview by tsd: %s", error)
         return None
 
 
@@ -112,4 +120,4 @@ def _write(maps: dict[str, PreviewMap]) -> None:
         half_written.write_text(json.dumps({key: asdict(value) for key, value in last}), encoding="utf-8")
         half_written.replace(file)
     except OSError as error:
-        logging.warning("The preview's colours could not be kept in %s: %s", file, error)
+        logger.warning("The preview's colours could not be kept in %s: %s", file, error)

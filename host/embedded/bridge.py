@@ -11,6 +11,8 @@ import torch
 from . import control, progress, runtime, vae
 from .folders import Folders
 
+logger = logging.getLogger(__name__)
+
 
 class EmbeddedHost:
     name = "embedded"
@@ -40,14 +42,14 @@ class EmbeddedHost:
         return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
     def apply_lora(self, model, loaded, strength):
-        if said := loaded.said_of_strays():
-            logging.warning(said)
+        if message := loaded.unused_keys_message():
+            logger.warning(message)
         return replace(model, loras=(*model.loras, (loaded, strength)))
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):
             raise ValueError(
-                f"this CLIP ({type(clip).__name__}) is not SANA's Gemma-2: load it with SanaLoadTextEncoder"
+                f"this CLIP ({type(clip).__name__}) is not SANA's Gemma-2: load it with Sana Load Text Encoder"
             )
         return clip.condition(prompt, instruction, max_sequence_length, clean_caption)
 

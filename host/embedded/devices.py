@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ...model_loaders import dtypes
+from ...model_loaders.quantised.formats import set_values
+from ...networks import precision
 
 
-def device() -> torch.device:
+def default_device() -> torch.device:
     """CUDA, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -17,11 +18,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def compute_dtype(stored: torch.dtype, place: torch.device) -> torch.dtype:
-    """bfloat16 where the device is made for it and the weights are no finer, else float32; never float16."""
-    if stored == torch.float32 or place.type != "cuda" or not torch.cuda.is_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
+def has_native_bf16(place: torch.device) -> bool:
+    """Whether a device computes in bfloat16 as fast as it can."""
+    return place.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError,)
 
 
 class CastingLinear(torch.nn.Linear):
@@ -57,18 +59,20 @@ class _Resident:
     modules: tuple[torch.nn.Module, ...] = ()
 
 
-def bring(place: torch.device, *modules: torch.nn.Module) -> None:
+def move_to_device(device: torch.device, *modules: torch.nn.Module) -> None:
     """Put modules on a device; those that are there and are not asked for go back to the CPU."""
-    if place.type == "cpu":
+    if device.type == "cpu":
         return
     for module in _Resident.modules:
         if module not in modules:
             module.to("cpu")
-    _Resident.modules = tuple(module.to(place) for module in modules)
+    _Resident.modules = tuple(module.to(device) for module in modules)
 
 
-def adapted(module, wanted, place) -> torch.dtype:
-    """Make a module store ``wanted`` and compute in what suits the device, which is returned."""
-    compute = compute_dtype(dtypes.stored_dtype(module, wanted), place)
-    dtypes.adapt(module, CASTING, wanted, compute)
+def prepare(loaded, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Make a loaded part's module store ``wanted`` and compute in what suits the device, which is returned."""
+    module = loaded.module
+    compute = precision.compute_dtype(precision.stored_dtype(module, wanted), has_native_bf16(device))
+    set_values(module, loaded.quantised, precision.floating(wanted) or compute)
+    precision.use_casting_layers(module, CASTING, wanted, compute)
     return compute

@@ -10,22 +10,16 @@ from itertools import zip_longest
 import torch
 from torch.nn import functional
 
-from ...model_loaders import dtypes, lora, prompts
 from ...model_loaders.lora import LoadedLora
-from ...model_loaders.scaled_fp8 import apply_scales
-from ...model_loaders.text_encoder import LoadedTextEncoder, TextEncoderSpec, encode_tokens
-from ...model_loaders.transformer import (
-    DEFAULT_GUIDANCE,
-    LoadedTransformer,
-    TransformerSpec,
-    network_inputs,
-    velocity,
-)
-from ...model_loaders.wan_vae import MEAN, STD
-from ...samplers.flow_match import FlowMatch
-from ...samplers.trigflow import TrigFlow
+from ...model_loaders.text_encoder import LoadedTextEncoder
+from ...model_loaders.transformer import LoadedTransformer
+from ...networks import lora, precision, prompts
+from ...networks.families import TransformerSpec
+from ...networks.latent_spaces import denormalise, normalise
+from ...networks.text_encoder import TextEncoderSpec, encode_tokens
+from ...networks.transformer import network_inputs, velocity
 from . import progress
-from .devices import adapted, bring, compute_dtype, device
+from .devices import default_device, move_to_device, prepare
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Clip:
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
         tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
-        bring(self.device, self.module)
+        move_to_device(self.device, self.module)
         states = encode_tokens(self.module, tokens, self.device).to("cpu", torch.float32)
         return [[states, {"pooled_output": None}]]
 
@@ -66,19 +60,16 @@ class Sampler:
 
 
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TRANSFORMER_DTYPES)
-    working = compute_dtype(dtypes.stored_dtype(loaded.module, wanted), device())
-    apply_scales(loaded.module, loaded.scaled, dtypes.floating(wanted) or working)
-    compute = adapted(loaded.module, wanted, device())
-    sampling = TrigFlow() if loaded.spec.family == "sprint" else FlowMatch(loaded.spec.flow_shift)
-    return Model(loaded.module, loaded.spec, sampling, compute, device())
+    wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
+    device = default_device()
+    return Model(loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device), device)
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip:
-    wanted = dtypes.parse_weight_dtype(weight_dtype, dtypes.TEXT_ENCODER_DTYPES)
-    place = torch.device("cpu") if where == "cpu" else device()
-    adapted(loaded.module, wanted, place)
-    return Clip(loaded.module, loaded.tokenizer, loaded.spec, place)
+    wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
+    device = torch.device("cpu") if where == "cpu" else default_device()
+    prepare(loaded, wanted, device)
+    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device)
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,7 @@ class Guidance:
     def controls(self) -> set:
         """The ControlNets in its conditionings, each once."""
         entries = [*self.positive, *(self.negative or [])]
-        return {control for _, said in entries for control in said.get("control", ())}
+        return {control for _, options in entries for control in options.get("control", ())}
 
 
 @contextmanager
@@ -104,8 +95,8 @@ def _with_loras(model: Model):
             for layer in loaded.layers:
                 weight = model.module.get_parameter(f"{layer}.weight")
                 kept.setdefault(weight, weight.data)
-                fine = dtypes.floating_weight(model.module.get_submodule(layer), model.dtype)
-                weight.data = lora.patched(fine, loaded, layer, strength)
+                floating = precision.floating_weight(model.module.get_submodule(layer), model.dtype)
+                weight.data = lora.patched(floating, loaded, layer, strength)
         yield
     finally:
         for weight, before in kept.items():
@@ -116,9 +107,9 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
     samples = _normalised(model.spec, latent["samples"].to(model.device, torch.float32))
     hints = {control: control.hint(samples) for control in guidance.controls()}
-    bring(model.device, model.module, *(control.net.module for control in hints))
+    move_to_device(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
-    mask = None if mask is None else _fitted(mask.to(model.device, torch.float32), samples)
+    mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
     denoise = _guided(model, guidance, mask, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
@@ -127,31 +118,15 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
         extra = {"seed": seed, "denoise_mask": mask}
         x = function(denoise, x, sigmas, extra, lambda state: bar.update(), None, **options)
         x = sampling.inverse_noise_scaling(sigmas[-1], x)
-    return {**latent, "samples": _carried(model.spec, x).to("cpu", torch.float32)}
-
-
-def _wan(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (1, -1, 1, 1, 1)
-    return torch.tensor(MEAN, device=samples.device).view(shape), torch.tensor(STD, device=samples.device).view(shape)
+    return {**latent, "samples": denormalise(model.spec.space, x).to("cpu", torch.float32)}
 
 
 def _normalised(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
     """A LATENT as the transformer sees it; an empty one stays empty, as in ComfyUI."""
-    if spec.family != "video" or spec.latent_channels != len(MEAN) or not samples.count_nonzero():
-        return samples
-    mean, std = _wan(samples)
-    return (samples - mean) / std
+    return normalise(spec.space, samples) if samples.count_nonzero() else samples
 
 
-def _carried(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
-    """What the transformer made, as a LATENT carries it."""
-    if spec.family != "video" or spec.latent_channels != len(MEAN):
-        return samples
-    mean, std = _wan(samples)
-    return samples * std + mean
-
-
-def _fitted(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+def _resized_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     """A noise mask at the latent's size: [B or 1, 1, ...] (comfy.utils.reshape_mask)."""
     dims = samples.ndim - 2
     if mask.ndim < samples.ndim:
@@ -166,7 +141,7 @@ def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
     """A denoiser that keeps the latent where the mask is 0 (ComfyUI's KSamplerX0Inpaint)."""
 
     def held(x, sigma, **given):
-        known = samples if model.spec.family == "video" else model.sampling.mix(sigma, noise, samples)
+        known = samples if model.spec.family.video else model.sampling.mix(sigma, noise, samples)
         return denoise(x * mask + known * (1 - mask), sigma, **given) * mask + samples * (1 - mask)
 
     return held
@@ -192,18 +167,18 @@ def _denoiser(model: Model, conditioning: list, mask, hints: dict) -> Callable:
         raise ValueError(
             f"the conditioning has {len(conditioning)} entries; the embedded host takes one: run with ComfyUI"
         )
-    context, said = conditioning[0]
+    context, options = conditioning[0]
     context = context.to(model.device, model.dtype)
-    guidance = torch.tensor([float(said.get("guidance", DEFAULT_GUIDANCE))], device=model.device, dtype=model.dtype)
+    guidance = torch.tensor([float(options.get("guidance", model.spec.family.guidance_scale))], device=model.device, dtype=model.dtype)
 
     @torch.no_grad()
     def denoise(x, sigma, **_):
-        seen = model.sampling.calculate_input(sigma, x).to(model.dtype)
+        scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
         time = model.sampling.timestep(sigma).float()
-        parts = [c.residuals(model.sampling, x, sigma, context, hints[c]) for c in said.get("control", ())]
+        parts = [c.residuals(model.sampling, x, sigma, context, hints[c]) for c in options.get("control", ())]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
         out = velocity(
-            model.spec, model.module(**network_inputs(model.spec, seen, time, context, guidance, mask, added))
+            model.spec, model.module(**network_inputs(model.spec, scaled, time, context, guidance, mask, added))
         )
         return model.sampling.calculate_denoised(sigma, out.float(), x)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
-from .vae import VaeSpec, latent_to_frames
+from .latent_spaces import VaeSpec
 
 PIECE = 2
 """Latent frames decoded at a time where the autoencoder takes more than one."""
@@ -36,7 +36,8 @@ class WanDecoder:
 
     def __init__(self, module):
         module.clear_cache()
-        self.module, self.memory, self.first = module, module._feat_map, True
+        # a list of the run's own: what it holds is freed with the run, and not kept by the module
+        self.module, self.memory, self.first = module, [None] * len(module._feat_map), True
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         frames = []
@@ -54,7 +55,7 @@ class WanEncoder:
 
     def __init__(self, module):
         module.clear_cache()
-        self.module, self.memory, self.first, self.waiting = module, module._enc_feat_map, True, None
+        self.module, self.memory, self.first, self.waiting = module, [None] * len(module._enc_feat_map), True, None
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         frames = piece if self.waiting is None else torch.cat([self.waiting, piece], dim=2)
@@ -75,13 +76,13 @@ class WanEncoder:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Square windows for a pass over large frames: ``size`` and ``overlap`` in latent cells."""
+    """Square tiles for a pass over large frames: ``size`` and ``overlap`` in latent cells."""
 
     size: int
     overlap: int
 
     def starts(self, length: int) -> list[int]:
-        """Where the windows begin along a side of ``length`` cells; the last one ends at its end."""
+        """Where the tiles begin along a side of ``length`` cells; the last one ends at its end."""
         if length <= self.size:
             return [0]
         stride = max(1, self.size - self.overlap)
@@ -89,9 +90,9 @@ class Tiles:
 
 
 class Tiled:
-    """A coder over windows that overlap and are faded into each other: memory of a window, not of a frame.
+    """A coder over tiles that overlap and are faded into each other: memory of a tile, not of a frame.
 
-    What a window remembers waits on the CPU while others are worked on.
+    What a tile remembers waits on the CPU while others are worked on.
     """
 
     def __init__(self, make: Callable[[], Coder], tiles: Tiles, scale: float, ratio: int, device):
@@ -105,12 +106,12 @@ class Tiled:
         total = weights = None
         for top in self.tiles.starts(rows):
             for left in self.tiles.starts(columns):
-                window = self._window(piece, top, left)
+                tile = self._tile(piece, top, left)
                 if (top, left) not in self.coders:
                     self.coders[top, left] = self.make()
                 coder = self.coders[top, left]
                 coder.park(self.device)
-                part = coder.push(window.to(self.device), last)
+                part = coder.push(tile.to(self.device), last)
                 coder.park("cpu")
                 if total is None:
                     side = [int(s * self.scale) for s in piece.shape[-2:]]
@@ -120,9 +121,9 @@ class Tiled:
         return total.div_(weights.to(total.dtype))
 
     def park(self, device) -> None:
-        """Nothing to do: between pieces every window waits on the CPU."""
+        """Nothing to do: between pieces every tile waits on the CPU."""
 
-    def _window(self, piece, top, left):
+    def _tile(self, piece, top, left):
         size, ratio = self.tiles.size, self.ratio
         return piece[..., top * ratio : (top + size) * ratio, left * ratio : (left + size) * ratio]
 
@@ -139,7 +140,7 @@ class Tiled:
 
 
 def _ramp(length: int, fade: int, before: bool, after: bool) -> torch.Tensor:
-    """1 in the middle; falling towards 0 over ``fade`` cells where another window overlaps."""
+    """1 in the middle; falling towards 0 over ``fade`` cells where another tile overlaps."""
     ramp = torch.ones(length)
     fade = min(fade, length)
     slope = (torch.arange(fade) + 1) / (fade + 1)
@@ -152,13 +153,13 @@ def _ramp(length: int, fade: int, before: bool, after: bool) -> torch.Tensor:
 
 DECODERS = {"wan": WanDecoder, "ltx2": Ltx2Decoder}
 ENCODERS = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
-"""By VaeSpec.family; an encoder gives the mode of the distribution."""
+"""By the latent space's key; an encoder gives the mode of the distribution."""
 
 
 @torch.no_grad()
 def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
     """Frames [B, 3, n, H, W] in [-1, 1], in order, of the autoencoder's own latents [B, C, f, h, w]."""
-    make = partial(DECODERS[spec.family], module)
+    make = partial(DECODERS[spec.space.key], module)
     coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
     for start in range(0, latents.shape[2], PIECE):
         piece = latents[:, :, start : start + PIECE].to(device, dtype)
@@ -169,7 +170,7 @@ def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, t
 
 def gather(spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device) -> torch.Tensor:
     """Videos [B, F, H, W, 3] out of ``pieces(one)``, which gives the frames [n, H, W, 3] of one latent in order."""
-    frames = latent_to_frames(spec, latents.shape[2])
+    frames = spec.frames(latents.shape[2])
     sides = (side * spec.spatial_ratio for side in latents.shape[-2:])
     videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device)
     for video, one in zip(videos, latents.split(1)):
@@ -181,17 +182,27 @@ def gather(spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor]
 
 
 @torch.no_grad()
-def encode_pieces(module, spec: VaeSpec, pixels: torch.Tensor, device, dtype, tiles: Tiles | None = None):
+def encode_pieces(
+    module,
+    spec: VaeSpec,
+    pixels: torch.Tensor,
+    device,
+    dtype,
+    tiles: Tiles | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> torch.Tensor:
     """The autoencoder's latents [B, C, f, h, w] of frames [B, F, H, W, 3] in [0, 1], read a few at a time.
 
-    Frames beyond the last whole latent frame are left out, as in ComfyUI and diffusers.
+    Frames beyond the last whole latent frame are left out, as in ComfyUI and diffusers. ``report`` is
+    called with the frames that are done, and of how many.
     """
     frames = (pixels.shape[1] - 1) // spec.temporal_ratio * spec.temporal_ratio + 1
-    make, ratio = partial(ENCODERS[spec.family], module), spec.spatial_ratio
+    make, ratio = partial(ENCODERS[spec.space.key], module), spec.spatial_ratio
     coder = make() if tiles is None else Tiled(make, tiles, 1 / ratio, ratio, device)
     latents, step = [], spec.temporal_ratio * PIECE
     for start in range(0, frames, step):
         stop = min(start + step, frames)
         piece = pixels[:, start:stop].movedim(-1, 1).to(device, dtype) * 2.0 - 1.0
         latents.append(coder.push(piece, stop == frames))
+        report(stop, frames)
     return torch.cat(latents, dim=2)

@@ -1,9 +1,9 @@
-"""DC-AE in windows, to the result of the whole picture: memory is a window's, and there are no seams.
+"""DC-AE in tiles, to the result of the whole image: memory is a tile's, and there are no seams.
 
-Convolutions see a few cells around them, so a window is computed with as many more cells on each side as
-its layers reach (its halo), which are cut off. Linear attention sees the whole picture, but through one
+Convolutions see a few cells around them, so a tile is computed with as many more cells on each side as
+its layers reach (its halo), which are cut off. Linear attention sees the whole image, but through one
 small matrix for each head: the sum of value times key over all places (EfficientViT, arXiv 2205.14756).
-It is summed over all windows first and applied in each of them afterwards. The layers are diffusers' own
+It is summed over all tiles first and applied in each of them afterwards. The layers are diffusers' own
 (autoencoder_dc.py). AutoencoderDC's own tiling differs: its tiles know nothing of each other and are
 faded into each other, so that their sums, and with them colours and edges, change from tile to tile.
 """
@@ -16,15 +16,11 @@ from itertools import groupby
 
 import torch
 
-WINDOW = 1024
-"""Pixels on a side of a window where the host asks for none, without its halo."""
-
-
 @dataclass(frozen=True)
-class Windows:
-    """How to go over a picture: windows of ``side`` pixels, computed on ``device`` in ``dtype``.
+class Tiling:
+    """How to go over a image: tiles of ``side`` pixels, computed on ``device`` in ``dtype``.
 
-    ``report(done, total)`` is called after each window; it may raise to stop. The result comes
+    ``report(done, total)`` is called after each tile; it may raise to stop. The result comes
     together on ``output``.
     """
 
@@ -58,7 +54,7 @@ class Windows:
             for place, (stage, cores) in enumerate(plan):
                 last = place == len(plan) - 1
                 whole = None
-                for rows, columns, part in stage.run(x, cores, self._bring):
+                for rows, columns, part in stage.run(x, cores, self._to_device):
                     if part is not None:
                         whole = self._canvas(part, x.shape, stage, last) if whole is None else whole
                         whole[..., rows, columns] = part
@@ -68,11 +64,11 @@ class Windows:
             finished.append(x)
         return torch.cat(finished) if len(finished) > 1 else finished[0]
 
-    def _bring(self, window: torch.Tensor) -> torch.Tensor:
-        return window.to(self.device, self.dtype)
+    def _to_device(self, tile: torch.Tensor) -> torch.Tensor:
+        return tile.to(self.device, self.dtype)
 
     def _canvas(self, part, shape, stage, last: bool) -> torch.Tensor:
-        """Where a stage's windows go: maps between stages stay on the device."""
+        """Where a stage's tiles go: maps between stages stay on the device."""
         size = *part.shape[:2], *(side // stage.down * stage.up for side in shape[-2:])
         return torch.empty(size, device=self.output) if last else part.new_empty(size)
 
@@ -81,7 +77,7 @@ Core = tuple[slice, slice]
 
 
 def _cores(shape, down: int, size: int) -> list[Core]:
-    """Windows of ``size`` units or somewhat fewer that cover a map, in rows and columns of ``down`` cells."""
+    """Tiles of ``size`` units or somewhat fewer that cover a map, in rows and columns of ``down`` cells."""
 
     def along(length: int) -> list[slice]:
         count = -(-length // size)
@@ -91,14 +87,14 @@ def _cores(shape, down: int, size: int) -> list[Core]:
     return [(rows, columns) for rows in along(shape[-2] // down) for columns in along(shape[-1] // down)]
 
 
-def _window(x: torch.Tensor, core: Core, halo: int, down: int = 1) -> torch.Tensor:
-    """A window of a map, with its halo where the map goes on."""
+def _tile(x: torch.Tensor, core: Core, halo: int, down: int = 1) -> torch.Tensor:
+    """A tile of a map, with its halo where the map goes on."""
     rows, columns = (slice(max(0, s.start - halo) * down, (s.stop + halo) * down) for s in core)
     return x[..., rows, columns]
 
 
 def _inside(core: Core, halo: int, up: int = 1) -> Core:
-    """Where a window's own cells are in what came of it."""
+    """Where a tile's own cells are in what came of it."""
     return tuple(slice(min(halo, s.start) * up, (min(halo, s.start) + s.stop - s.start) * up) for s in core)
 
 
@@ -124,11 +120,11 @@ class _Local:
         for layer in reversed(layers):
             cells = layer.reach(cells)
         self.halo = -(-cells // self.down)
-        """In units of ``down`` cells, so that every window begins where a strided convolution does."""
+        """In units of ``down`` cells, so that every tile begins where a strided convolution does."""
 
-    def run(self, x: torch.Tensor, cores: list[Core], bring: Callable) -> Iterator[tuple]:
+    def run(self, x: torch.Tensor, cores: list[Core], to_device: Callable) -> Iterator[tuple]:
         for core in cores:
-            part = bring(_window(x, core, self.halo, self.down))
+            part = to_device(_tile(x, core, self.halo, self.down))
             for layer in self.layers:
                 part = layer.call(part)
             rows, columns = (slice(s.start * self.up, s.stop * self.up) for s in core)
@@ -136,7 +132,7 @@ class _Local:
 
 
 class _Attention:
-    """An EfficientViTBlock: once over the picture for its attention's sums, and once more to use them."""
+    """An EfficientViTBlock: once over the image for its attention's sums, and once more to use them."""
 
     passes, down, up = 2, 1, 1
 
@@ -146,21 +142,21 @@ class _Attention:
         self.halo = max(kernels, default=1) // 2 + 1
         """Of the multi-scale convolutions, and of the feed-forward's depth-wise one after them."""
 
-    def run(self, x: torch.Tensor, cores: list[Core], bring: Callable) -> Iterator[tuple]:
+    def run(self, x: torch.Tensor, cores: list[Core], to_device: Callable) -> Iterator[tuple]:
         summing = _Summing(self.block.attn)
         for core in cores:
-            summing.add(bring(_window(x, core, self.halo)), _inside(core, self.halo))
+            summing.add(to_device(_tile(x, core, self.halo)), _inside(core, self.halo))
             yield *core, None
         applying = _Applying(self.block.attn, summing.scores)
         for core in cores:
-            part = self.block.conv_out(applying(bring(_window(x, core, self.halo))))
+            part = self.block.conv_out(applying(to_device(_tile(x, core, self.halo))))
             yield *core, part[(..., *_inside(core, self.halo))]
 
 
 class _StandIn:
     """SanaMultiscaleLinearAttention as its processor sees it, with another answer to linear attention.
 
-    A window with fewer places than a head has channels would go through the quadratic form of the same
+    A tile with fewer places than a head has channels would go through the quadratic form of the same
     sum, so that is answered likewise.
     """
 
@@ -170,21 +166,21 @@ class _StandIn:
     def __getattr__(self, name):
         return getattr(self.attention, name)
 
-    def __call__(self, window: torch.Tensor) -> torch.Tensor:
-        return self.attention.processor(self, window)
+    def __call__(self, tile: torch.Tensor) -> torch.Tensor:
+        return self.attention.processor(self, tile)
 
     def apply_quadratic_attention(self, query, key, value):
         return self.apply_linear_attention(query.float(), key.float(), value.float()).to(value.dtype)
 
 
 class _Summing(_StandIn):
-    """Adds up value times key over the places of windows that are their own."""
+    """Adds up value times key over the places of tiles that are their own."""
 
     scores: torch.Tensor | float = 0.0
 
-    def add(self, window: torch.Tensor, inside: Core) -> None:
-        self.sides, self.inside = window.shape[-2:], inside
-        self(window)
+    def add(self, tile: torch.Tensor, inside: Core) -> None:
+        self.sides, self.inside = tile.shape[-2:], inside
+        self(tile)
 
     def apply_linear_attention(self, query, key, value):
         key, own = (t.unflatten(-1, self.sides)[(..., *self.inside)].flatten(-2) for t in (key, value))
@@ -194,7 +190,7 @@ class _Summing(_StandIn):
 
 
 class _Applying(_StandIn):
-    """Attention by the sums of the whole picture."""
+    """Attention by the sums of the whole image."""
 
     def __init__(self, attention, scores: torch.Tensor):
         super().__init__(attention)
@@ -231,7 +227,7 @@ def _layer(layer):
 
 
 def halos(module) -> tuple[int, int]:
-    """Pixels around a window that an encoder's first layers and a decoder's last ones see, up to an attention."""
+    """Pixels around a tile that an encoder's first layers and a decoder's last ones see, up to an attention."""
     first, decoder = _encoder_stages(module.encoder)[0], _decoder_stages(module.decoder)
     cell = module.spatial_compression_ratio
     for stage in decoder[:-1]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .dc_ae_windows import halos
+from .latent_spaces import LTX2, WAN
+from .tiling import halos
 
 CAPTION = 300
 """Tokens of a prompt where none is known yet: the most that SANA takes."""
@@ -60,7 +61,7 @@ class Stage:
     """One of DC-AE's stages: ``channels`` wide, its cells ``cell`` pixels on a side.
 
     ``entering``: values for each pixel of the map that the stage began with, which diffusers holds until
-    it ends; a pass in windows does not.
+    it ends; a pass in tiles does not.
     """
 
     attends: bool
@@ -75,14 +76,14 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class PictureMemory:
-    """DC-AE, one picture at a time; the widest stage at its own resolution decides."""
+class ImageMemory:
+    """DC-AE, one image at a time; the widest stage at its own resolution decides."""
 
     encoder: tuple[Stage, ...]
     decoder: tuple[Stage, ...]
     ratio: int
     halos: tuple[int, int]
-    """Pixels around a window that the encoder's and the decoder's layers at full size see."""
+    """Pixels around a tile that the encoder's and the decoder's layers at full size see."""
 
     def encode(self, shape, itemsize: int) -> int:
         """``shape`` [..., H, W] in pixels."""
@@ -92,21 +93,21 @@ class PictureMemory:
         """``shape`` [..., h, w] in latent cells."""
         return _bytes(self.decoder, shape[-2] * shape[-1] * self.ratio**2, itemsize)
 
-    def encode_in_windows(self, height: int, width: int, side: int, itemsize: int) -> int:
-        """A picture of so many pixels in windows of ``side``: one window, and one map between stages."""
-        return self._in_windows(self.encoder, self.halos[0], height, width, side, itemsize)
+    def encode_in_tiles(self, height: int, width: int, side: int, itemsize: int) -> int:
+        """An image of so many pixels in tiles of ``side``: one tile, and one map between stages."""
+        return self._in_tiles(self.encoder, self.halos[0], height, width, side, itemsize)
 
-    def decode_in_windows(self, height: int, width: int, side: int, itemsize: int) -> int:
-        return self._in_windows(self.decoder, self.halos[1], height, width, side, itemsize)
+    def decode_in_tiles(self, height: int, width: int, side: int, itemsize: int) -> int:
+        return self._in_tiles(self.decoder, self.halos[1], height, width, side, itemsize)
 
-    def _in_windows(self, stages, halo, height, width, side, itemsize) -> int:
+    def _in_tiles(self, stages, halo, height, width, side, itemsize) -> int:
         grown = math.prod(_grown(length, side, halo) for length in (height, width))
         kept = max((stage.channels / stage.cell**2 for stage in stages if stage.attends), default=0)
         return _bytes(stages, grown, itemsize, whole=False) + int(height * width * kept * itemsize)
 
 
 def _grown(length: int, side: int, halo: int) -> int:
-    """A window's length: windows are even, and have a halo where another one follows."""
+    """A tile's length: tiles are even, and have a halo where another one follows."""
     count = -(-length // side)
     return min(length, -(-length // count) + halo * min(count - 1, 2))
 
@@ -145,24 +146,24 @@ def _at(values: tuple[float, ...], frames: int) -> float:
     return values[min(frames, len(values)) - 1]
 
 
-WAN = ((10.1, 33.1, 38.4), (18.0, 49.2, 52.0))
-LTX2 = ((2.12, 2.61, 3.09, 3.49, 3.97, 4.45), (1.59, 2.84, 2.84, 4.1, 4.18))
+WAN_MEASURED = ((10.1, 33.1, 38.4), (18.0, 49.2, 52.0))
+LTX2_MEASURED = ((2.12, 2.61, 3.09, 3.49, 3.97, 4.45), (1.59, 2.84, 2.84, 4.1, 4.18))
 """What the published encoder and decoder were measured to take, by latent frames."""
 
 
-def vae_memory(module, spec) -> PictureMemory | VideoMemory:
+def vae_memory(module, spec) -> ImageMemory | VideoMemory:
     """Of an autoencoder of diffusers' and its VaeSpec."""
     config, ratios = module.config, (spec.spatial_ratio, spec.temporal_ratio)
-    if spec.family == "wan":
-        return VideoMemory(*WAN, config.base_dim, config.decoder_base_dim or config.base_dim, *ratios)
-    if spec.family == "ltx2":
-        return VideoMemory(*LTX2, config.block_out_channels[0], config.decoder_block_out_channels[0], *ratios)
+    if spec.space is WAN:
+        return VideoMemory(*WAN_MEASURED, config.base_dim, config.decoder_base_dim or config.base_dim, *ratios)
+    if spec.space is LTX2:
+        return VideoMemory(*LTX2_MEASURED, config.block_out_channels[0], config.decoder_block_out_channels[0], *ratios)
     sides = ("encoder", config.encoder_block_types), ("decoder", config.decoder_block_types)
     encoder, decoder = (
         _stages(getattr(config, f"{side}_block_out_channels"), kinds, getattr(config, f"{side}_layers_per_block"), side)
         for side, kinds in sides
     )
-    return PictureMemory(encoder, decoder, spec.spatial_ratio, halos(module))
+    return ImageMemory(encoder, decoder, spec.spatial_ratio, halos(module))
 
 
 def _stages(channels, kinds, layers, side: str) -> tuple[Stage, ...]:

@@ -1,32 +1,35 @@
-"""The LTX-2 video VAE of SANA-Video at 720p: diffusers' naming, to an AutoencoderKLLTX2Video."""
+"""The LTX-2 video VAE of SANA-Video at 720p: tensors in diffusers' naming to an AutoencoderKLLTX2Video."""
 
 from __future__ import annotations
 
-from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_strictly
+from ...networks.latent_spaces import LTX2, VaeSpec
+from ..files.build import build_from_config, load_strictly
+from ..files.checkpoint import Checkpoint, UnusableFile, Value
 
 
-def build(checkpoint: Checkpoint) -> tuple[object, dict]:
-    """The module, its weights mapped, and the fields of its VaeSpec."""
-    config = checkpoint.config_with("latent_channels")
-    if config is None:
+def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
+    """The module, its weights mapped, its numbers, and the values of quantised weights."""
+    own = checkpoint.config_with("latent_channels")
+    if own is None:
         raise UnusableFile(
             f"{checkpoint.path} has no config.json; give the LTX-2 video VAE as its diffusers folder (vae)"
         )
 
     from diffusers import AutoencoderKLLTX2Video
 
-    module = build_from_config(AutoencoderKLLTX2Video, config, checkpoint.path)
-    load_strictly(module, checkpoint)
-    _check_streamable(module.config, checkpoint)
-    fields = {
-        "family": "ltx2",
-        "latent_channels": module.config.latent_channels,
-        "spatial_ratio": module.config.patch_size * _halvings(module.config, "spatial"),
-        "temporal_ratio": _halvings(module.config, "temporal"),
-        "gain": tuple(module.latents_std.tolist()),
-        "offset": tuple(module.latents_mean.tolist()),
-    }
-    return module, fields
+    module = build_from_config(AutoencoderKLLTX2Video, checkpoint, own, dict)
+    quantised = load_strictly(module, checkpoint)
+    config = module.config
+    _check_streamable(config, checkpoint)
+    spec = VaeSpec(
+        LTX2,
+        config.latent_channels,
+        config.patch_size * _halvings(config, "spatial"),
+        _halvings(config, "temporal"),
+        tuple(module.latents_std.tolist()),
+        tuple(module.latents_mean.tolist()),
+    )
+    return module, spec, quantised
 
 
 def _halvings(config, axis: str) -> int:

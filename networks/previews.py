@@ -1,24 +1,21 @@
-"""Small pictures of latents while they are drawn: a linear map fitted to an autoencoder, and the tsd decoder.
+"""Small images of latents while they are sampled: a linear map fitted to an autoencoder, and the tsd decoder.
 
 The map needs no download: it is the least-squares answer to what colour a cell of the latent stands for,
-asked of a few pictures of coloured patches. tsd, the tiny decoder made for DC-AE's published latents,
+asked of a few images of coloured patches. tsd, the tiny decoder made for DC-AE's published latents,
 is used where the person has its file; its layers are read off the file's shapes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-from .checkpoints import Checkpoint, UnusableFile, open_checkpoint
-
-PICTURES, CELLS, PATCHES = 8, 8, 2
-"""Fitting pictures, their side in latent cells, and how many coloured rectangles lie on the ground of each."""
+IMAGES, CELLS, PATCHES = 8, 8, 2
+"""Fitting images, their side in latent cells, and how many coloured rectangles lie on the ground of each."""
 
 RIDGE = 0.1
 """Keeps the map small where the patches say nothing; relative to the latents' variance."""
@@ -33,29 +30,29 @@ class PreviewMap:
 
 
 def patches(ratio: int) -> torch.Tensor:
-    """Pictures [B, H, W, 3] in [0, 1] of rectangles in every kind of colour; the same at each call."""
+    """Images [B, H, W, 3] in [0, 1] of rectangles in every kind of colour; the same at each call."""
     generator = torch.Generator().manual_seed(0)
-    side, pictures = CELLS * ratio, []
-    for _ in range(PICTURES):
+    side, images = CELLS * ratio, []
+    for _ in range(IMAGES):
         colours = torch.rand(PATCHES + 1, 3, generator=generator)
         colours = torch.where(torch.rand(colours.shape, generator=generator) < 0.5, colours.round(), colours)
-        picture = colours[0].expand(side, side, 3).clone()
+        image = colours[0].expand(side, side, 3).clone()
         for colour in colours[1:]:
             top, left = (torch.rand(2, generator=generator) * 0.7 * side).long().tolist()
             height, width = ((0.2 + torch.rand(2, generator=generator) * 0.5) * side).long().tolist()
-            picture[top : top + height, left : left + width] = colour
-        pictures.append(picture)
-    return torch.stack(pictures)
+            image[top : top + height, left : left + width] = colour
+        images.append(image)
+    return torch.stack(images)
 
 
 def fit_preview(encode: Callable[[torch.Tensor], torch.Tensor], ratio: int) -> PreviewMap:
-    """The map of an autoencoder: ``encode`` takes pictures [B, H, W, 3] in [0, 1] to latents [B, C, h, w]."""
-    pictures = patches(ratio)
-    latents = torch.cat([encode(picture[None]).float().cpu() for picture in pictures])
-    seen = latents.movedim(1, -1).flatten(0, -2).double()
-    colours = functional.avg_pool2d(pictures.movedim(-1, 1), ratio).movedim(1, -1).flatten(0, -2).double() * 2 - 1
-    mean, target = seen.mean(0), colours.mean(0)
-    centred = seen - mean
+    """The map of an autoencoder: ``encode`` takes images [B, H, W, 3] in [0, 1] to latents [B, C, h, w]."""
+    images = patches(ratio)
+    latents = torch.cat([encode(image[None]).float().cpu() for image in images])
+    cells = latents.movedim(1, -1).flatten(0, -2).double()
+    colours = functional.avg_pool2d(images.movedim(-1, 1), ratio).movedim(1, -1).flatten(0, -2).double() * 2 - 1
+    mean, target = cells.mean(0), colours.mean(0)
+    centred = cells - mean
     gram = centred.T @ centred
     gram += torch.eye(len(gram), dtype=gram.dtype) * RIDGE * gram.diagonal().mean()
     factors = torch.linalg.solve(gram, centred.T @ (colours - target))
@@ -71,22 +68,15 @@ def fingerprint(autoencoder: torch.nn.Module) -> str:
 
 
 class TinyDecoder(torch.nn.Module):
-    """tsd: DC-AE's own latents [B, 32, h, w] to pictures [B, 3, 8h, 8w] in about [-1, 1].
+    """tsd: DC-AE's own latents [B, 32, h, w] to images [B, 3, 8h, 8w] in about [-1, 1].
 
     A stage runs three convolutions, each over what came before it side by side with their results, mixes
-    them and unfolds channels into pixels.
+    them and unfolds channels into pixels. ``weights``: the file's tensors by key, float32.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, weights: Mapping[str, torch.Tensor], stages: int):
         super().__init__()
-        numbers = {int(key.split(".")[0]) for key in checkpoint if key.split(".")[0].isdigit()}
-        if numbers != set(range(len(numbers))) or f"{len(numbers) - 1}.weight" not in checkpoint.shapes:
-            raise UnusableFile(f"{checkpoint.path} is not tsd, the tiny decoder for SANA's previews")
-        self.stages, self.weights = len(numbers) - 1, {key: checkpoint[key].float() for key in checkpoint}
-        for number in range(self.stages):
-            for name in "abcl":
-                if f"{number}.conv_{name}.weight" not in self.weights:
-                    raise UnusableFile(f"{checkpoint.path} lacks {number}.conv_{name}.weight; download it again")
+        self.weights, self.stages = dict(weights), stages
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         x = latent
@@ -107,8 +97,3 @@ class TinyDecoder(torch.nn.Module):
     def _convolved(self, x, name: str):
         weight, bias = (self.weights[f"{name}.{part}"].to(x.device) for part in ("weight", "bias"))
         return functional.conv2d(x, weight, bias, padding="same")
-
-
-def load_tiny_decoder(path: Path) -> TinyDecoder:
-    """The tsd decoder of a safetensors file."""
-    return TinyDecoder(open_checkpoint(path))

@@ -1,38 +1,30 @@
-"""DC-AE, SANA's image autoencoder: tensors in diffusers' naming or NVlabs' to an AutoencoderDC."""
+"""DC-AE, SANA's image autoencoder: tensors in diffusers' naming to an AutoencoderDC."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from .checkpoints import Checkpoint, UnusableFile, build_from_config, load_strictly
-from .dc_ae_naming import to_diffusers
+from ...networks.latent_spaces import DC_AE, VaeSpec
+from ..files.build import build_from_config, load_strictly
+from ..files.checkpoint import Checkpoint, UnusableFile, Value
 
 SANA_SCALE = 0.41407
 """scaling_factor of the published dc-ae-f32c32-sana autoencoders."""
 
+MULTISCALE = "to_qkv_multiscale.0.proj_out.weight"
 
-def build(checkpoint: Checkpoint) -> tuple[object, dict]:
-    """The module, its weights mapped, and the fields of its VaeSpec."""
-    config = checkpoint.config_with("latent_channels")
-    config = config or config_from_shapes(checkpoint)
 
+def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
+    """The module, its weights mapped, its numbers, and the values of quantised weights."""
     from diffusers import AutoencoderDC
 
-    module = build_from_config(AutoencoderDC, config, checkpoint.path)
-    load_strictly(module, checkpoint)
-    fields = {
-        "family": "dc-ae",
-        "latent_channels": module.config.latent_channels,
-        "spatial_ratio": module.spatial_compression_ratio,
-        "gain": (1 / module.config.scaling_factor,),
-    }
-    return module, fields
-
-
-def build_from_original(checkpoint: Checkpoint) -> tuple[object, dict]:
-    """The same from the names of mit-han-lab and NVlabs."""
-    return build(to_diffusers(checkpoint))
+    own = checkpoint.config_with("latent_channels")
+    module = build_from_config(AutoencoderDC, checkpoint, own, lambda: config_from_shapes(checkpoint))
+    quantised = load_strictly(module, checkpoint)
+    gain = (1 / module.config.scaling_factor,)
+    spec = VaeSpec(DC_AE, module.config.latent_channels, module.spatial_compression_ratio, gain=gain)
+    return module, spec, quantised
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
@@ -41,15 +33,14 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
     Activations and shortcuts leave no shape: they are those of the published SANA autoencoders, of which
     DC-AE-Lite alone has a decoder without attention, and alone ends it in SiLU. So is the scaling factor.
     """
-    shapes = checkpoint.shapes
     encoder = _stages(checkpoint, "encoder.down_blocks", "encoder.conv_in.conv.weight")
     decoder = _stages(checkpoint, "decoder.up_blocks", "decoder.conv_out.conv.weight")
     light = all(stage.kind == "ResBlock" for stage in decoder)
-    heads = [s[1] for k, s in shapes.items() if k.endswith("to_qkv_multiscale.0.proj_out.weight")]
-    first = "encoder.conv_in.weight" if "encoder.conv_in.weight" in shapes else "encoder.conv_in.conv.weight"
+    heads = [checkpoint.shape(key, 4)[1] for key in checkpoint if key.endswith(MULTISCALE)]
+    first = "encoder.conv_in.weight" if "encoder.conv_in.weight" in checkpoint else "encoder.conv_in.conv.weight"
     return {
-        "in_channels": shapes[first][1],
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "in_channels": checkpoint.shape(first, 4)[1],
+        "latent_channels": checkpoint.shape("decoder.conv_in.weight", 4)[1],
         "attention_head_dim": heads[0] if heads else 32,
         "encoder_block_types": tuple(s.kind for s in encoder),
         "decoder_block_types": tuple(s.kind for s in decoder),
@@ -77,13 +68,13 @@ class _Stage:
 
 
 def _stages(checkpoint: Checkpoint, prefix: str, resampled: str) -> list[_Stage]:
-    """The stages from the largest picture to the smallest.
+    """The stages from the largest image to the smallest.
 
     The first has no blocks, and leaves no keys, where the key ``resampled`` is there: what comes before or
     after it resamples by itself then. Nothing uses its channels.
     """
-    numbers = {int(m[1]) for k in checkpoint.shapes if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", k))}
-    empty = int(resampled in checkpoint.shapes)
+    numbers = {int(m[1]) for k in checkpoint if (m := re.match(rf"{re.escape(prefix)}\.(\d{{1,3}})\.", k))}
+    empty = int(resampled in checkpoint)
     if not numbers or sorted(numbers) != list(range(empty, max(numbers) + 1)):
         raise UnusableFile(
             f"{checkpoint.path}: the stages of {prefix} are {sorted(numbers)}, and one between is missing: "
@@ -94,27 +85,25 @@ def _stages(checkpoint: Checkpoint, prefix: str, resampled: str) -> list[_Stage]
 
 
 def _stage(checkpoint: Checkpoint, prefix: str) -> _Stage:
-    shapes = {k[len(prefix) + 1 :]: s for k, s in checkpoint.shapes.items() if k.startswith(prefix + ".")}
-    residual = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.conv1\.weight", k)]
-    attention = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.attn\.to_q\.weight", k)]
-    resample = [s for k, s in shapes.items() if re.fullmatch(r"\d+\.conv\.weight", k)]
+    keys = [key[len(prefix) + 1 :] for key in checkpoint if key.startswith(f"{prefix}.")]
+    residual = [key for key in keys if re.fullmatch(r"\d+\.conv1\.weight", key)]
+    attention = [key for key in keys if re.fullmatch(r"\d+\.attn\.to_q\.weight", key)]
+    resample = [key for key in keys if re.fullmatch(r"\d+\.conv\.weight", key)]
     blocks = attention or residual
     if not blocks:
         raise UnusableFile(
             f"{checkpoint.path}: {prefix} has no block that a DC-AE knows; put its config.json beside it"
         )
-    first = next(k.split(".")[0] for k in shapes if re.fullmatch(r"\d+\.(conv1|attn\.to_q)\.weight", k))
+    pattern = rf"{blocks[0].split('.')[0]}\.attn\.to_qkv_multiscale\.(\d{{1,3}})\.proj_in\.weight"
     kernels = {
-        int(m[1]): s[-1]
-        for k, s in shapes.items()
-        if (m := re.fullmatch(rf"{first}\.attn\.to_qkv_multiscale\.(\d+)\.proj_in\.weight", k))
+        int(m[1]): checkpoint.shape(f"{prefix}.{key}", 4)[-1] for key in keys if (m := re.fullmatch(pattern, key))
     }
     return _Stage(
         kind="EfficientViTBlock" if attention else "ResBlock",
         layers=len(blocks),
-        channels=blocks[0][1],
+        channels=checkpoint.shape(f"{prefix}.{blocks[0]}", 2 if attention else 4)[1],
         scales=tuple(kernels[i] for i in sorted(kernels)),
-        resample=resample[0][0] if resample else None,
+        resample=checkpoint.shape(f"{prefix}.{resample[0]}", 4)[0] if resample else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Weight dtypes: what the loaders' widgets mean, and how a module stores one dtype and computes in another."""
+"""Dtypes: what the loaders' widgets mean, what is computed in, and layers that store another dtype than that."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ VAE_DTYPES = ("default", "bf16", "fp32")
 
 
 def parse_weight_dtype(name: str, allowed: tuple[str, ...]) -> torch.dtype | None:
-    """The torch dtype a widget names; None keeps the file's. ValueError for what is unknown or cannot be had here."""
+    """The torch dtype a widget names; None keeps the file's. ValueError for what is unknown or not available."""
     if name not in allowed:
         raise ValueError(f"weight_dtype is {name!r}; choose one of {', '.join(allowed)}")
-    if name == "int8_bnb" and (reason := int8.missing()):
+    if name == "int8_bnb" and (reason := int8.unavailable_reason()):
         also = "fp8_e4m3fn for weights of one byte, or default" if "fp8_e4m3fn" in allowed else "bf16 or default"
-        raise ValueError(f"weight_dtype int8_bnb cannot be had: {reason}; choose {also}")
+        raise ValueError(f"weight_dtype int8_bnb is not available: {reason}; choose {also}")
     return WEIGHT_DTYPES[name]
 
 
@@ -58,6 +58,14 @@ def stored_dtype(module: torch.nn.Module, wanted: torch.dtype | None = None) -> 
     return max(counts, key=counts.get)
 
 
+def compute_dtype(stored: torch.dtype, native_bf16: bool) -> torch.dtype:
+    """What a part computes in: bfloat16 where the device has it natively and the weights are no finer, else float32.
+
+    Never float16, which overflows in Gemma-2, in DC-AE and in the transformers that were published in bfloat16.
+    """
+    return torch.bfloat16 if native_bf16 and stored != torch.float32 else torch.float32
+
+
 def floating_weight(layer: torch.nn.Module, compute_dtype: torch.dtype) -> torch.Tensor:
     """A layer's weight as something can be added to it: of two bytes or more."""
     weight = layer.weight.data
@@ -66,7 +74,7 @@ def floating_weight(layer: torch.nn.Module, compute_dtype: torch.dtype) -> torch
     return weight if weight.dtype.itemsize > 1 else weight.to(compute_dtype)
 
 
-def adapt(
+def use_casting_layers(
     module: torch.nn.Module,
     casting: Mapping[type, type],
     weight_dtype: torch.dtype | None,

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .checkpoints import Checkpoint, UnusableFile
+from ..files.checkpoint import Checkpoint, UnusableFile
+from ..files.kinds import Kind
 
 LEFT_OUT = r"y_embedder\.y_embedding$|pos_embed$|logvar_linear\."
 BASE_MODEL = r"|blocks\.|final_layer\."
@@ -35,7 +36,7 @@ SPRINT_TIME = {
     "cfg_embedder.mlp.0.": ("time_embed.guidance_embedder.linear_1.",),
     "cfg_embedder.mlp.2.": ("time_embed.guidance_embedder.linear_2.",),
 }
-PICTURE = {"x_embedder.proj.": ("patch_embed.proj.",)}
+IMAGE = {"x_embedder.proj.": ("patch_embed.proj.",)}
 VIDEO = {"x_embedder.proj.": ("patch_embedding.",)}
 INPUT = {"controlnet.0.before_proj.": ("input_block.",)}
 BLOCK = {
@@ -65,50 +66,43 @@ OF_CONTROLNET = (
 
 
 @dataclass(frozen=True)
-class Naming:
-    """``kind``: what the same tensors are in diffusers' naming. ``left_out``: beginnings of names (a pattern)."""
+class Names:
+    """``top``: beginnings of names outside of blocks. ``left_out``: beginnings of names (a pattern)."""
 
-    kind: str
     top: dict[str, tuple[str, ...]]
     blocks: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = OF_TRANSFORMER
     left_out: str = LEFT_OUT
 
 
-NAMINGS = {
-    "SANA ControlNet in NVlabs' naming": Naming(
-        "SANA ControlNet", {**TOP, **FLOW_TIME, **PICTURE, **INPUT}, OF_CONTROLNET, LEFT_OUT + BASE_MODEL
-    ),
-    "SANA-Sprint transformer in NVlabs' naming": Naming("SANA-Sprint transformer", {**TOP, **SPRINT_TIME, **PICTURE}),
-    "SANA-Video transformer in NVlabs' naming": Naming("SANA-Video transformer", {**TOP, **FLOW_TIME, **VIDEO}),
-    "SANA transformer in NVlabs' naming": Naming("SANA transformer", {**TOP, **FLOW_TIME, **PICTURE}),
+NAMES = {
+    Kind.CONTROLNET: Names({**TOP, **FLOW_TIME, **IMAGE, **INPUT}, OF_CONTROLNET, LEFT_OUT + BASE_MODEL),
+    Kind.SPRINT: Names({**TOP, **SPRINT_TIME, **IMAGE}),
+    Kind.VIDEO: Names({**TOP, **FLOW_TIME, **VIDEO}),
+    Kind.IMAGE: Names({**TOP, **FLOW_TIME, **IMAGE}),
 }
 
 
-def to_diffusers(checkpoint: Checkpoint, kind: str) -> tuple[Checkpoint, str]:
-    """The same tensors under diffusers' names, and what they are there; as they are where ``kind`` is diffusers'.
-
-    UnusableFile names a key that no SANA model of that kind has.
-    """
-    naming = NAMINGS.get(kind)
-    if naming is None:
-        return checkpoint, kind
-    left_out = re.compile(naming.left_out)
-    rows = [row for key in checkpoint if not left_out.match(key) for row in _parts(key, naming, checkpoint)]
-    return checkpoint.renamed(checkpoint.table(rows)), naming.kind
+def to_diffusers(checkpoint: Checkpoint, kind: Kind) -> Checkpoint:
+    """The same tensors under diffusers' names; UnusableFile names a key that no SANA model of that kind has."""
+    names = NAMES[kind]
+    left_out = re.compile(names.left_out)
+    return checkpoint.renamed(
+        row for key in checkpoint if not left_out.match(key) for row in _rows(key, names, checkpoint, kind)
+    )
 
 
-def _parts(key: str, naming: Naming, checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[str, int, int]]]:
+def _rows(key: str, names: Names, checkpoint: Checkpoint, kind: Kind) -> Iterator[tuple[str, str, int, int]]:
     """Each new name of a tensor, with the part of it that goes there."""
-    prefix, rest, table = "", key, naming.top
-    for pattern, new, names in naming.blocks:
+    prefix, rest, table = "", key, names.top
+    for pattern, new, block_table in names.blocks:
         if (match := re.match(pattern, key)) is not None:
-            prefix, rest, table = new.format(match[1]), key[match.end() :], names
+            prefix, rest, table = new.format(match[1]), key[match.end() :], block_table
     for old, new_names in table.items():
         if rest.startswith(old):
             for part, name in enumerate(new_names):
-                yield prefix + name + rest[len(old) :], (key, part, len(new_names))
+                yield prefix + name + rest[len(old) :], key, part, len(new_names)
             return
-    raise UnusableFile(f"{checkpoint.path}: the key {key} is none of a {naming.kind}'s in NVlabs' naming")
+    raise UnusableFile(f"{checkpoint.path}: the key {key} does not belong to a {kind.label} in NVlabs' naming")
 
 
 POSITIONS = {64: 1.0, 128: 2.0}
@@ -120,9 +114,9 @@ def position_config(checkpoint: Checkpoint) -> dict:
 
     Empty without one: files in diffusers' naming never have it. The table itself is computed anew.
     """
-    shape = checkpoint.shapes.get("pos_embed")
-    if shape is None:
+    if "pos_embed" not in checkpoint:
         return {}
+    shape = checkpoint.entries["pos_embed"].shape
     side = round(shape[1] ** 0.5) if len(shape) == 3 else 0
     if side == 0 or side**2 != shape[1]:
         raise UnusableFile(f"{checkpoint.path}: pos_embed has the shape {list(shape)} where [1, side², width] belongs")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .checkpoints import Checkpoint, UnusableFile
+from ..files.checkpoint import Checkpoint, UnusableFile
+from ..files.kinds import Kind
 
 WRAPPERS = re.compile(r"\b(main|op_list)\.")
 """Names of what only holds others: a residual connection, a sequence."""
@@ -44,14 +45,13 @@ MATRIX = re.compile(r"attn\.(to_q|to_k|to_v|to_out)\.weight$")
 STAGES = {"encoder": "encoder.down_blocks", "decoder": "decoder.up_blocks"}
 
 
-def to_diffusers(checkpoint: Checkpoint) -> Checkpoint:
+def to_diffusers(checkpoint: Checkpoint, kind: Kind = Kind.DC_AE) -> Checkpoint:
     """The same tensors under diffusers' names; UnusableFile names a key that no DC-AE has."""
-    rows = [row for key in checkpoint for row in _parts(key, checkpoint)]
-    named = checkpoint.renamed(checkpoint.table(rows))
+    named = checkpoint.renamed(row for key in checkpoint for row in _rows(key, checkpoint))
     return named.as_matrices([key for key in named if MATRIX.search(key)])
 
 
-def _parts(key: str, checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[str, int, int]]]:
+def _rows(key: str, checkpoint: Checkpoint) -> Iterator[tuple[str, str, int, int]]:
     """Each new name of a tensor, with the part of it that goes there."""
     prefix, rest, table = "", WRAPPERS.sub("", key), TOP
     if match := re.match(r"(encoder|decoder)\.stages\.(\d+)\.(\d+)\.", rest):
@@ -59,6 +59,6 @@ def _parts(key: str, checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[str, i
     for old, new_names in table.items():
         if found := re.match(old, rest):
             for part, name in enumerate(new_names):
-                yield prefix + found.expand(name) + rest[found.end() :], (key, part, len(new_names))
+                yield prefix + found.expand(name) + rest[found.end() :], key, part, len(new_names)
             return
-    raise UnusableFile(f"{checkpoint.path}: the key {key} is none of a DC-AE's in NVlabs' naming")
+    raise UnusableFile(f"{checkpoint.path}: the key {key} does not belong to a DC-AE in NVlabs' naming")

@@ -21,7 +21,7 @@ STEPS = 127
 
 
 @cache
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """Why bitsandbytes' eight-bit kernels cannot run here, or None. Imports bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed (pip install bitsandbytes)"

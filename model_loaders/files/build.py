@@ -1,0 +1,144 @@
+"""Modules without memory, and a checkpoint's tensors put into them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .checkpoint import Checkpoint, UnusableFile, Value
+
+MOST_WEIGHTS, LARGEST_SIDE = 6_000, 1024
+"""What a config may ask for: tensors (the largest published model has 1,600) and latent cells on a side."""
+
+
+def build_empty(make: Callable):
+    """``make()`` with weights that hold no memory: whatever torch.empty and torch.randn would fill.
+
+    Those two begin every weight in diffusers and transformers; tables that files do not hold
+    (rotary frequencies, position embeddings) come from other calls and are computed for real.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class EmptyWeights(TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            if function in (torch.empty, torch.randn):
+                kwargs["device"] = "meta"
+                self.count += 1
+                if self.count > MOST_WEIGHTS:
+                    raise UnusableFile(f"it asks for more than {MOST_WEIGHTS} weights")
+            return function(*args, **kwargs)
+
+    with EmptyWeights():
+        return make()
+
+
+def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None, from_shapes: Callable[[], dict]):
+    """An empty module of a diffusers class: from its config.json (``own``), else from ``from_shapes()``.
+
+    Entries that the class does not know are left out. UnusableFile where the config.json does not
+    describe such a model; a config that was read off shapes has no file to blame.
+    """
+    known = inspect.signature(make_class.__init__).parameters
+    config = from_shapes() if own is None else own
+    arguments = {key: value for key, value in config.items() if key in known}
+    if own is None:
+        return build_empty(lambda: make_class(**arguments))
+    _check_numbers(arguments, checkpoint)
+    try:
+        return build_empty(lambda: make_class(**arguments))
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise UnusableFile(
+            f"{checkpoint.config_file} does not describe a {make_class.__name__} ({error}); "
+            "it may belong to another model: download it again"
+        ) from error
+
+
+def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
+    """UnusableFile for numbers beyond anything that the file's weights could be, before anything is built."""
+    most = max([LARGEST_SIDE, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
+    for key, value in arguments.items():
+        for number in _numbers(value):
+            if not math.isfinite(number) or abs(number) > most:
+                raise UnusableFile(
+                    f"{checkpoint.config_file} says {key} is {str(value)[:80]}, which no tensor of its weights "
+                    "matches; it may belong to another model: download it again"
+                )
+    side = arguments.get("sample_size")
+    if isinstance(side, (int, float)) and not 0 < side <= LARGEST_SIDE:
+        raise UnusableFile(
+            f"{checkpoint.config_file} says a sample_size of {side}; 1 to {LARGEST_SIDE} is supported"
+        )
+
+
+def _numbers(value: object):
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | None] = str) -> dict[str, Value]:
+    """Put a checkpoint's tensors into a module without copying them.
+
+    ``rename`` gives a key's name in the module, or None for a key to leave out. Returns the values of
+    quantised weights by name: a host sets them when it knows the dtype (formats.set_values). Raises
+    UnusableFile for a missing, unknown or misshapen key.
+    """
+    kept = ((new, key, 0, 1) for key in checkpoint if (new := rename(key)) is not None)
+    named = checkpoint.renamed(kept)
+    expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
+    _check_keys(named, expected)
+    state = {key: _stored(entry) for key, entry in named.entries.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
+    if left:
+        raise UnusableFile(f"{checkpoint.path}: {type(module).__name__} was left without {left[0]}")
+    module.eval().requires_grad_(False)
+    _check_dtypes(module, checkpoint.path)
+    return {key: entry.value for key, entry in named.entries.items() if entry.value is not None}
+
+
+def _stored(entry):
+    """The stored tensor; for a quantised weight something of its shape that takes no memory."""
+    import torch
+
+    if entry.value is None:
+        return entry.read()
+    return torch.zeros((), dtype=torch.bfloat16).expand(entry.shape)
+
+
+def _check_keys(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    missing = sorted(expected.keys() - checkpoint.keys())
+    unknown = sorted(checkpoint.keys() - expected.keys())
+    counts = []
+    if missing:
+        counts.append(f"{len(missing)} missing (such as {missing[0]} {list(expected[missing[0]])})")
+    if unknown:
+        counts.append(f"{len(unknown)} unknown (such as {unknown[0]})")
+    if counts:
+        raise UnusableFile(f"{checkpoint.path} does not fit its architecture: keys {' and '.join(counts)}")
+    for key, entry in checkpoint.entries.items():
+        if entry.shape != expected[key]:
+            blame = f"{checkpoint.config_file} may belong to another model" if checkpoint.config_file else (
+                "its sizes are not those of a published model: put its config.json beside it"
+            )  # fmt: skip
+            raise UnusableFile(
+                f"{checkpoint.path}: {key} has the shape {list(entry.shape)} where {list(expected[key])} was "
+                f"expected; {blame}"
+            )
+
+
+def _check_dtypes(module, path: Path) -> None:
+    for parameter in module.parameters():
+        if not parameter.dtype.is_floating_point or parameter.dtype.itemsize > 4:
+            raise UnusableFile(
+                f"{path} holds {parameter.dtype} weights; float32, float16, bfloat16, float8_e4m3fn and float8_e5m2 "
+                "are supported"
+            )

@@ -1,0 +1,164 @@
+"""Open weight files lazily: headers alone, and tensors when they are asked for.
+
+A checkpoint is a safetensors file, a PyTorch file of plain tensors (.pth), or a folder as diffusers
+and transformers write them: a config.json beside one file or beside shards with an index. A tensor is
+a view of the memory-mapped file until somebody writes to it. A PyTorch file is read with
+weights_only: code in it is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from ..quantised.formats import with_quantised_layers
+from .checkpoint import Checkpoint, Entry, UnusableFile
+
+BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", ".bf16", ".fp16", ".fp32")
+PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a safetensors or PyTorch file, or a folder of them; layers of a few bits are known by their format.
+
+    Raises FileNotFoundError or UnusableFile, naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    config_file = path / "config.json" if path.is_dir() else path.with_suffix(".json")
+    config = read_json(config_file) if config_file.is_file() else None
+    entries, metadata = {}, {}
+    for file in weight_files(path):
+        found, said = _open_pytorch(file) if file.suffix in PYTORCH_SUFFIXES else _open_safetensors(file)
+        metadata.update(said)
+        if twice := entries.keys() & found.keys():
+            raise UnusableFile(f"{file} holds {min(twice)}, which another file of {path} holds too; keep one of them")
+        entries.update(found)
+    if not entries:
+        raise UnusableFile(f"{path} holds no tensors")
+    config_file = config_file if config is not None else None
+    return with_quantised_layers(Checkpoint(path, entries, config, metadata, config_file))
+
+
+def _open_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    handle = _safe_open(file)
+    entries = {
+        key: Entry(tuple(handle.get_slice(key).get_shape()), partial(_read, handle, file, key))
+        for key in handle.keys()  # noqa: SIM118 - a safetensors handle, no dict
+    }
+    return entries, handle.metadata() or {}
+
+
+def _read(handle, file: Path, key: str, alone: bool = False):
+    return (_safe_open(file) if alone else handle).get_tensor(key)
+
+
+def header_keys(file: Path) -> list[str]:
+    """The keys of a safetensors file, without reading a tensor; UnusableFile where it is none."""
+    return list(_safe_open(file, "np").keys())
+
+
+def _safe_open(file: Path, framework: str = "pt"):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework=framework, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        refuse_pointer(file)
+        size = file.stat().st_size if file.exists() else 0
+        raise UnusableFile(
+            f"{file} ({size:,} bytes) is not a whole safetensors file ({error}); "
+            "it may be cut short or of another format: download it again"
+        ) from error
+
+
+def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a PyTorch file, mapped where its format allows; nothing else of it is used."""
+    import torch
+
+    held = _load_pytorch(file)
+    for name in ("state_dict", "model", "module"):
+        if isinstance(held, dict) and isinstance(held.get(name), dict):
+            held = held[name]
+    if not isinstance(held, dict):
+        raise UnusableFile(f"{file} holds {type(held).__name__}, not a dictionary of tensors")
+    tensors = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    return {key: Entry(tuple(value.shape), partial(_itself, value)) for key, value in tensors.items()}, {}
+
+
+def _itself(tensor, alone: bool = False):
+    return tensor
+
+
+def _load_pytorch(file: Path):
+    import torch
+
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file in the format before PyTorch 1.6 cannot be mapped
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler raises whatever the damaged bytes lead it to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnusableFile(
+            f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); it may be cut short, or hold code, "
+            "which is never run: download it again, or get it as safetensors"
+        ) from error
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of a checkpoint: the file itself, a folder's one safetensors file, or its shards."""
+    if path.is_file():
+        return [path]
+    for name in (base + variant for base in BASENAMES for variant in VARIANTS):
+        stem, _, variant = name.partition(".")
+        index = path / (f"{stem}.safetensors.index.json" if not variant else f"{stem}.safetensors.index.{variant}.json")
+        if index.is_file():
+            return _shards(index)
+        if (path / f"{name}.safetensors").is_file():
+            return [path / f"{name}.safetensors"]
+    names = sorted(p.name for p in path.iterdir())
+    if old := [name for name in names if name.endswith(PYTORCH_SUFFIXES)]:
+        raise UnusableFile(f"{path} holds its weights as {old[0]} alone; get the folder's safetensors files instead")
+    there = ", ".join(names[:8]) or "nothing"
+    raise FileNotFoundError(f"{path} holds no {BASENAMES[0]}.safetensors or model.safetensors (it holds {there})")
+
+
+def _shards(index: Path) -> list[Path]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise UnusableFile(f"{index} has no weight_map; download it again")
+    for name in table.values():
+        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
+            raise UnusableFile(f"{index} names the shard {name!r}, which is not a file of its folder")
+    names = sorted(set(table.values()))
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(
+                f"{index} names the shard {name}, which is missing; download it into {index.parent}"
+            )
+    return [index.parent / name for name in names]
+
+
+def refuse_pointer(file: Path) -> None:
+    """UnusableFile where a git clone without Git LFS left a text of some 130 bytes in a large file's place."""
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_MARK)) == LFS_MARK:
+            raise UnusableFile(
+                f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download it"
+            )
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object from a file; UnusableFile where it is not one."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UnusableFile(f"{file} holds {type(value).__name__}, not a JSON object")
+    return value

@@ -1,0 +1,214 @@
+"""The one way from LATENTs to images and videos and back, for every autoencoder and every host.
+
+A host lends a Run: where to compute, in what, and how to make room. What does not fit into memory is
+computed once more in tiles. Tiles of images are exact (tiling.py); those of videos overlap and are
+faded into each other (streaming.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from einops import rearrange
+
+from . import streaming
+from .latent_spaces import LATENT_SPACES, VaeSpec, by_channel, space_of
+from .memory import vae_memory
+from .streaming import Tiles
+from .tiling import Tiling
+
+logger = logging.getLogger(__name__)
+
+IMAGE_TILE = 1024
+"""Pixels on a side of an image's tile where nobody asked for another."""
+
+VIDEO_TILE, VIDEO_OVERLAP = 256, 64
+"""Pixels of a video's tile and of its overlap where a whole frame does not fit; as ComfyUI's own."""
+
+
+class Run(Protocol):
+    """What a host lends to one pass of an autoencoder.
+
+    ``device`` and ``dtype`` to compute on and in; ``output`` and ``output_dtype``: where results come
+    together, and as what. ``out_of_memory``: the exceptions that mean it.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    output: torch.device
+    output_dtype: torch.dtype
+    out_of_memory: tuple[type[BaseException], ...]
+
+    def report(self, done: int, total: int) -> None:
+        """So many of ``total`` parts are done; raises where the person interrupted."""
+
+    def make_room(self, needed: int) -> None:
+        """Put the autoencoder on the device, with ``needed`` bytes free beside it."""
+
+    def fits(self, needed: int) -> bool:
+        """Whether the device could hold ``needed`` bytes at all."""
+
+    def free_memory(self) -> None:
+        """Give back what a pass that ran out of memory left."""
+
+
+class Autoencoder:
+    """One of diffusers' autoencoders and its spec. LATENTs are ComfyUI's; pixels are in [0, 1]."""
+
+    def __init__(self, module: torch.nn.Module, spec: VaeSpec):
+        self.module, self.spec, self.memory = module, spec, vae_memory(module, spec)
+
+    @torch.no_grad()
+    def decode(self, samples: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
+        """A LATENT's samples to images [B, H, W, 3], or to videos [B, F, H, W, 3].
+
+        ``tile``: decode in tiles of so many pixels; ``overlap``, for videos alone: a quarter where it is None.
+        ValueError for a latent of another autoencoder.
+        """
+        raw = to_autoencoder(self.spec, samples)
+        if self.spec.is_video:
+            tiles = self._video_tiles(tile, overlap)
+            return streaming.gather(self.spec, raw, lambda one: self._frames(one, run, tiles), run.output)
+        images = [self._image("decode", one, run, tile) for one in raw.split(1)]
+        return rearrange(to_unit_range(_joined(images)), "b c h w -> b h w c")
+
+    def frames(self, samples: torch.Tensor, run: Run) -> Iterator[torch.Tensor]:
+        """The frames of one video after another, a few at a time: [n, H, W, 3]."""
+        for one in to_autoencoder(self.spec, samples).split(1):
+            yield from self._frames(one, run, None)
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
+        """Images [B, H, W, 3] or videos [B, F, H, W, 3] to a LATENT's samples [B, C, ...].
+
+        A video autoencoder takes images for the frames of one video. Sides that are no whole number of latent
+        cells are cropped in the middle, as in ComfyUI; ValueError where nothing is left.
+        """
+        pixels = crop_to_cells(self.spec, pixels[..., :3])
+        if self.spec.is_video:
+            raw = self._latents(pixels if pixels.ndim == 5 else pixels[None], run, self._video_tiles(tile, overlap))
+        else:
+            images = rearrange(pixels, "b h w c -> b c h w") * 2.0 - 1.0
+            raw = _joined([self._image("encode", one, run, tile) for one in images.split(1)])
+        return from_autoencoder(self.spec, raw.to(run.output, run.output_dtype))
+
+    def _image(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
+        """``encode`` or ``decode`` of one image [1, C, h, w]; in tiles where the whole does not fit into memory."""
+        whole = getattr(self.memory, half)(given.shape, run.dtype.itemsize)
+        if tile is None and run.fits(whole):
+            run.make_room(whole)
+            try:
+                made = getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
+                return made.to(run.output, run.output_dtype)
+            except run.out_of_memory:
+                logger.warning("Out of memory: the image is %sd in tiles of %d pixels.", half, IMAGE_TILE)
+            run.free_memory()
+        side = tile or IMAGE_TILE
+        cell = self.spec.spatial_ratio if half == "decode" else 1
+        height, width = (length * cell for length in given.shape[-2:])
+        run.make_room(getattr(self.memory, f"{half}_in_tiles")(height, width, side, run.dtype.itemsize))
+        tiling = Tiling(side, run.device, run.dtype, run.report, run.output)
+        return getattr(tiling, half)(self.module, given).to(run.output, run.output_dtype)
+
+    def _video_tiles(self, tile: int | None, overlap: int | None) -> Tiles | None:
+        """Tiles of so many pixels, in latent cells."""
+        if tile is None:
+            return None
+        size = max(2, tile // self.spec.spatial_ratio)
+        overlap = size // 4 if overlap is None else overlap // self.spec.spatial_ratio
+        return Tiles(size, min(overlap, size - 1))
+
+    def _frames(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
+        """Frames of one video; where a whole frame does not fit into memory, once more from tiles."""
+        done = 0
+        for attempt in (tiles, tiles or self._video_tiles(VIDEO_TILE, VIDEO_OVERLAP)):
+            try:
+                for number, piece in enumerate(self._decoded_pieces(raw, run, attempt)):
+                    if number >= done:
+                        done += 1
+                        yield piece
+                return
+            except run.out_of_memory:
+                if attempt is not None:
+                    raise
+                logger.warning("Out of memory while decoding: once more in tiles of %d pixels.", VIDEO_TILE)
+            run.free_memory()
+
+    def _decoded_pieces(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
+        sides = raw.shape[3:] if tiles is None else [min(side, tiles.size) for side in raw.shape[3:]]
+        run.make_room(self.memory.decode((*raw.shape[:3], *sides), run.dtype.itemsize))
+        shown, total = 0, raw.shape[2]
+        for piece in streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles):
+            pixels = piece[0].to(run.output, torch.float32, copy=True)
+            shown = min(shown + streaming.PIECE, total)
+            run.report(shown, total)
+            yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
+
+    def _latents(self, videos: torch.Tensor, run: Run, tiles: Tiles | None) -> torch.Tensor:
+        for attempt in (tiles, tiles or self._video_tiles(VIDEO_TILE, VIDEO_OVERLAP)):
+            size = max(videos.shape[2:4]) if attempt is None else attempt.size * self.spec.spatial_ratio
+            sides = (min(side, size) for side in videos.shape[2:4])
+            run.make_room(self.memory.encode((*videos.shape[:2], *sides), run.dtype.itemsize))
+            try:
+                return streaming.encode_pieces(
+                    self.module, self.spec, videos, run.device, run.dtype, attempt, run.report
+                )
+            except run.out_of_memory:
+                if attempt is not None:
+                    raise
+                logger.warning("Out of memory while encoding: once more in tiles of %d pixels.", VIDEO_TILE)
+            run.free_memory()
+        raise AssertionError("the second attempt returns or raises")
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels of about [-1, 1] to [0, 1], in place."""
+    return pixels.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+
+
+def to_autoencoder(spec: VaeSpec, latent: torch.Tensor) -> torch.Tensor:
+    """A LATENT's samples [B, C, ...] as the autoencoder has them; ValueError for another's."""
+    check_latent(spec, latent.shape)
+    return latent * by_channel(spec.gain, latent) + by_channel(spec.offset, latent)
+
+
+def from_autoencoder(spec: VaeSpec, raw: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`to_autoencoder`."""
+    return (raw - by_channel(spec.offset, raw)) / by_channel(spec.gain, raw)
+
+
+def check_latent(spec: VaeSpec, shape) -> None:
+    """ValueError, saying what decodes it, for a latent that this autoencoder cannot decode."""
+    if len(shape) == (5 if spec.is_video else 4) and shape[1] == spec.latent_channels:
+        return
+    takes = f"{spec.latent_channels} channels" + (" and frames" if spec.is_video else "")
+    found = (space_of(shape[1], len(shape) == 5) if len(shape) > 1 else None) or _by_channels(shape)
+    right = f"decode it with {found.name}" if found else "decode it with the VAE of the model that made it"
+    raise ValueError(f"the latent has the shape {list(shape)} and this VAE ({spec.name}) takes {takes}: {right}")
+
+
+def _by_channels(shape):
+    return next((row for row in LATENT_SPACES if len(shape) > 1 and row.channels == shape[1]), None)
+
+
+def crop_to_cells(spec: VaeSpec, pixels: torch.Tensor) -> torch.Tensor:
+    """The middle of images or frames [..., H, W, C] whose sides whole latent cells cover, as ComfyUI cuts it.
+
+    ValueError for a side of less than one cell.
+    """
+    for dim in (-3, -2):
+        side = pixels.shape[dim]
+        if side < spec.spatial_ratio:
+            raise ValueError(f"the image is {side} pixels on a side; {spec.name} needs at least {spec.spatial_ratio}")
+        left_over = side % spec.spatial_ratio
+        pixels = pixels.narrow(dim, left_over // 2, side - left_over)
+    return pixels
+
+

@@ -1,0 +1,59 @@
+"""A SANA ControlNet at work: what leads it, and what it adds to a transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..samplers.trigflow import TrigFlow, flow_time
+
+
+@dataclass(frozen=True)
+class ControlNetSpec:
+    """``width``: channels of a token; ``layers``: blocks of the transformer that it adds to, after the first."""
+
+    latent_channels: int
+    width: int
+    layers: int
+
+
+def check_vae(spec: ControlNetSpec, vae, channels: int | None, is_video: bool) -> None:
+    """ValueError where ``vae``, of so many latent channels, cannot encode what a ControlNet is led by."""
+    if vae is None:
+        raise ValueError(
+            "SANA's ControlNet reads its image through DC-AE: connect SANA's VAE to the vae input of "
+            "ControlNetApplyAdvanced"
+        )
+    if is_video or channels != spec.latent_channels:
+        raise ValueError(
+            f"this VAE has {channels} latent channels and SANA's ControlNet takes {spec.latent_channels}: connect "
+            "DC-AE, SANA's VAE for images"
+        )
+
+
+def check_latent(spec: ControlNetSpec, shape) -> None:
+    """ValueError where a ControlNet cannot lead what is sampled: a latent of ``shape``."""
+    if len(shape) != 4 or shape[1] != spec.latent_channels:
+        raise ValueError(
+            f"SANA's ControlNet leads images of {spec.latent_channels} latent channels; this model's latent has the "
+            f"shape {list(shape)}"
+        )
+
+
+def control_time(sampling, sigma):
+    """The time [B], 0 to 1000, at which a ControlNet is asked; it was made for flow matching, also beside Sprint."""
+    return flow_time(sigma) if isinstance(sampling, TrigFlow) else sampling.timestep(sigma)
+
+
+def control_residuals(module, x, time, context, hint) -> list:
+    """What a ControlNet adds after each block of the transformer but the first: [B, tokens, width] each.
+
+    ``x`` [B, C, H, W], ``time`` [B] from 0 to 1000, ``context`` [1 or B, L, caption_channels], ``hint``
+    [1 or B, C, H, W] the latent of what it is led by (SanaControlNetPipeline).
+    """
+    return module(
+        x,
+        encoder_hidden_states=context.expand(x.shape[0], -1, -1),
+        timestep=time,
+        controlnet_cond=hint,
+        return_dict=False,
+    )[0]

@@ -1,0 +1,98 @@
+"""The model families as frozen rows: what differs between SANA-Sprint, SANA and SANA-Video.
+
+A new family is a row here, its kind and signature in model_loaders/files/kinds.py, its module, and its tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..samplers import SAMPLERS, Sampler
+from ..samplers.flow_match import FlowMatch
+from ..samplers.trigflow import TrigFlow
+from .latent_spaces import LatentSpace, space_of
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row.
+
+    ``parameterisation``: makes the model_sampling object of a flow shift. ``samplers``: rows of the sampler
+    table that sample it, the usual one first. ``video``: latents have frames. ``instruction``: the key in
+    prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: its own, ``large_flow_shift`` that of its
+    4096 pixel model (sample_size 128). ``node`` and ``latent_node``: what samples it and makes its latents,
+    as the canvas shows them.
+    """
+
+    key: str
+    name: str
+    parameterisation: Callable[[float], torch.nn.Module]
+    samplers: tuple[Sampler, ...]
+    video: bool
+    instruction: str
+    flow_shift: float
+    large_flow_shift: float
+    guidance_scale: float
+    node: str
+    latent_node: str
+
+    @property
+    def uses_angles(self) -> bool:
+        """Whether its sigmas are TrigFlow's angles, and not the noise levels of flow matching."""
+        return self.samplers[0].parameterisation is TrigFlow
+
+
+def _trigflow(flow_shift: float) -> TrigFlow:
+    return TrigFlow()
+
+
+_SCM = (SAMPLERS["scm"],)
+_FLOW = (SAMPLERS["dpm_solver++"], SAMPLERS["euler"])
+
+SPRINT = Family(
+    "sprint", "SANA-Sprint", _trigflow, _SCM, False, "image", 3.0, 3.0, 4.5, "Sana SCM Sample", "Sana Empty Latent"
+)
+IMAGE = Family("image", "SANA", FlowMatch, _FLOW, False, "image", 3.0, 6.0, 4.5, "Sana Flow Sample", "Sana Empty Latent")
+VIDEO = Family(
+    "video", "SANA-Video", FlowMatch, _FLOW, True, "video", 8.0, 8.0, 6.0, "Sana Flow Sample", "Sana Empty Video Latent"
+)
+FAMILIES = {family.key: family for family in (SPRINT, IMAGE, VIDEO)}
+
+LARGEST_SAMPLE_SIZE = 128
+"""Latent cells on a side of the 4096 pixel model."""
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """A loaded transformer's own numbers.
+
+    ``width``: channels of a token. ``patch``: latent cells per token in frames, rows and columns.
+    ``guidance_scale``: what SANA-Sprint's embedded guidance is multiplied by, None without one.
+    ``flow_shift``: the model's own. ``time_scale``: what the times of flow matching, 0 to 1000, are
+    multiplied by.
+    """
+
+    family: Family
+    latent_channels: int
+    caption_channels: int
+    width: int
+    patch: tuple[int, int, int]
+    guidance_scale: float | None = None
+    flow_shift: float = 3.0
+    time_scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.family.name
+
+    @property
+    def space(self) -> LatentSpace | None:
+        """The latent space of its latents; None where no autoencoder of so many channels is known."""
+        return space_of(self.latent_channels, self.family.video)
+
+    def sampling(self) -> torch.nn.Module:
+        """Its model_sampling object."""
+        return self.family.parameterisation(self.flow_shift)

@@ -1,0 +1,127 @@
+"""Latent spaces: what a LATENT's cells are, as one frozen row for each autoencoder that SANA uses.
+
+A new latent space is a row here, its config in model_loaders/autoencoders, and its tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """One row.
+
+    ``channels`` of a latent cell; ``cell``: pixels on its side; ``frames``: frames per latent frame after
+    the first, 1 for images; ``video``: latents have frames [B, C, F, h, w]. ``smallest_side`` in latent
+    cells. ``mean`` and ``std``, by channel: ComfyUI's LATENT is what the transformer sees times std plus
+    mean; empty where both are the same.
+    """
+
+    key: str
+    name: str
+    channels: int
+    cell: int
+    frames: int = 1
+    video: bool = False
+    smallest_side: int = 1
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+DC_AE = LatentSpace("dc-ae", "DC-AE", 32, 32)
+WAN = LatentSpace(
+    "wan",
+    "the Wan 2.1 VAE",
+    16,
+    8,
+    frames=4,
+    video=True,
+    mean=(
+        *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+        *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+    ),
+    std=(
+        *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+        *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+    ),
+)
+"""Mean and standard deviation of the published Wan 2.1 latents (AutoencoderKLWan's defaults).
+
+ComfyUI's LATENT of 16 channels is not normalised: its models do that, with these numbers. Latents of a
+VAE with others are brought to them, so that one transformer works with the core VAE and with ours.
+"""
+
+LTX2 = LatentSpace("ltx2", "the LTX-2 video VAE", 128, 32, frames=8, video=True, smallest_side=2)
+DC_AE_V = LatentSpace("dc-ae-v", "DC-AE-V", 32, 32, frames=4, video=True)
+"""The autoencoder of SANA-Video's paper; diffusers has no class for it, so no VAE of it is loaded here."""
+
+LATENT_SPACES = (DC_AE, WAN, LTX2, DC_AE_V)
+
+
+def space_of(channels: int, video: bool) -> LatentSpace | None:
+    """The latent space with so many channels, or None."""
+    return next((row for row in LATENT_SPACES if (row.channels, row.video) == (channels, video)), None)
+
+
+def normalise(space: LatentSpace | None, samples: torch.Tensor) -> torch.Tensor:
+    """A LATENT's samples [B, C, ...] as the transformer sees them."""
+    return samples if space is None or not space.mean else (samples - _mean(space, samples)) / _std(space, samples)
+
+
+def denormalise(space: LatentSpace | None, samples: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`normalise`."""
+    return samples if space is None or not space.mean else samples * _std(space, samples) + _mean(space, samples)
+
+
+def neutral_latent(space: LatentSpace) -> torch.Tensor:
+    """The LATENT that the transformer sees as zeros: [C]."""
+    return torch.tensor(space.mean) if space.mean else torch.zeros(space.channels)
+
+
+def _mean(space: LatentSpace, like: torch.Tensor) -> torch.Tensor:
+    return by_channel(space.mean, like)
+
+
+def _std(space: LatentSpace, like: torch.Tensor) -> torch.Tensor:
+    return by_channel(space.std, like)
+
+
+def by_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """Values for each channel (one number: for all), broadcastable to ``like`` [B, C, ...]."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *(1,) * (like.ndim - 2))
+
+
+@dataclass(frozen=True)
+class VaeSpec:
+    """A loaded autoencoder's own numbers.
+
+    What the autoencoder itself calls a latent is a LATENT times ``gain`` plus ``offset``, by channel (one
+    number: for all). ``latent_channels``, ``spatial_ratio`` and ``temporal_ratio`` are its module's, which
+    in published models are its latent space's.
+    """
+
+    space: LatentSpace
+    latent_channels: int
+    spatial_ratio: int
+    temporal_ratio: int = 1
+    gain: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+
+    @property
+    def name(self) -> str:
+        return self.space.name
+
+    @property
+    def is_video(self) -> bool:
+        return self.space.video
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of so many frames: the first by itself, then one for each whole ``temporal_ratio``."""
+        return (frames - 1) // self.temporal_ratio + 1
+
+    def frames(self, latent_frames: int) -> int:
+        """Frames that so many latent frames decode to."""
+        return (latent_frames - 1) * self.temporal_ratio + 1

@@ -1,0 +1,50 @@
+"""Gemma-2 at work: tokens to the hidden states that SANA reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from .prompts import PromptTokens
+
+
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """``width``: channels of a hidden state; ``vocabulary``: token ids are below it."""
+
+    width: int
+    layers: int
+    vocabulary: int
+
+
+class TokenEmbedding(torch.nn.Embedding):
+    """Gemma's token embedding, whose rows are looked up where the table lies and in its own dtype.
+
+    Only the rows then travel to the ids' device and to ``compute_dtype``: the table is 1.2 GB of
+    Gemma-2-2B, and computing in float32 over bfloat16 weights must begin at the rows.
+    """
+
+    compute_dtype: torch.dtype | None = None
+
+    def forward(self, ids):
+        rows = functional.embedding(ids.to(self.weight.device), self.weight)
+        rows = rows.to(device=ids.device, dtype=self.compute_dtype or rows.dtype)
+        # transformers 5 scales inside the embedding by a buffer; transformers 4 in the model's forward
+        scale = getattr(self, "embed_scale", None)
+        return rows if scale is None else rows * scale.to(rows)
+
+
+def encode_tokens(module, tokens: PromptTokens, device):
+    """The kept hidden states of one prompt: [1, L, width] in the module's computation dtype."""
+    ids = torch.tensor([tokens.ids], device=device)
+    with torch.no_grad():
+        states = module(input_ids=ids, use_cache=False)[0]
+    return torch.cat([states[:, :1], states[:, tokens.first_kept :]], dim=1)
+
+
+def memory_of_tokens(spec: TextEncoderSpec, tokens: Sequence[int]) -> int:
+    """Bytes that encoding takes beyond the weights: states, their products and the attention maps, in float32."""
+    return 4 * len(tokens) * (len(tokens) * 8 + spec.width * 16)

@@ -1,0 +1,52 @@
+"""A SANA transformer at work: what it is given for one call, and what its output means."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from .families import TransformerSpec
+
+
+def network_inputs(spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None) -> dict:
+    """The keyword arguments of diffusers' transformer for one call.
+
+    ``x`` [B, C, H, W] or [B, C, F, H, W] scaled input, ``time`` [B] network time, ``context``
+    [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (used by SANA-Sprint alone),
+    ``mask`` broadcastable to ``x``: 0 where a video's latent is held (used by SANA-Video alone),
+    ``control``: what a ControlNet adds after each block but the first, [B, tokens, width] each.
+    """
+    inputs = {
+        "hidden_states": x,
+        "encoder_hidden_states": context.expand(x.shape[0], -1, -1),
+        "timestep": time * spec.time_scale,
+        "return_dict": False,
+    }
+    if control:
+        inputs["controlnet_block_samples"] = tuple(control)
+        _check_control(spec, control)
+    if spec.guidance_scale is not None:
+        inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
+    if spec.family.video and mask is not None and bool((mask < 1).any()):
+        inputs["timestep"] = token_times(spec, time, mask.expand(x.shape[0], -1, *x.shape[2:]))
+    return inputs
+
+
+def _check_control(spec: TransformerSpec, control) -> None:
+    for part in control:
+        if part.ndim != 3 or part.shape[-1] != spec.width:
+            raise ValueError(
+                f"this CONTROL_NET adds tensors of the shape {list(part.shape)}, and this model's tokens have "
+                f"{spec.width} channels: load a ControlNet of the same size of SANA with Sana Load ControlNet"
+            )
+
+
+def velocity(spec: TransformerSpec, output):
+    """The part [B, C, ...] of a transformer's output that samplers use; a learned variance behind it is not."""
+    return output[0][:, : spec.latent_channels]
+
+
+def token_times(spec: TransformerSpec, time: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Each token's own time [B, 1, F, h, w], 0 where the latent is held (SanaImageToVideoPipeline)."""
+    free = functional.avg_pool3d(mask[:, :1].float(), spec.patch)
+    return time.view(-1, 1, 1, 1, 1) * free
