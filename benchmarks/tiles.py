@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
-import big_pictures
+import big_images
 from sana_nodes.model_loaders.dc_ae_windows import Windows
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--window", type=int, default=1024)
     arguments = parser.parse_args()
-    autoencoder, pixels = big_pictures.demo_autoencoder(), big_pictures.picture(arguments.size)
+    autoencoder, pixels = big_images.demo_autoencoder(), big_images.image(arguments.size)
     windows = Windows(arguments.window, torch.device("cpu"), torch.float32)
     latents = timed("encode, whole", lambda: autoencoder.encode(pixels).latent)
     tiled_latents = timed("encode, windows", lambda: windows.encode(autoencoder, pixels))
@@ -41,7 +41,7 @@ def main() -> None:
     tiled = timed("decode, windows", lambda: windows.decode(autoencoder, tiled_latents))
     print(f"latents differ by at most {(tiled_latents - latents).abs().max():.2e} of {latents.abs().max():.1f}")
     print(f"pixels differ by at most {(tiled - whole).abs().max() * 127.5:.4f} of 255")
-    print(f"neighbours differ by at most {big_pictures.seam(tiled, whole):.4f} of 255 more than in the whole picture")
+    print(f"neighbours differ by at most {big_images.seam(tiled, whole):.4f} of 255 more than in the whole picture")
     print(f"the whole picture differs from its original by {(whole - pixels).abs().mean() * 127.5:.2f} in the mean")
 
 

@@ -8,20 +8,28 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for work do not take a core from others
 
 import tiny
+from in_process import start_comfyui
 
+TESTS = Path(__file__).parent
 NO_COMFYUI = "COMFYUI_PATH names no ComfyUI checkout; set it to run the tests marked comfyui"
 
 
+MARKERS = ("comfyui", "slow", "exact")
+"""Folders of tests that give what is below them a marker of the same name."""
+
+
 def pytest_collection_modifyitems(items):
-    if tiny.COMFYUI is None:
-        for item in items:
-            if item.get_closest_marker("comfyui"):
-                item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
+    for item in items:
+        for name in MARKERS:
+            if name in item.path.relative_to(TESTS).parts:
+                item.add_marker(name)
+        if tiny.COMFYUI is None and item.get_closest_marker("comfyui"):
+            item.add_marker(pytest.mark.skip(reason=NO_COMFYUI))
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +38,8 @@ def home(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("home")
     for name in ("models", "input", "output", "custom_nodes", "user", "temp"):
         (base / name).mkdir()
+    for kind in ("diffusers", "diffusion_models", "vae", "text_encoders", "loras", "controlnet"):
+        (base / "models" / kind).mkdir()
     (base / "custom_nodes" / "sana-nodes").symlink_to(tiny.REPOSITORY, target_is_directory=True)
     return base
 
@@ -41,11 +51,8 @@ def reference(home):
     folder = models / "diffusers" / "tiny"
     pipeline = tiny.sprint_pipeline(folder)
     for kind, part in (("diffusion_models", "transformer"), ("vae", "vae"), ("text_encoders", "text_encoder")):
-        (models / kind).mkdir()
         (models / kind / "tiny").symlink_to(folder / part, target_is_directory=True)
     (models / "text_encoders" / "tokenizer").symlink_to(folder / "tokenizer", target_is_directory=True)
-    for kind in ("loras", "controlnet"):
-        (models / kind).mkdir()
     demo = models / "diffusers" / "sana-sprint-demo"
     demo.symlink_to(tiny.DEMO, target_is_directory=True)
     return pipeline
@@ -71,23 +78,6 @@ def video_references(home, reference) -> dict:
             folder / "tiny-video-ltx2", tiny.ltx2_vae(), tiny.ltx2_video_transformer()
         ),
     }
-
-
-def start_comfyui(home: Path) -> None:
-    """Import the real ComfyUI into this process, on the CPU, with ``home`` as its base directory."""
-    if "comfy.model_management" in sys.modules:
-        return
-    sys.path.insert(0, str(tiny.COMFYUI))
-    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(home)]
-    try:
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args
-        import comfy.model_management
-        import folder_paths  # noqa: F401
-    finally:
-        sys.argv = arguments
 
 
 @pytest.fixture(params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])

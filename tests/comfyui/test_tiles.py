@@ -1,0 +1,147 @@
+"""Big pictures in ComfyUI: VAEDecodeTiled, VAEEncodeTiled, and what happens when the device runs out of memory."""
+
+from __future__ import annotations
+
+import drawing
+import in_process
+import pytest
+import torch
+from sana_nodes.model_loaders import dc_ae_windows
+
+LATENT = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0))
+PICTURE = torch.rand(2, 170, 230, 3, generator=torch.Generator().manual_seed(1))
+"""Sides that 32 does not divide: 160 x 224 are left."""
+
+
+@pytest.fixture(scope="module")
+def vae(home, reference):
+    from sana_nodes import host as hosts
+
+    in_process.start_comfyui(home)
+    hosts.use("comfyui")
+    yield drawing.call("SanaLoadVAE", vae_name="tiny")[0]
+    hosts._current = None
+
+
+@pytest.fixture
+def exact(vae, monkeypatch):
+    """The VAE in float32: on the CPU ComfyUI 0.3.64 chooses bfloat16 for it."""
+    monkeypatch.setattr(vae, "vae_dtype", torch.float32)
+    return vae
+
+
+@pytest.fixture
+def sides(monkeypatch):
+    """The windows that passes are made with."""
+    made = []
+    true = dc_ae_windows.Windows._through
+
+    def through(self, *args):
+        made.append(self.side)
+        return true(self, *args)
+
+    monkeypatch.setattr(dc_ae_windows.Windows, "_through", through)
+    return made
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The bytes that ComfyUI is asked to keep free."""
+    import comfy.model_management
+
+    sizes, true = [], comfy.model_management.load_models_gpu
+
+    def load(models, memory_required=0, **more):
+        sizes.append(memory_required)
+        return true(models, memory_required=memory_required, **more)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", load)
+    return sizes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tile,overlap", [(2, 0), (3, 8), (64, 16), (2, 2)], ids=str)
+def test_core_nodes_for_tiles_give_the_same_pixels_and_latents(exact, sides, tile, overlap):
+    """Overlaps are not used, so one as large as its tile is no harm either."""
+    decoded = exact.decode_tiled(LATENT, tile_x=tile, tile_y=tile, overlap=overlap, tile_t=None, overlap_t=None)
+    assert decoded.shape == (2, 160, 224, 3) and decoded.dtype == torch.float32
+    assert drawing.difference(decoded, exact.decode(LATENT)) < 1e-4
+    encoded = exact.encode_tiled(PICTURE, tile_x=tile * 32, tile_y=tile * 32, overlap=overlap * 32)
+    assert encoded.shape == (2, 32, 5, 7)
+    assert drawing.difference(encoded, exact.encode(PICTURE)) < 1e-4
+    assert sides == [tile * 32, tile * 32]
+
+
+@torch.inference_mode()
+def test_running_out_of_memory_falls_back_to_windows_of_1024_pixels(exact, sides, monkeypatch):
+    """The pass over the whole picture raises PyTorch's own error; comfy's decode and encode go on in windows."""
+    pixels, latents = exact.decode(LATENT), exact.encode(PICTURE)
+    failed = []
+
+    def fail(*args, **kwargs):
+        failed.append(args)
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    for half in ("decode", "encode"):
+        monkeypatch.setattr(exact.first_stage_model.autoencoder, half, fail)
+    assert drawing.difference(exact.decode(LATENT), pixels) < 1e-4
+    assert drawing.difference(exact.encode(PICTURE), latents) < 1e-4
+    assert len(failed) == 2 and sides == [1024, 1024]
+
+
+@torch.inference_mode()
+def test_what_the_device_cannot_hold_goes_into_windows_at_once(exact, sides, monkeypatch):
+    import comfy.model_management
+
+    pixels, latents = exact.decode(LATENT), exact.encode(PICTURE)
+    assert not sides
+    needed = [exact.memory_used_decode((1, 32, 5, 7), torch.float32)]
+    needed.append(exact.memory_used_encode((1, 3, 160, 224), torch.float32))
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: min(needed) - 1)
+    assert drawing.difference(exact.decode(LATENT), pixels) < 1e-4
+    assert drawing.difference(exact.encode(PICTURE), latents) < 1e-4
+    assert sides == [1024, 1024]
+
+
+@torch.inference_mode()
+def test_memory_is_asked_for_a_window_and_not_for_the_picture(exact, asked):
+    large = torch.randn(1, 32, 20, 16)
+    exact.decode(large)
+    exact.decode_tiled(large, tile_x=2, tile_y=2, overlap=1)
+    exact.encode(torch.rand(1, 640, 512, 3))
+    exact.encode_tiled(torch.rand(1, 640, 512, 3), tile_x=64, tile_y=64, overlap=32)
+    whole, window, whole_encode, window_encode = asked
+    assert 0 < window < whole / 3 and 0 < window_encode < whole_encode / 3
+
+
+@torch.inference_mode()
+def test_an_interrupt_stops_after_the_window(exact):
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing(True)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            exact.decode_tiled(LATENT, tile_x=2, tile_y=2, overlap=1)
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+
+
+@torch.inference_mode()
+def test_progress_is_shown_for_windows(exact, monkeypatch):
+    """ComfyUI 0.33 leaves out what comes too soon after the last."""
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *more, **named: shown.append((done, total))
+    )
+    exact.decode_tiled(LATENT, tile_x=2, tile_y=2, overlap=1)
+    assert 2 < len(shown) <= shown[-1][1] and shown[-1][0] == shown[-1][1]
+
+
+@pytest.mark.parametrize("half", ["encode", "encode_tiled"])
+def test_a_picture_of_less_than_a_cell_is_refused_in_words(vae, half):
+    with pytest.raises(ValueError, match="the picture is 20 pixels on a side; DC-AE needs at least 32"):
+        getattr(vae, half)(torch.rand(1, 20, 64, 3))
+    with pytest.raises(ValueError, match=r"the latent has the shape \[1, 4, 8, 8\]"):
+        vae.decode_tiled(torch.zeros(1, 4, 8, 8))

@@ -1,0 +1,23 @@
+"""docs/core-nodes.md has a row for every check; tests/comfyui/test_core_nodes.py checks what the rows say."""
+
+from __future__ import annotations
+
+import re
+
+import core_checks_model  # noqa: F401  registers its checks
+from core_checks import CHECKS
+from core_table import FAMILIES, rows
+
+ROWS = rows()
+
+
+def test_every_row_has_a_check_and_every_check_a_row():
+    assert set(ROWS) == set(CHECKS)
+
+
+def test_every_row_says_what_happens():
+    for name, row in ROWS.items():
+        for family in FAMILIES:
+            known = ("works", "refused", "not read", "pictures only", "video only")
+            assert row[family] in known or re.fullmatch(r"works since [\d.]+", row[family]), f"{name}: {row}"
+        assert row["said"], f"{name} says nothing"

@@ -1,0 +1,235 @@
+"""Gemma-2 as people have it: one file with its tokenizer inside, folders of every make, and what is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import drawing
+import gemma
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from sana_nodes.model_loaders import gemma_tokenizer
+from sana_nodes.model_loaders.checkpoints import UnusableFile
+from sana_nodes.model_loaders.text_encoder import load_text_encoder
+from tokenizers.processors import TemplateProcessing
+
+sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece trains the tests' tokenizer")
+
+
+@pytest.fixture(scope="module")
+def spiece() -> bytes:
+    return gemma.spiece()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "encoders" / gemma.FILE
+
+
+@pytest.fixture
+def write(file, spiece):
+    """Write the file; returns its module."""
+
+    def written(model=spiece, **saving):
+        file.parent.mkdir(exist_ok=True)
+        module = gemma.encoder()
+        gemma.write(file, module, model, **saving)
+        return module
+
+    return written
+
+
+@pytest.fixture
+def single(home, reference, host, spiece):
+    """The file in models/text_encoders, and diffusers' pipeline over the same weights and pieces."""
+    from diffusers import SanaSprintPipeline
+
+    module, path = gemma.encoder(), home / "models" / "text_encoders" / gemma.FILE
+    gemma.write(path, module, spiece)
+    parts = {**reference.components, "text_encoder": module, "tokenizer": gemma.Pieces(spiece)}
+    pipeline = SanaSprintPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    yield pipeline
+    path.unlink()
+
+
+@pytest.mark.parametrize("prompt", ["A Red  RING\n\non the left", "日本の山と海 🦊", "a word, " * 200], ids=str.split)
+def test_a_single_file_draws_as_diffusers_does(single, prompt):
+    model, _, vae = drawing.call("SanaLoadPipeline", pipeline="tiny")
+    clip = drawing.call("SanaLoadTextEncoder", encoder_name=gemma.FILE)[0]
+    mine = drawing.ours((model, clip, vae), prompt)
+    assert drawing.difference(mine, drawing.theirs(single, prompt)) < 1e-4
+
+
+@pytest.mark.parametrize("text", gemma.TRICKY, ids=repr)
+def test_tokens_are_sentencepieces_own(spiece, text):
+    mine = gemma_tokenizer.load_spiece(spiece, "here")
+    ids = mine(text).input_ids
+    assert ids == gemma.Pieces(spiece).encode(text)
+    assert mine.decode(ids, skip_special_tokens=True).encode("utf-8", "replace") == text.encode("utf-8", "replace")
+
+
+def test_tokens_are_transformers_own(spiece, tmp_path):
+    """As transformers turns a tokenizer.model into its Gemma tokenizer, control tokens in the text too."""
+    pytest.importorskip("google.protobuf", reason="transformers' conversion wants protobuf")
+    from transformers import GemmaTokenizerFast
+
+    (tmp_path / "tokenizer.model").write_bytes(spiece)
+    theirs = GemmaTokenizerFast.from_pretrained(str(tmp_path), local_files_only=True)
+    mine = gemma_tokenizer.load_spiece(spiece, "here")
+    for text in [*gemma.TRICKY, "▁ under ▁▁ lines", "<start_of_turn>user <bos><eos> x<end_of_turn>"]:
+        plain = theirs(text, add_special_tokens=False).input_ids
+        assert mine(text).input_ids == [2, *plain], text
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "text_encoders.gemma2_2b.transformer.model."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_prefixes_and_dtypes(write, file, prefix, dtype):
+    others = {"lm_head.weight": torch.zeros(800, 48), "logit_scale": torch.ones(())}
+    others |= {"model.diffusion_model.x.weight": torch.zeros(1)} if prefix.startswith("text_encoders") else {}
+    module = write(prefix=prefix, dtype=dtype, **others)
+    loaded = load_text_encoder(file)
+    for name, value in module.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], value.to(dtype)), name
+    read, made = loaded.module.config.to_dict(), module.config.to_dict()
+    assert {key for key in made if read.get(key) != made[key]} <= {"dtype", "torch_dtype", "architectures"}
+
+
+def test_a_config_beside_the_file_overrides(write, file, tmp_path):
+    module = tiny.text_encoder()
+    file.parent.mkdir()
+    gemma.write(file, module, gemma.spiece())
+    with pytest.raises(UnusableFile, match="64 query and 32 key channels are no heads of 256.*config.json beside"):
+        load_text_encoder(file)
+    for name in (file.with_suffix(".json"), file.with_name("config.json")):
+        name.write_text(json.dumps(module.config.to_dict()))
+        assert load_text_encoder(file).module.config.head_dim == 16
+        name.unlink()
+
+
+@pytest.mark.parametrize("place", [".", "tokenizer", "../tokenizer"])
+@pytest.mark.parametrize("kind", ["tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize("inside", ["missing", "damaged"])
+def test_a_tokenizer_beside_the_file(write, file, spiece, place, kind, inside):
+    write(model=None if inside == "missing" else spiece[:-100])
+    beside = file.parent / place
+    beside.mkdir(exist_ok=True)
+    if kind == "tokenizer.model":
+        (beside / kind).write_bytes(spiece)
+    else:
+        gemma_tokenizer.load_spiece(spiece, "here").backend_tokenizer.save(str(beside / kind))
+    loaded = load_text_encoder(file)
+    for text in gemma.TRICKY:
+        assert loaded.tokenizer(text).input_ids == gemma.Pieces(spiece).encode(text)
+
+
+def test_a_bad_tokenizer_is_said(write, file, spiece):
+    write(model=None)
+    with pytest.raises(FileNotFoundError, match="no tokenizer.json or tokenizer.model for .*looked in"):
+        load_text_encoder(file)
+    for bad in (spiece[:-100], b"\xff" * 40, b"{}", b"\x08"):
+        write(model=bad)
+        with pytest.raises(UnusableFile, match=r"its spiece_model (holds no whole|is not Gemma-2's) SentencePiece"):
+            load_text_encoder(file)
+    write(model=spiece.replace(b"<bos>", b"<BOS>"))
+    with pytest.raises(UnusableFile, match="is not Gemma-2's SentencePiece model.*this one with <pad>, <eos>, <BOS>"):
+        load_text_encoder(file)
+    others = {"add_dummy_prefix": True}, {"normalization_rule_name": "nmt_nfkc"}, {"model_type": "unigram"}
+    for changes in others:  # T5's and Llama's make
+        write(model=gemma.spiece(400, **changes))
+        with pytest.raises(UnusableFile, match="is not Gemma-2's SentencePiece model"):
+            load_text_encoder(file)
+    write(model=None)
+    no_bos = gemma_tokenizer.load_spiece(spiece, "here").backend_tokenizer
+    no_bos.post_processor = TemplateProcessing(single="$A")
+    no_bos.save(str(file.with_name("tokenizer.json")))
+    with pytest.raises(UnusableFile, match="does not begin a prompt with <bos>"):
+        load_text_encoder(file)
+
+
+def test_strict_loading_holds_for_a_file_too(write, file):
+    write(**{"model.layers.0.surplus.weight": torch.zeros(1)})
+    with pytest.raises(UnusableFile, match=r"1 unknown \(such as layers.0.surplus.weight\)"):
+        load_text_encoder(file)
+
+
+STRANGERS = {
+    "Gemma-3 text encoder": ["self_attn.q_proj", "self_attn.q_norm", "pre_feedforward_layernorm"],
+    "language model that is not Gemma-2": ["self_attn.q_proj", "input_layernorm"],
+}
+OTHERS = {
+    "T5 text encoder": ["encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.embed_tokens.weight"],
+    "CLIP text encoder": ["text_model.encoder.layers.0.self_attn.q_proj.weight"],
+    "LoRA": ["model.layers.0.self_attn.q_proj.lora_A.weight"],
+}
+FILES = {
+    **{name: [f"model.layers.0.{key}.weight" for key in keys] for name, keys in STRANGERS.items()},
+    **OTHERS,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_text_encoders_are_named(tmp_path, name):
+    keys = FILES[name] + (["model.embed_tokens.weight"] if name in STRANGERS else [])
+    save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "other.safetensors")
+    with pytest.raises(UnusableFile, match=f"other.safetensors is a {name}, not a Gemma-2 text encoder. Give Sana"):
+        load_text_encoder(tmp_path / "other.safetensors")
+
+
+def folder(tmp_path, **config):
+    tiny.text_encoder().save_pretrained(tmp_path / "gemma")
+    shutil.copytree(tiny.DEMO / "tokenizer", tmp_path / "gemma", dirs_exist_ok=True)
+    path = tmp_path / "gemma" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return path.parent
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3_text", "t5", "clip_text_model"])
+def test_a_folder_of_another_model_is_named(tmp_path, kind):
+    with pytest.raises(UnusableFile, match=f"config.json says model_type {kind}, not gemma2. Give"):
+        load_text_encoder(folder(tmp_path, model_type=kind))
+
+
+def test_a_folder_without_usable_weights_says_why(tmp_path):
+    path = folder(tmp_path)
+    weights = path / "model.safetensors"
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4988025760\n"
+    weights.write_text(pointer)
+    with pytest.raises(UnusableFile, match="model.safetensors is a Git LFS pointer.*run `git lfs pull`"):
+        load_text_encoder(path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no .*model.safetensors.*asks for a licence first"):
+        load_text_encoder(path)
+    (path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UnusableFile, match="holds its weights as pytorch_model.bin alone; get the folder's safetens"):
+        load_text_encoder(path)
+
+
+def test_a_tokenizer_that_is_a_pointer_says_so(tmp_path):
+    path = folder(tmp_path)
+    (path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 17\n")
+    with pytest.raises(UnusableFile, match="tokenizer.json is a Git LFS pointer"):
+        load_text_encoder(path)
+
+
+@pytest.mark.comfyui
+@pytest.mark.parametrize("name", ["lumina2.LuminaTokenizer", "pixeldit.PixelDiTGemma2Tokenizer"])
+def test_comfyuis_own_gemma_is_refused_with_the_reason(home, reference, spiece, name):
+    """What core CLIPLoader makes of the same file: its tokenizer is built for real, its 5 GB of weights are not."""
+    import in_process
+    from sana_nodes import host as hosts
+
+    in_process.start_comfyui(home)
+    hosts.use("comfyui")
+    room, tokenizer = name.split(".")
+    module = pytest.importorskip(f"comfy.text_encoders.{room}", reason="a text encoder of later versions")
+    data = {"spiece_model": torch.frombuffer(bytearray(spiece), dtype=torch.uint8)}
+    clip = type("CLIP", (), {"tokenizer": getattr(module, tokenizer)(tokenizer_data=data)})()
+    with pytest.raises(
+        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with SanaLoadText.*soft caps"
+    ):
+        drawing.call("SanaEncodePrompt", clip=clip, text="x")
+    hosts._current = None

@@ -1,0 +1,161 @@
+"""Editor-format workflows out of their API-format twins: ``python -m sana_nodes.tools.workflows NAME …`` writes them.
+
+Nodes are laid out in columns, each as far to the right as the longest way to it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from .. import NODE_CLASS_MAPPINGS
+
+FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
+COLUMN, ROW = 480, 430
+CORE = {
+    "VAEEncode": ({"pixels": "IMAGE", "vae": "VAE"}, ["LATENT"]),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
+    "ImageBatch": ({"image1": "IMAGE", "image2": "IMAGE"}, ["IMAGE"]),
+    "SaveImage": ({"images": "IMAGE"}, []),
+}
+"""The core nodes that examples use: their inputs from other nodes, and their outputs."""
+
+
+def is_link(value) -> bool:
+    return isinstance(value, list)
+
+
+def signature(class_type: str) -> tuple[dict, list[str], list[str]]:
+    """Kinds of the inputs, kinds of the outputs, and the outputs' names."""
+    if class_type in CORE:
+        inputs, outputs = CORE[class_type]
+        return inputs, outputs, outputs
+    cls = NODE_CLASS_MAPPINGS[class_type]
+    declared = cls.INPUT_TYPES()
+    specs = {**declared["required"], **declared.get("optional", {})}
+    kinds = {key: spec[0] if isinstance(spec[0], str) else "COMBO" for key, spec in specs.items()}
+    return kinds, list(cls.RETURN_TYPES), list(getattr(cls, "RETURN_NAMES", cls.RETURN_TYPES))
+
+
+def widgets(node: dict) -> list:
+    """Values in the order of the node's widgets; a seed is followed by what happens to it after a run."""
+    values = []
+    for key in signature(node["class_type"])[0]:
+        value = node["inputs"].get(key)
+        if value is None or is_link(value):
+            continue
+        values += [value, "fixed"] if key == "seed" else [value]
+    return values
+
+
+def editor(graph: dict, note: str) -> dict:
+    """The editor's form of an API graph, with a note for the person who opens it."""
+    depth: dict[str, int] = {}
+
+    def deep(node_id: str) -> int:
+        if node_id not in depth:
+            sources = [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
+            depth[node_id] = 1 + max((deep(source) for source in sources), default=-1)
+        return depth[node_id]
+
+    links, nodes, height = [], [], {}
+    for order, (node_id, node) in enumerate(sorted(graph.items(), key=lambda item: deep(item[0]))):
+        kinds, outputs, names = signature(node["class_type"])
+        column, row = deep(node_id), height.setdefault(deep(node_id), 0)
+        height[column] += 1
+        slots = [
+            key for key in kinds if is_link(node["inputs"].get(key)) or kinds[key].isupper() and _socket(kinds[key])
+        ]
+        inputs = []
+        for slot, key in enumerate(slots):
+            link = None
+            if is_link(node["inputs"].get(key)):
+                source, number = node["inputs"][key]
+                link = len(links) + 1
+                links.append([link, int(source), number, int(node_id), slot, kinds[key]])
+            inputs.append({"name": key, "type": kinds[key], "link": link})
+        nodes.append(
+            {
+                "id": int(node_id),
+                "type": node["class_type"],
+                "title": node["_meta"]["title"],
+                "pos": [40 + column * COLUMN, 60 + row * ROW],
+                "size": [420, 90 + 26 * (len(inputs) + len(widgets(node)))],
+                "flags": {},
+                "order": order,
+                "mode": 0,
+                "inputs": inputs,
+                "outputs": [
+                    {"name": name, "type": kind, "slot_index": i, "links": []}
+                    for i, (name, kind) in enumerate(zip(names, outputs))
+                ],
+                "properties": {"Node name for S&R": node["class_type"]},
+                "widgets_values": widgets(node),
+            }
+        )
+    by_id = {node["id"]: node for node in nodes}
+    for link, source, number, *_ in links:
+        by_id[source]["outputs"][number]["links"].append(link)
+    last = max(by_id) + 1
+    nodes.append(_note(last, note, max(height.values())))
+    return {
+        "last_node_id": last,
+        "last_link_id": len(links),
+        "nodes": nodes,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _socket(kind: str) -> bool:
+    return kind not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+def _note(node_id: int, text: str, rows: int) -> dict:
+    return {
+        "id": node_id,
+        "type": "MarkdownNote",
+        "pos": [40, 80 + rows * ROW],
+        "size": [640, 200],
+        "flags": {},
+        "order": node_id,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [text],
+    }
+
+
+PUBLISHED = (
+    "With the published weights choose SANA-Video in the loader, 832 × 480 (720p: 1280 × 704) and 81 frames, 50 steps, "
+    "cfg 6 and 16 frames per second."
+)
+NOTES = {
+    "sana_sprint_image_to_image": (
+        "# Image to image\n\nThe upper row draws a picture to begin with; put Load Image in its place to begin with "
+        "one of yours. strength says how far the second goes from it. The demo weights change all at once, so it is "
+        "low here; with the published ones choose your pipeline, 1024 × 1024 and about 0.6. Seed and steps of the last "
+        "two nodes belong together."
+    ),
+    "sana_video_text_to_video": f"# Text to video\n\nSet to the demo weights, which know moving shapes. {PUBLISHED}",
+    "sana_video_image_to_video": (
+        "# Image to video\n\nSANA-Sprint draws the first frame and SANA-Video lets it move; put Load Image in place of "
+        f"the upper row to begin with a picture of yours. {PUBLISHED}"
+    ),
+    "sana_video_continue": (
+        "# Continue a video\n\nThe last frame of the first clip is the first of the second. Repeat the lower row to go "
+        f"on. {PUBLISHED}"
+    ),
+}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or NOTES:
+        graph = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        text = json.dumps(editor(graph, NOTES[name]), indent=2, ensure_ascii=False) + "\n"
+        (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
