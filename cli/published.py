@@ -7,11 +7,14 @@ downloads and verifies, goes on within a file whose connection broke, and keeps 
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .calls import BadCall, failure, find_comfyui
 
 TABLE = Path(__file__).resolve().parent / "published.json"
 NEEDED = re.compile(r"\.(json|safetensors|model|txt|jinja)$")
@@ -86,3 +89,20 @@ def get(row: Published, models: Path) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def get_command(options: argparse.Namespace) -> int:
+    rows = {row.name: row for row in published()}
+    if options.name is None:
+        width = max(map(len, rows))
+        print("\n".join(f"{name:{width}}  {row.what} ({row.repository})" for name, row in rows.items()))
+        return 0
+    if options.name not in rows:
+        raise BadCall(f"no published model is called {options.name!r}; choose one of {', '.join(rows)}")
+    comfyui = None if options.to else find_comfyui()
+    models = options.to or (comfyui / "models" if comfyui else Path("models"))
+    try:
+        print(get(rows[options.name], models))
+    except CannotGet as error:
+        return failure(error)
+    return 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
-from .host.embedded.folders import KINDS, Folders
-from .model_loaders import folders, text_encoder, transformer, vae
-from .model_loaders.checkpoints import describe, open_checkpoint
-from .model_loaders.listing import kinds_of
-from .model_loaders.pipeline import check_pipeline
+from ..host.embedded.folders import KINDS, Folders
+from ..model_loaders import folders, text_encoder, transformer, vae
+from ..model_loaders.checkpoints import describe, open_checkpoint
+from ..model_loaders.listing import kinds_of
+from ..model_loaders.pipeline import check_pipeline
+from .calls import EXAMPLES, find_comfyui
 
 WIDGETS = {
     ("SanaLoadPipeline", "pipeline"): ("diffusers",),
@@ -105,3 +107,8 @@ def lacking(graph: dict, places: Folders) -> list[str]:
             except (FileNotFoundError, ValueError):
                 missing.append(f"models/{kinds[0]}/{name}")
     return missing
+
+
+def models_command(options: argparse.Namespace) -> int:
+    print("\n".join(report([options.models] if options.models else None, find_comfyui(), EXAMPLES)))
+    return 0

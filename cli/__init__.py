@@ -1,0 +1,75 @@
+"""The command line: sana-nodes run | models | get | demo."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .calls import BadCall
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 1 when a node failed, 2 for an unusable call or workflow."""
+    options = _parser().parse_args(arguments)
+    if options.command is not _get:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        return options.command(options)
+    except BadCall as error:
+        print(f"sana-nodes: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sana-nodes", description="Run SANA workflows from the command line.")
+    commands = parser.add_subparsers(required=True, metavar="run | models | get | demo")
+    run = commands.add_parser("run", help="run an API-format workflow to its end")
+    run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE: a node's id or title"
+    )
+    run.add_argument("--models", type=Path, metavar="DIR", help="models folder (default: ./models, or ComfyUI's)")
+    run.add_argument("--input", type=Path, metavar="DIR", help="input folder (default: ./input, or ComfyUI's)")
+    run.add_argument("--output", type=Path, metavar="DIR", help="output folder (default: ./output, or ComfyUI's)")
+    run.add_argument("--host", choices=("auto", "comfyui", "embedded"), default="auto")
+    run.add_argument("--json", action="store_true", help="print one JSON object instead of a line per file")
+    run.set_defaults(command=_run)
+    models = commands.add_parser("models", help="what is found where, and what each example workflow lacks")
+    models.add_argument("--models", type=Path, metavar="DIR")
+    models.set_defaults(command=_models)
+    get = commands.add_parser("get", help="download a published model into the models folder")
+    get.add_argument("name", nargs="?", metavar="NAME", help="without it, the names are listed")
+    get.add_argument("--to", type=Path, metavar="DIR", help="models folder (default: ./models, or ComfyUI's)")
+    get.set_defaults(command=_get)
+    demo = commands.add_parser("demo", help="generate with the small demo weights that come with the pack")
+    demo.add_argument("prompt", nargs="?", metavar="PROMPT")
+    demo.add_argument("--video", action="store_true", help="a video with SANA-Video")
+    demo.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .run import run_command
+
+    return run_command(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import demo_command
+
+    return demo_command(options)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from .inventory import models_command
+
+    return models_command(options)
+
+
+def _get(options: argparse.Namespace) -> int:
+    from .published import get_command
+
+    return get_command(options)
