@@ -1,4 +1,4 @@
-"""The memory that a pass takes beyond the weights, against what the pack tells ComfyUI (model_loaders/memory.py).
+"""The memory that a pass takes beyond the weights, against what the pack tells ComfyUI (networks/memory.py).
 
     python benchmarks/memory.py [--device meta|cuda] [--check]
 
@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from sana_nodes.model_loaders import memory, streaming, transformer
-from sana_nodes.model_loaders.dc_ae_windows import WINDOW, Windows
-from sana_nodes.model_loaders.transformer import TransformerSpec, network_inputs, spec_of, token_times
-from sana_nodes.model_loaders.vae import VaeSpec
-from sana_nodes.samplers.flow_match import FlowMatch
-from sana_nodes.samplers.trigflow import TrigFlow
+from sana_nodes.model_loaders.transformer import spec_of
+from sana_nodes.networks import memory, streaming
+from sana_nodes.networks.autoencoder import IMAGE_TILE
+from sana_nodes.networks.families import SPRINT as SPRINT_FAMILY
+from sana_nodes.networks.families import VIDEO as VIDEO_FAMILY
+from sana_nodes.networks.families import TransformerSpec
+from sana_nodes.networks.latent_spaces import DC_AE as DC_AE_SPACE
+from sana_nodes.networks.latent_spaces import LTX2, WAN, VaeSpec
+from sana_nodes.networks.tiling import Tiling
+from sana_nodes.networks.transformer import network_inputs, token_times
 from tracing import allocated_peak, cuda_peak, traced_peak
 
 DC_AE = {
@@ -67,10 +71,10 @@ CONFIGS = {
     ),
 }
 VAES = {
-    "DC-AE": VaeSpec("dc-ae", 32, 32),
-    "DC-AE-Lite": VaeSpec("dc-ae", 32, 32),
-    "Wan 2.1 VAE": VaeSpec("wan", 16, 8, 4),
-    "LTX-2 video VAE": VaeSpec("ltx2", 128, 32, 8),
+    "DC-AE": VaeSpec(DC_AE_SPACE, 32, 32),
+    "DC-AE-Lite": VaeSpec(DC_AE_SPACE, 32, 32),
+    "Wan 2.1 VAE": VaeSpec(WAN, 16, 8, 4),
+    "LTX-2 video VAE": VaeSpec(LTX2, 128, 32, 8),
 }
 PICTURES = ((512, 512), (1024, 1024), (2048, 1024), (2048, 2048), (4096, 4096))
 FILMS = ((256, 256, 1), (480, 832, 9), (480, 832, 81), (704, 1280, 25), (704, 1280, 121))
@@ -116,12 +120,12 @@ def picture_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
 
 def _window_cases(name, vae, told, device, dtype, height, width) -> Iterator[Case]:
     """The finished picture comes together on the same device here, which the estimate leaves out."""
-    windows = Windows(WINDOW, torch.device(device), dtype, output=device)
+    windows = Tiling(IMAGE_TILE, torch.device(device), dtype, output=device)
     pixels = torch.empty(1, 3, height, width, device=device, dtype=dtype)
     latents = torch.empty(1, 32, height // 32, width // 32, device=device, dtype=dtype)
-    size, sides = f"{width} x {height}", (height, width, WINDOW, dtype.itemsize)
-    encode = told.encode_in_windows(*sides) + latents.numel() * 4
-    decode = told.decode_in_windows(*sides) + pixels.numel() * 4
+    size, sides = f"{width} x {height}", (height, width, IMAGE_TILE, dtype.itemsize)
+    encode = told.encode_in_tiles(*sides) + latents.numel() * 4
+    decode = told.decode_in_tiles(*sides) + pixels.numel() * 4
     yield Case(name, "encode in windows", size, lambda: windows.encode(vae, pixels), encode)
     yield Case(name, "decode in windows", size, lambda: windows.decode(vae, latents), decode)
 
@@ -150,7 +154,7 @@ def step_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
     network = module(name, device, dtype)
     config = network.config
     is_video = isinstance(config.patch_size, (tuple, list))
-    spec = spec_of(config, transformer.VIDEO if is_video else transformer.SPRINT)
+    spec = spec_of(config, VIDEO_FAMILY if is_video else SPRINT_FAMILY)
     patch, told = spec.patch, memory.transformer_memory(network, spec.patch)
     ratio, faster = (8, 4) if patch[1] == 2 else (32, 8)
     for batch, captions in STEPS:
@@ -167,7 +171,7 @@ def step_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
 
 def step(network, spec: TransformerSpec, x, context, dtype: torch.dtype, timed: bool) -> Callable[[], object]:
     """What comfy's BaseModel._apply_model does, with a network as ComfyForward calls it."""
-    sampling = TrigFlow() if spec.family == "sprint" else FlowMatch(spec.flow_shift)
+    sampling = spec.sampling()
     sigma = torch.ones(x.shape[0], device=x.device)
     guidance = torch.ones(1, device=x.device, dtype=dtype)
 
@@ -219,7 +223,7 @@ def small_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
 
     if dtype == torch.bfloat16:
         yield Case("Wan 2.1 VAE", "decode", "128 x 128 x 9", decode, 0)
-    spec = spec_of(made["Sprint"].config, transformer.SPRINT)
+    spec = spec_of(made["Sprint"].config, SPRINT_FAMILY)
     x, context = torch.zeros(1, 32, 48, 48, device=device), torch.zeros(1, 77, 2304, device=device)
     yield Case("Sprint", "step", "1536 x 1536", step(made["Sprint"], spec, x, context, dtype, False), 0)
 

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import big_images
-from sana_nodes.model_loaders.dc_ae_windows import Windows
+from sana_nodes.networks.tiling import Tiling
 
 
 def timed(what: str, call):
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     arguments = parser.parse_args()
     autoencoder, pixels = big_images.demo_autoencoder(), big_images.image(arguments.size)
-    windows = Windows(arguments.window, torch.device("cpu"), torch.float32)
+    windows = Tiling(arguments.window, torch.device("cpu"), torch.float32)
     latents = timed("encode, whole", lambda: autoencoder.encode(pixels).latent)
     tiled_latents = timed("encode, windows", lambda: windows.encode(autoencoder, pixels))
     whole = timed("decode, whole", lambda: autoencoder.decode(latents).sample)

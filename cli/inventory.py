@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from ..host.embedded.folders import KINDS, Folders
-from ..model_loaders import folders, text_encoder, transformer, vae
-from ..model_loaders.checkpoints import describe, open_checkpoint
-from ..model_loaders.listing import kinds_of
+from ..model_loaders.files import folders
+from ..model_loaders.files.kinds import IMAGE_VAES, TRANSFORMERS, VIDEO_VAES, Kind, describe
+from ..model_loaders.files.listing import kinds_of
+from ..model_loaders.files.open import open_checkpoint
 from ..model_loaders.pipeline import check_pipeline
 from .calls import EXAMPLES, find_comfyui
 
@@ -22,9 +23,6 @@ WIDGETS = {
     ("SanaLoadControlNet", "control_net_name"): ("controlnet",),
 }
 """The loaders' inputs that name a file, and the kinds of folder where it is looked for."""
-
-VIDEO_VAES = ("Wan VAE", "Wan VAE in Wan's naming", "LTX-2 video VAE")
-PICTURE_VAES = tuple(kind for kind in vae.BUILDERS if kind not in VIDEO_VAES)
 
 
 def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
@@ -50,18 +48,17 @@ def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> li
 def missing_parts(places: Folders) -> list[str]:
     """What the transformers that lie alone need beside them, with where the published one goes."""
 
-    def kinds(*names: str) -> set[str]:
+    def kinds(*names: str) -> set[Kind]:
         return {kind for name in names for path in _paths(places, name) for kind in kinds_of(path) or ()}
 
-    transformers = kinds("diffusion_models", "checkpoints") & set(transformer.KINDS)
+    transformers = kinds("diffusion_models", "checkpoints") & set(TRANSFORMERS)
     encoders, autoencoders = kinds("text_encoders"), kinds("vae")
     lines = []
-    if transformers and not encoders & set(text_encoder.KINDS):
+    if transformers and Kind.GEMMA2 not in encoders:
         lines.append("a Gemma-2 text encoder, in text_encoders: sana-nodes get gemma-2-2b-it")
-    video = {kind for kind in transformers if "Video" in kind}
-    if transformers - video and not autoencoders & set(PICTURE_VAES):
-        lines.append("DC-AE, the VAE of SANA's pictures, in vae: sana-nodes get dc-ae-1.1")
-    if video and not autoencoders & set(VIDEO_VAES):
+    if transformers - {Kind.VIDEO} and not autoencoders & set(IMAGE_VAES):
+        lines.append("DC-AE, the VAE of SANA's images, in vae: sana-nodes get dc-ae-1.1")
+    if Kind.VIDEO in transformers and not autoencoders & set(VIDEO_VAES):
         lines.append("a video VAE, in vae: wan_2.1_vae.safetensors for 480p, the LTX-2 video VAE's folder for 720p")
     return lines
 
@@ -88,7 +85,8 @@ def _pipeline(roots: list[Path], name: str) -> str:
 
 def _checkpoint(roots: list[Path], name: str) -> str:
     try:
-        return describe(open_checkpoint(folders.find_model(roots, name, "model")).shapes) or "not recognised"
+        found = describe(open_checkpoint(folders.find_model(roots, name, "model")))
+        return found.label if found else "not recognised"
     except (OSError, ValueError) as error:
         return f"unusable: {error}"
 

@@ -72,8 +72,7 @@ class Autoencoder:
         if self.spec.is_video:
             tiles = self._video_tiles(tile, overlap)
             return streaming.gather(self.spec, raw, lambda one: self._frames(one, run, tiles), run.output)
-        images = [self._image("decode", one, run, tile) for one in raw.split(1)]
-        return rearrange(to_unit_range(_joined(images)), "b c h w -> b h w c")
+        return rearrange(to_unit_range(self._images("decode", raw, run, tile)), "b c h w -> b h w c")
 
     def frames(self, samples: torch.Tensor, run: Run) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3]."""
@@ -91,27 +90,39 @@ class Autoencoder:
         if self.spec.is_video:
             raw = self._latents(pixels if pixels.ndim == 5 else pixels[None], run, self._video_tiles(tile, overlap))
         else:
-            images = rearrange(pixels, "b h w c -> b c h w") * 2.0 - 1.0
-            raw = _joined([self._image("encode", one, run, tile) for one in images.split(1)])
+            raw = self._images("encode", rearrange(pixels, "b h w c -> b c h w") * 2.0 - 1.0, run, tile)
         return from_autoencoder(self.spec, raw.to(run.output, run.output_dtype))
 
-    def _image(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
-        """``encode`` or ``decode`` of one image [1, C, h, w]; in tiles where the whole does not fit into memory."""
-        whole = getattr(self.memory, half)(given.shape, run.dtype.itemsize)
-        if tile is None and run.fits(whole):
-            run.make_room(whole)
-            try:
-                made = getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
-                return made.to(run.output, run.output_dtype)
-            except run.out_of_memory:
-                logger.warning("Out of memory: the image is %sd in tiles of %d pixels.", half, IMAGE_TILE)
-            run.free_memory()
-        side = tile or IMAGE_TILE
+    def _images(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
+        """``encode`` or ``decode`` of images [B, C, h, w], one by one; in tiles from the first that does not fit."""
+        made = []
+        for one in given.split(1):
+            whole = self._whole_image(half, one, run) if tile is None else None
+            if whole is None:
+                tile = tile or IMAGE_TILE
+                whole = self._tiled_image(half, one, run, tile)
+            made.append(whole.to(run.output, run.output_dtype))
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _whole_image(self, half: str, given: torch.Tensor, run: Run) -> torch.Tensor | None:
+        """None where memory does not hold it."""
+        needed = getattr(self.memory, half)(given.shape, run.dtype.itemsize)
+        if not run.fits(needed):
+            return None
+        run.make_room(needed)
+        try:
+            return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
+        except run.out_of_memory:
+            logger.warning("Out of memory: the image is %sd in tiles of %d pixels.", half, IMAGE_TILE)
+        run.free_memory()
+        return None
+
+    def _tiled_image(self, half: str, given: torch.Tensor, run: Run, tile: int) -> torch.Tensor:
         cell = self.spec.spatial_ratio if half == "decode" else 1
         height, width = (length * cell for length in given.shape[-2:])
-        run.make_room(getattr(self.memory, f"{half}_in_tiles")(height, width, side, run.dtype.itemsize))
-        tiling = Tiling(side, run.device, run.dtype, run.report, run.output)
-        return getattr(tiling, half)(self.module, given).to(run.output, run.output_dtype)
+        run.make_room(getattr(self.memory, f"{half}_in_tiles")(height, width, tile, run.dtype.itemsize))
+        tiling = Tiling(tile, run.device, run.dtype, run.report, run.output)
+        return getattr(tiling, half)(self.module, given)
 
     def _video_tiles(self, tile: int | None, overlap: int | None) -> Tiles | None:
         """Tiles of so many pixels, in latent cells."""
@@ -164,10 +175,6 @@ class Autoencoder:
         raise AssertionError("the second attempt returns or raises")
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels of about [-1, 1] to [0, 1], in place."""
     return pixels.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
@@ -210,5 +217,3 @@ def crop_to_cells(spec: VaeSpec, pixels: torch.Tensor) -> torch.Tensor:
         left_over = side % spec.spatial_ratio
         pixels = pixels.narrow(dim, left_over // 2, side - left_over)
     return pixels
-
-

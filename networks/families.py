@@ -55,7 +55,9 @@ _FLOW = (SAMPLERS["dpm_solver++"], SAMPLERS["euler"])
 SPRINT = Family(
     "sprint", "SANA-Sprint", _trigflow, _SCM, False, "image", 3.0, 3.0, 4.5, "Sana SCM Sample", "Sana Empty Latent"
 )
-IMAGE = Family("image", "SANA", FlowMatch, _FLOW, False, "image", 3.0, 6.0, 4.5, "Sana Flow Sample", "Sana Empty Latent")
+IMAGE = Family(
+    "image", "SANA", FlowMatch, _FLOW, False, "image", 3.0, 6.0, 4.5, "Sana Flow Sample", "Sana Empty Latent"
+)
 VIDEO = Family(
     "video", "SANA-Video", FlowMatch, _FLOW, True, "video", 8.0, 8.0, 6.0, "Sana Flow Sample", "Sana Empty Video Latent"
 )

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
 from .latent_spaces import VaeSpec
+from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
 
 PIECE = 2
 """Latent frames decoded at a time where the autoencoder takes more than one."""

@@ -16,6 +16,7 @@ from itertools import groupby
 
 import torch
 
+
 @dataclass(frozen=True)
 class Tiling:
     """How to go over a image: tiles of ``side`` pixels, computed on ``device`` in ``dtype``.

@@ -26,7 +26,9 @@ CASTING = {
 """torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch one by one."""
 
 
-def use_comfy_ops(module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype) -> torch.nn.Module:
+def use_comfy_ops(
+    module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype
+) -> torch.nn.Module:
     """Make a module one that ComfyUI's memory management understands, in place."""
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
     for part in module.modules():

@@ -169,7 +169,9 @@ def _denoiser(model: Model, conditioning: list, mask, hints: dict) -> Callable:
         )
     context, options = conditioning[0]
     context = context.to(model.device, model.dtype)
-    guidance = torch.tensor([float(options.get("guidance", model.spec.family.guidance_scale))], device=model.device, dtype=model.dtype)
+    guidance = torch.tensor(
+        [float(options.get("guidance", model.spec.family.guidance_scale))], device=model.device, dtype=model.dtype
+    )
 
     @torch.no_grad()
     def denoise(x, sigma, **_):

@@ -71,9 +71,7 @@ def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
                 )
     side = arguments.get("sample_size")
     if isinstance(side, (int, float)) and not 0 < side <= LARGEST_SIDE:
-        raise UnusableFile(
-            f"{checkpoint.config_file} says a sample_size of {side}; 1 to {LARGEST_SIDE} is supported"
-        )
+        raise UnusableFile(f"{checkpoint.config_file} says a sample_size of {side}; 1 to {LARGEST_SIDE} is supported")
 
 
 def _numbers(value: object):

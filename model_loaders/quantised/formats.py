@@ -115,7 +115,7 @@ def with_quantised_layers(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     entries = {
         key: entry for key, entry in checkpoint.entries.items()
-        if key != FILE_MARK and not (key.rpartition(".")[2] in BESIDE and key.rpartition(".")[0] in formats)
+        if key.rpartition(".")[2] != FILE_MARK and not (key.rpartition(".")[2] in BESIDE and key.rpartition(".")[0] in formats)
     }  # fmt: skip
     for layer, options in formats.items():
         entries[f"{layer}.weight"] = _quantised_entry(checkpoint, layer, options)
@@ -257,9 +257,7 @@ def _value_of(checkpoint, layer: str, format: Format, parts: Mapping[str, Entry]
                 rows = slice(start, start + ROWS)
                 made[rows].copy_(format.rows(tensors, rows))
         except (RuntimeError, IndexError) as error:
-            raise UnusableFile(
-                f"{checkpoint.path}: {layer} does not fit its format {format.name} ({error})"
-            ) from error
+            raise UnusableFile(f"{checkpoint.path}: {layer} does not fit its format {format.name} ({error})") from error
         return made
 
     return value
@@ -269,5 +267,3 @@ def set_values(module: torch.nn.Module, values: Mapping[str, Value], dtype: torc
     """Give each quantised weight of a module its floating value in ``dtype``, in place."""
     for name, value in values.items():
         module.get_parameter(name).data = value(dtype)
-
-

@@ -165,7 +165,6 @@ def test_a_held_first_frame_asks_for_more_memory(parts, video_references):
 
 def test_weights_left_behind_follow_their_input(parts):
     """A modulation table or a norm that comfy did not move is brought to the device that asks, here meta."""
-    from sana_nodes.host.comfyui.modules import adopt
 
     class Table(torch.nn.Module):
         def __init__(self):

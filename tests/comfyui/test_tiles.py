@@ -6,7 +6,7 @@ import drawing
 import in_process
 import pytest
 import torch
-from sana_nodes.model_loaders import dc_ae_windows
+from sana_nodes.networks import tiling
 
 LATENT = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.rand(2, 170, 230, 3, generator=torch.Generator().manual_seed(1))
@@ -34,13 +34,13 @@ def exact(vae, monkeypatch):
 def sides(monkeypatch):
     """The windows that passes are made with."""
     made = []
-    true = dc_ae_windows.Windows._through
+    true = tiling.Tiling._through
 
     def through(self, *args):
         made.append(self.side)
         return true(self, *args)
 
-    monkeypatch.setattr(dc_ae_windows.Windows, "_through", through)
+    monkeypatch.setattr(tiling.Tiling, "_through", through)
     return made
 
 

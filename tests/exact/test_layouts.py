@@ -9,11 +9,11 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
-from sana_nodes.model_loaders.checkpoints import UnusableFile
 from sana_nodes.model_loaders.controlnet import load_controlnet
-from sana_nodes.model_loaders.dc_ae_windows import Windows
+from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.transformer import load_transformer
 from sana_nodes.model_loaders.vae import load_vae
+from sana_nodes.networks.tiling import Tiling
 
 LIMIT = 1e-4
 PROMPT = "a red ring on the left of a blue background"
@@ -166,7 +166,10 @@ def test_scales_that_do_not_fit(tmp_path):
     file = layouts.scaled_fp8(tiny.image_transformer().state_dict())
     name = "transformer_blocks.1.attn1.to_q."
     for change, said in (
-        ({f"{name}scale_weight": torch.ones(3)}, r"has the shape \[3\] where one number, or one for each of the 64"),
+        (
+            {f"{name}scale_weight": torch.ones(3)},
+            r"has scales of the shape \[3\], which do not fit its \[64, 64\] weights",
+        ),
         ({f"{name}weight": torch.zeros(64, 64)}, "has a scale and holds torch.float32"),
         ({f"{name}weight_scale": torch.ones(())}, "has two scales"),
         ({"absent.scale_weight": torch.ones(())}, "absent.weight, which it scales, is missing"),
@@ -245,7 +248,7 @@ def test_dc_ae_lite_in_windows(tmp_path):
     latent = torch.randn(1, 32, 5, 7, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = vae.decode(latent).sample
-    windows = Windows(64, torch.device("cpu"), torch.float32)
+    windows = Tiling(64, torch.device("cpu"), torch.float32)
     assert drawing.difference(windows.decode(module, latent), whole) < LIMIT
 
 
@@ -295,7 +298,7 @@ def test_strictness_in_other_namings(tmp_path):
         wrong = torch.zeros(weights[old].shape[0] * 2, *weights[old].shape[1:])
         for changed, said in (
             ({k: v for k, v in weights.items() if k != old}, rf"missing \(such as {new} \["),
-            ({**weights, "encoder.extra.weight": torch.zeros(1)}, "the key encoder.extra.weight is none of a"),
+            ({**weights, "encoder.extra.weight": torch.zeros(1)}, "the key encoder.extra.weight does not belong to a"),
             ({**weights, old: wrong}, r"has the shape \[.*\] where \[.*\] was expected"),
         ):
             save_file(changed, path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from sana_nodes.model_loaders import streaming
-from sana_nodes.model_loaders.streaming import Tiles, decode_pieces, encode_pieces
 from sana_nodes.model_loaders.vae import load_vae
+from sana_nodes.networks import streaming
+from sana_nodes.networks.streaming import Tiles, decode_pieces, encode_pieces
 
 MAKERS = {
     "wan": tiny.wan_vae,

@@ -7,7 +7,7 @@ import drawing
 import pytest
 import tiny
 import torch
-from sana_nodes.model_loaders.dc_ae_windows import Windows
+from sana_nodes.networks.tiling import Tiling
 
 LAYOUTS = {
     "sana": {},
@@ -25,8 +25,8 @@ LAYOUTS = {
 }
 
 
-def windows(side: int, **more) -> Windows:
-    return Windows(side, torch.device("cpu"), torch.float32, **more)
+def windows(side: int, **more) -> Tiling:
+    return Tiling(side, torch.device("cpu"), torch.float32, **more)
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_bfloat16_differs_no_more_than_bfloat16_does():
     autoencoder, latents = tiny.autoencoder().to(torch.bfloat16), torch.randn(1, 32, 6, 6)
     whole = autoencoder.decode(latents.bfloat16()).sample.float()
     exact = tiny.autoencoder().decode(latents).sample
-    tiled = Windows(64, torch.device("cpu"), torch.bfloat16).decode(autoencoder, latents)
+    tiled = Tiling(64, torch.device("cpu"), torch.bfloat16).decode(autoencoder, latents)
     assert tiled.dtype == torch.float32
     assert (tiled - exact).abs().mean() < 1.2 * (whole - exact).abs().mean()
 
@@ -100,14 +100,14 @@ def test_the_embedded_host_falls_back_to_windows(home, reference, monkeypatch):
     hosts._current = None
     latents, pixels = torch.randn(2, 32, 3, 2), torch.rand(1, 70, 96, 3)
     expected = vae.decode(latents), vae.encode(pixels)
-    sides, true = [], Windows._through
-    monkeypatch.setattr(Windows, "_through", lambda self, *args: (sides.append(self.side), true(self, *args))[1])
+    sides, true = [], Tiling._through
+    monkeypatch.setattr(Tiling, "_through", lambda self, *args: (sides.append(self.side), true(self, *args))[1])
 
     def fail(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("out of memory")
 
     for half in ("decode", "encode"):
-        monkeypatch.setattr(vae.module, half, fail)
+        monkeypatch.setattr(vae.autoencoder.module, half, fail)
     for got, wanted in zip((vae.decode(latents), vae.encode(pixels)), expected):
         assert got.dtype == torch.float32 and drawing.difference(got, wanted) < 1e-4
-    assert sides == [1024, 1024]
+    assert sides == [1024, 1024, 1024]

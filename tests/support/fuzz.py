@@ -29,9 +29,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import tiny
 import torch
 from safetensors.torch import save_file
-from sana_nodes.model_loaders import folders
-from sana_nodes.model_loaders.checkpoints import UnusableFile
 from sana_nodes.model_loaders.controlnet import load_controlnet
+from sana_nodes.model_loaders.files import folders
+from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.lora import load_lora
 from sana_nodes.model_loaders.pipeline import load_pipeline
 from sana_nodes.model_loaders.text_encoder import load_text_encoder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tiny
 import torch
-from sana_nodes.model_loaders import prompts
+from sana_nodes.networks import prompts
 
 FILE = "tiny_gemma.safetensors"
 TRICKY = [

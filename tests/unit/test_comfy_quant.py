@@ -1,4 +1,4 @@
-"""SANA files quantised in ComfyUI's own formats draw what the weights they stand for draw; others are named."""
+"""SANA files quantised in ComfyUI's own formats give what the weights they stand for give; others are named."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import drawing
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
-from sana_nodes.model_loaders.checkpoints import UnusableFile, open_checkpoint
+from safetensors.torch import load_file, save_file
+from sana_nodes.model_loaders.files.checkpoint import UnusableFile
+from sana_nodes.model_loaders.files.open import open_checkpoint
+from sana_nodes.model_loaders.quantised.formats import set_values
 from sana_nodes.model_loaders.transformer import load_transformer
 
 LAYERS = [f"transformer_blocks.{block}.{layer}" for block in range(3) for layer in ("attn1.to_q", "attn2.to_out.0")]
@@ -58,6 +60,13 @@ def write(path, name: str, how: str = "keys", prefix: str = "", dtype=torch.floa
     return network
 
 
+def floating(path, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """The state dict of a file's transformer once a host that computes in ``dtype`` has taken it."""
+    loaded = load_transformer(path)
+    set_values(loaded.module, loaded.quantised, dtype)
+    return loaded.module.state_dict()
+
+
 NAMES = ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_tensorwise_rows", "nvfp4"]
 
 
@@ -66,7 +75,7 @@ NAMES = ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_tensorwise_row
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_become_the_weights_they_stand_for(tmp_path, name, how, prefix):
     network = write(tmp_path / "q.safetensors", name, how, prefix)
-    loaded = load_transformer(tmp_path / "q.safetensors").module.state_dict()
+    loaded = floating(tmp_path / "q.safetensors")
     for key, value in network.state_dict().items():
         assert torch.allclose(loaded[key], value, rtol=1e-5, atol=1e-7), key
 
@@ -97,11 +106,40 @@ def test_a_quantised_file_draws_as_diffusers_with_its_weights(host, home, refere
     path.unlink()
 
 
-def test_weights_take_the_dtype_of_the_rest_and_the_log_says_so(tmp_path, caplog):
+def test_the_log_names_the_formats(tmp_path, caplog):
     caplog.set_level("INFO")
     write(tmp_path / "q.safetensors", "float8_e4m3fn", dtype=torch.bfloat16)
-    assert open_checkpoint(tmp_path / "q.safetensors")[f"{LAYERS[0]}.weight"].dtype == torch.bfloat16
-    assert "6 layers stored as float8_e4m3fn become bfloat16." in caplog.text
+    open_checkpoint(tmp_path / "q.safetensors")
+    assert "6 layers are stored as float8_e4m3fn." in caplog.text
+
+
+def without_marks(tensors: dict) -> dict:
+    return {key: value for key, value in tensors.items() if not key.endswith("comfy_quant")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_the_same_weights_with_and_without_marks(tmp_path, name, dtype):
+    """A mark says what a scaled fp8 layer shows already; it changes no value."""
+    write(tmp_path / "marked.safetensors", name, dtype=torch.bfloat16)
+    save_file(without_marks(load_file(tmp_path / "marked.safetensors")), tmp_path / "plain.safetensors")
+    marked, plain = (floating(tmp_path / f"{which}.safetensors", dtype) for which in ("marked", "plain"))
+    for layer in LAYERS:
+        assert torch.equal(marked[f"{layer}.weight"], plain[f"{layer}.weight"])
+        assert marked[f"{layer}.weight"].dtype == dtype
+
+
+def test_a_file_that_mixes_marks_and_scales(tmp_path):
+    """Some layers have ComfyUI's mark, others the older scale_weight alone."""
+    network = write(tmp_path / "q.safetensors", "float8_e4m3fn")
+    tensors = load_file(tmp_path / "q.safetensors")
+    for layer in LAYERS[:3]:
+        del tensors[f"{layer}.comfy_quant"]
+        tensors[f"{layer}.scale_weight"] = tensors.pop(f"{layer}.weight_scale")
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    loaded = floating(tmp_path / "mixed.safetensors")
+    for key, value in network.state_dict().items():
+        assert torch.allclose(loaded[key], value, rtol=1e-5, atol=1e-7), key
 
 
 @pytest.mark.parametrize(
@@ -110,7 +148,7 @@ def test_weights_take_the_dtype_of_the_rest_and_the_log_says_so(tmp_path, caplog
 def test_other_formats_are_named(tmp_path, name, more):
     write(tmp_path / "q.safetensors", "int8_tensorwise", **{"format": name, **more})
     said = " with ".join([name or "no format", *more])
-    with pytest.raises(UnusableFile, match=f"attn1.to_q is quantised as {said}, which is not read here"):
+    with pytest.raises(UnusableFile, match=f"attn1.to_q is quantised as {said}, which is unsupported"):
         load_transformer(tmp_path / "q.safetensors")
 
 
@@ -118,7 +156,7 @@ def test_damaged_marks_are_said(tmp_path):
     path = tmp_path / "q.safetensors"
     mark = torch.tensor(list(b"{"), dtype=torch.uint8)
     save_file({"a.weight": torch.zeros(2, 2, dtype=torch.int8), "a.comfy_quant": mark}, path)
-    with pytest.raises(UnusableFile, match="what it says of its quantised layers cannot be read"):
+    with pytest.raises(UnusableFile, match="what it says of its quantised layers is not JSON"):
         open_checkpoint(path)
     mark = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     save_file({"a.weight": torch.zeros(2, 2, dtype=torch.uint8), "a.comfy_quant": mark}, path)

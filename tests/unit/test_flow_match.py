@@ -7,8 +7,8 @@ import math
 import pytest
 import tiny
 import torch
-from sana_nodes.samplers import flow_match
-from sana_nodes.samplers.flow_match import FlowMatch, flow_sigmas, sampler_of
+from sana_nodes.samplers import flow_match, flow_sigmas, flow_solver
+from sana_nodes.samplers.flow_match import FlowMatch
 
 SOLVERS = ["dpm_solver++", "euler"]
 STEPS = [*range(1, 41), 50, 100, 333, 1000]
@@ -53,7 +53,7 @@ def test_loops_are_the_schedulers(solver, steps, shift):
         asked.append(float(flow.timestep(sigma)[0]))
         return flow.calculate_denoised(sigma, network(x, flow.timestep(sigma)[:, None]), x)
 
-    drawn = sampler_of(solver)(model, x, flow_sigmas(steps, shift, solver))
+    drawn = flow_solver(solver).function(model, x, flow_sigmas(steps, shift, solver))
     assert (drawn - expected).abs().max() < 2e-6
     assert torch.allclose(torch.tensor(asked), theirs.timesteps.float(), atol=1e-3)
 
@@ -69,7 +69,7 @@ def test_what_is_held_stays(solver):
         denoised = flow.calculate_denoised(sigma, network(x, flow.timestep(sigma)[:, None]), x)
         return denoised * mask + known * (1 - mask)
 
-    drawn = sampler_of(solver)(model, start, flow_sigmas(7, 8.0, solver), {"denoise_mask": mask})
+    drawn = flow_solver(solver).function(model, start, flow_sigmas(7, 8.0, solver), {"denoise_mask": mask})
     assert (drawn - known)[mask == 0].abs().max() < 1e-6
     assert (drawn - known)[mask == 1].abs().max() > 0.1
 
@@ -119,7 +119,7 @@ def test_bad_sigmas(values, said):
 
 def test_an_unknown_solver():
     with pytest.raises(ValueError, match="choose one of"):
-        sampler_of("heun")
+        flow_solver("heun")
 
 
 def test_runs_start_from_noise_where_the_latent_is_empty():

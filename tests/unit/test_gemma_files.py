@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 from sana_nodes.model_loaders import gemma_tokenizer
-from sana_nodes.model_loaders.checkpoints import UnusableFile
+from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.text_encoder import load_text_encoder
 from tokenizers.processors import TemplateProcessing
 

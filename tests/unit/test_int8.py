@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
-from sana_nodes.model_loaders import dtypes, int8
+from sana_nodes.networks import int8, precision
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_error_is_that_of_two_roundings(bitsandbytes, outliers):
 
 
 def test_every_linear_is_one_byte_and_follows_its_module(bitsandbytes):
-    network = dtypes.adapt(tiny.transformer().requires_grad_(False), {}, torch.int8, torch.float32)
+    network = precision.use_casting_layers(tiny.transformer().requires_grad_(False), {}, torch.int8, torch.float32)
     layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
     assert len(layers) > 20 and all(m.weight.dtype == torch.int8 and type(m) is int8.Int8Linear for m in layers)
     state = network.state_dict()
@@ -147,7 +147,7 @@ def _takes_state(model) -> bool:
 @pytest.mark.parametrize("node", ["SanaLoadPipeline", "SanaLoadTransformer", "SanaLoadTextEncoder"])
 def test_where_it_cannot_be_had_it_is_said_before_anything_is_read(host, monkeypatch, node, why):
     name = {"SanaLoadPipeline": "pipeline", "SanaLoadTransformer": "model_name"}.get(node, "encoder_name")
-    int8.missing.cache_clear()
+    int8.unavailable_reason.cache_clear()
     if why == "absent":
         monkeypatch.setattr(int8.importlib.util, "find_spec", lambda name: None)
         said = "bitsandbytes is not installed"
@@ -156,7 +156,7 @@ def test_where_it_cannot_be_had_it_is_said_before_anything_is_read(host, monkeyp
         monkeypatch.setattr(int8, "quantise", lambda layer: (_ for _ in ()).throw(RuntimeError("no kernel")))
         said = r"does not run on this machine's \w+ \(no kernel\)"
     try:
-        with pytest.raises(ValueError, match=f"int8_bnb cannot be had: .*{said}.*choose"):
+        with pytest.raises(ValueError, match=f"int8_bnb is not available: .*{said}.*choose"):
             drawing.call(node, **{name: "absent", "weight_dtype": "int8_bnb"})
     finally:
-        int8.missing.cache_clear()
+        int8.unavailable_reason.cache_clear()

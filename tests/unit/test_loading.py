@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from sana_nodes.model_loaders import checkpoints, folders
-from sana_nodes.model_loaders.checkpoints import UnusableFile
-from sana_nodes.model_loaders.dc_ae import config_from_shapes as vae_config_from_shapes
+from sana_nodes.model_loaders.autoencoders.dc_ae import config_from_shapes as vae_config_from_shapes
+from sana_nodes.model_loaders.files import folders, open
+from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.pipeline import load_pipeline
 from sana_nodes.model_loaders.text_encoder import load_text_encoder
 from sana_nodes.model_loaders.transformer import config_from_shapes, load_transformer
@@ -61,14 +61,14 @@ def test_transformer_file_without_a_config(tmp_path, changes):
     save_file(weights_of(module), tmp_path / "model.safetensors")
     loaded = load_transformer(tmp_path / "model.safetensors")
     assert_same(loaded.module, weights_of(module))
-    read = config_from_shapes(checkpoints.open_checkpoint(tmp_path / "model.safetensors"))
+    read = config_from_shapes(open.open_checkpoint(tmp_path / "model.safetensors"))
     for key, value in read.items():
         if key == "mlp_ratio":
             width = module.config.num_attention_heads * module.config.attention_head_dim
             assert int(value * width) == int(module.config.mlp_ratio * width)
         else:
             assert module.config[key] == value, key
-    assert loaded.spec.family == "sprint"
+    assert loaded.spec.family.key == "sprint"
 
 
 def test_transformer_folder_keeps_the_config_that_shapes_do_not_show(folder):
@@ -93,7 +93,7 @@ VAES = [
 def test_vae_file_without_a_config(tmp_path, changes):
     module = tiny.autoencoder(**changes)
     save_file(weights_of(module), tmp_path / "vae.safetensors")
-    read = vae_config_from_shapes(checkpoints.open_checkpoint(tmp_path / "vae.safetensors"))
+    read = vae_config_from_shapes(open.open_checkpoint(tmp_path / "vae.safetensors"))
     kinds = {k: (v,) * 6 if k.endswith("block_types") and isinstance(v, str) else v for k, v in module.config.items()}
     assert {k: _tuples(v) for k, v in read.items()} == {k: _tuples(kinds[k]) for k in read}
     loaded = load_vae(tmp_path / "vae.safetensors")
@@ -233,10 +233,10 @@ def test_models_of_other_families_are_named(tmp_path, name):
 
 def test_a_plain_image_model_is_not_sprint(host, folder):
     plain = load_transformer(folder(tiny.transformer(guidance_embeds=False)))
-    assert (plain.spec.family, plain.spec.flow_shift, plain.spec.name) == ("image", 3.0, "SANA")
+    assert (plain.spec.family.key, plain.spec.flow_shift, plain.spec.name) == ("image", 3.0, "SANA")
     model = host.model(plain, "default")
     latent = {"samples": torch.zeros(1, 32, 2, 2)}
-    with pytest.raises(ValueError, match="is SANA, not SANA-Sprint: sample it with SanaFlowSample"):
+    with pytest.raises(ValueError, match="is SANA, not SANA-Sprint: sample it with Sana Flow Sample"):
         drawing.call("SanaSCMSample", model=model, positive=[], latent_image=latent)
 
 
@@ -269,7 +269,7 @@ def test_an_index_cannot_name_files_elsewhere(folder):
     path = folder(tiny.transformer())
     (path / "diffusion_pytorch_model.safetensors").unlink()
     (path / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
-    with pytest.raises(UnusableFile, match="is no file of its folder"):
+    with pytest.raises(UnusableFile, match="is not a file of its folder"):
         load_transformer(path)
 
 
@@ -347,10 +347,11 @@ def test_the_first_of_several_roots_wins_and_all_are_listed(tmp_path):
 
 
 def test_a_changed_file_is_looked_at_again(tmp_path):
-    from sana_nodes.model_loaders.listing import fitting
+    from sana_nodes.model_loaders.files.kinds import Kind
+    from sana_nodes.model_loaders.files.listing import models_of_kind
 
     file = tmp_path / "one.safetensors"
     save_file({"unknown": torch.zeros(1)}, file)
-    assert fitting([tmp_path], ("DC-AE",)) == []
+    assert models_of_kind([tmp_path], (Kind.DC_AE,)) == []
     save_file(tiny.autoencoder().state_dict(), file)
-    assert fitting([tmp_path], ("DC-AE",)) == ["one.safetensors"]
+    assert models_of_kind([tmp_path], (Kind.DC_AE,)) == ["one.safetensors"]

@@ -68,7 +68,7 @@ def test_fused_attention_counts_as_its_output():
 
 def test_estimates_follow_the_config():
     """A model twice as wide takes twice as much; nothing is read off a published name."""
-    from sana_nodes.model_loaders.memory import transformer_memory
+    from sana_nodes.networks.memory import transformer_memory
 
     small, wide = tiny.transformer(), tiny.transformer(num_attention_heads=4)
     ones = [transformer_memory(m, (1, 1, 1)).step((1, 32, 64, 64), 4, captions=1) for m in (small, wide)]

@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
-from sana_nodes.model_loaders import previews
+from sana_nodes.model_loaders.tiny_decoder import load_tiny_decoder
+from sana_nodes.networks import previews
 from server import Server
 from torch.nn import functional
 
@@ -97,7 +98,7 @@ def by_layers(tensors: dict, latent: torch.Tensor) -> torch.Tensor:
 def test_tsd_is_read_off_its_shapes(tmp_path):
     save_file(tsd(), tmp_path / "tsd.safetensors")
     latent = torch.randn(1, 32, 3, 2)
-    drawn = previews.load_tiny_decoder(tmp_path / "tsd.safetensors")(latent)
+    drawn = load_tiny_decoder(tmp_path / "tsd.safetensors")(latent)
     assert drawn.shape == (1, 3, 24, 16) and drawn.std() > 0.01
     assert torch.allclose(drawn, by_layers(tsd(), latent), atol=1e-5)
 
@@ -105,7 +106,7 @@ def test_tsd_is_read_off_its_shapes(tmp_path):
 def test_another_file_is_not_tsd(tmp_path):
     save_file({"0.conv_a.weight": torch.zeros(1)}, tmp_path / "tsd.safetensors")
     with pytest.raises(ValueError, match="is not tsd"):
-        previews.load_tiny_decoder(tmp_path / "tsd.safetensors")
+        load_tiny_decoder(tmp_path / "tsd.safetensors")
 
 
 @pytest.fixture(scope="module")

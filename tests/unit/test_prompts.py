@@ -8,7 +8,7 @@ import inspect
 import drawing
 import pytest
 import tiny
-from sana_nodes.model_loaders import prompts, resolutions
+from sana_nodes.networks import prompts, resolutions
 
 
 def default_instruction(pipeline) -> str:
@@ -37,10 +37,10 @@ def test_sizes_are_the_pipelines():
         "video 480p": video.ASPECT_RATIO_480_BIN,
         "video 720p": getattr(video, "ASPECT_RATIO_720_BIN", None),
     }
-    assert list(resolutions.BINS) == list(tables)
+    assert list(resolutions.BIN_NAMES) == list(tables)
     for name, table in tables.items():
         for ratio, (height, width) in (table or {}).items():
-            assert resolutions.BINS[name][float(ratio)] == (int(width), int(height))
+            assert resolutions.bins_of(name)[float(ratio)] == (int(width), int(height))
 
 
 @pytest.mark.parametrize("size", [(1024, 1024), (1920, 1080), (640, 2000), (3, 1), (1000, 1001)])

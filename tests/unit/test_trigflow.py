@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from sana_nodes.media.pictures import crop_to_size
 from sana_nodes.samplers import noise, trigflow
-from sana_nodes.samplers.pictures import crop_to_size
 from sana_nodes.samplers.trigflow import TrigFlow, check_sigmas, parse_timesteps, sample_scm, scm_sigmas
 
 

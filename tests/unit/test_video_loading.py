@@ -7,11 +7,13 @@ import tiny
 import torch
 from layouts import nvlabs
 from safetensors.torch import load_file, save_file
-from sana_nodes.model_loaders import vae as vaes
-from sana_nodes.model_loaders.checkpoints import UnusableFile
+from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.pipeline import load_pipeline
-from sana_nodes.model_loaders.transformer import load_transformer, token_times
+from sana_nodes.model_loaders.transformer import load_transformer
 from sana_nodes.model_loaders.vae import load_vae
+from sana_nodes.networks.autoencoder import from_autoencoder, to_autoencoder
+from sana_nodes.networks.latent_spaces import WAN, neutral_latent
+from sana_nodes.networks.transformer import token_times
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_transformer_layouts(tmp_path, transformer, layout):
         save_file({"file": weights, "prefixed": prefixed, "nvlabs.safetensors": nvlabs(weights)}[layout], path)
     loaded = load_transformer(path)
     same_weights(loaded.module, transformer)
-    assert (loaded.spec.family, loaded.spec.latent_channels, loaded.spec.patch) == ("video", 16, (1, 2, 2))
+    assert (loaded.spec.family.key, loaded.spec.latent_channels, loaded.spec.patch) == ("video", 16, (1, 2, 2))
     assert loaded.spec.flow_shift == 8.0 and loaded.spec.name == "SANA-Video"
     x, states = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 7, 48)
     with torch.no_grad():
@@ -121,7 +123,7 @@ def test_wan_layouts(tmp_path, layout):
         save_file({tiny.original_wan_name(name): value.contiguous() for name, value in weights.items()}, path)
     loaded = load_vae(path)
     same_weights(loaded.module, module)
-    assert (loaded.spec.family, loaded.spec.latent_channels) == ("wan", 16)
+    assert (loaded.spec.space.key, loaded.spec.latent_channels) == ("wan", 16)
     assert (loaded.spec.spatial_ratio, loaded.spec.temporal_ratio) == (8, 4)
     assert loaded.spec.gain == (1.0,) * 16 and loaded.spec.offset == (0.0,) * 16
 
@@ -155,10 +157,10 @@ def test_a_wan_vae_with_latents_of_its_own_is_brought_to_the_common_ones(tmp_pat
     tiny.wan_vae(latents_mean=mean, latents_std=std).save_pretrained(tmp_path / "vae")
     spec = load_vae(tmp_path / "vae").spec
     normal = torch.randn(1, 16, 2, 3, 3)
-    common = normal * torch.tensor(vaes.wan_vae.STD).view(1, 16, 1, 1, 1) + vaes.neutral_latent(16).view(1, 16, 1, 1, 1)
+    common = normal * torch.tensor(WAN.std).view(1, 16, 1, 1, 1) + neutral_latent(WAN).view(1, 16, 1, 1, 1)
     own = normal * torch.tensor(std).view(1, 16, 1, 1, 1) + torch.tensor(mean).view(1, 16, 1, 1, 1)
-    assert (vaes.to_autoencoder(spec, common) - own).abs().max() < 1e-5
-    assert (vaes.from_autoencoder(spec, own) - common).abs().max() < 1e-5
+    assert (to_autoencoder(spec, common) - own).abs().max() < 1e-5
+    assert (from_autoencoder(spec, own) - common).abs().max() < 1e-5
 
 
 def test_ltx2_folder(tmp_path):
@@ -166,7 +168,7 @@ def test_ltx2_folder(tmp_path):
     module.save_pretrained(tmp_path / "vae")
     loaded = load_vae(tmp_path / "vae")
     same_weights(loaded.module, module)
-    assert (loaded.spec.family, loaded.spec.latent_channels) == ("ltx2", 128)
+    assert (loaded.spec.space.key, loaded.spec.latent_channels) == ("ltx2", 128)
     assert (loaded.spec.spatial_ratio, loaded.spec.temporal_ratio) == (32, 8)
     weights = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     save_file(weights, tmp_path / "alone.safetensors")
@@ -209,4 +211,4 @@ def test_latents_say_which_vae_they_are_for(tmp_path):
         ((1, 16, 8, 8), "16 channels and frames"),
     ):
         with pytest.raises(ValueError, match=said):
-            vaes.to_autoencoder(spec, torch.zeros(shape))
+            to_autoencoder(spec, torch.zeros(shape))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from reading import decoded, tags_in
 from sana_nodes import NODE_CLASS_MAPPINGS
-from sana_nodes.model_loaders.vae import neutral_latent
+from sana_nodes.networks.latent_spaces import WAN, neutral_latent
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_latent_from_a_picture(parts):
     samples, mask = latent["samples"], latent["noise_mask"]
     assert samples.shape == (2, 16, 3, 8, 8) and mask.shape == (2, 1, 3, 8, 8)
     assert mask[:, :, 0].max() == 0 and mask[:, :, 1:].min() == 1
-    neutral = neutral_latent(16).view(1, 16, 1, 1, 1).to(samples)
+    neutral = neutral_latent(WAN).view(1, 16, 1, 1, 1).to(samples)
     assert torch.equal(samples[:, :, 1:], neutral.expand(2, -1, 2, 8, 8))
     assert (samples[:, :, 0] - neutral[:, :, 0]).abs().max() > 0.01
 
@@ -86,9 +86,9 @@ def test_bad_sizes_are_said_before_anything_runs(name):
 
 def test_what_does_not_belong_together(host, parts, large, reference):
     sprint = drawing.call("SanaLoadPipeline", pipeline="tiny")
-    with pytest.raises(ValueError, match="DC-AE, SANA's autoencoder for pictures"):
+    with pytest.raises(ValueError, match="DC-AE, SANA's autoencoder for images"):
         filming.latent(sprint[2])
-    with pytest.raises(ValueError, match="SANA-Sprint, which flow matching cannot sample: use SanaSCMSample"):
+    with pytest.raises(ValueError, match="SANA-Sprint, which flow matching cannot sample: use Sana SCM Sample"):
         filming.sampled((sprint[0], *parts[1:]), filming.latent(parts[2]))
     with pytest.raises(ValueError, match="SANA-Video takes .batch, 16, frames, height, width.*the Wan 2.1 VAE"):
         filming.sampled(parts, filming.latent(large[2]))
@@ -99,7 +99,7 @@ def test_what_does_not_belong_together(host, parts, large, reference):
     with pytest.raises(ValueError, match="decode it with DC-AE"):
         parts[2].decode(torch.zeros(1, 32, 8, 8))
     picture = drawing.call("SanaEmptyLatent", width=64, height=64)[0]
-    with pytest.raises(ValueError, match="make it with SanaEmptyVideoLatent"):
+    with pytest.raises(ValueError, match="make it with Sana Empty Video Latent"):
         filming.sampled(parts, picture)
     with pytest.raises(ValueError, match="is SANA-Video, not SANA-Sprint: sample it with SanaFlowSample"):
         drawing.call("SanaSCMSample", model=parts[0], positive=[], latent_image=picture)
