@@ -137,8 +137,8 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
     head = GEMMA_2_2B["head_dim"]
     if query % head or key % head:
         raise UnusableFile(
-            f"{checkpoint.path}: {query} query and {key} key channels do not divide into heads of {head}, as Gemma-2-2B's do; "
-            "put its config.json beside it"
+            f"{checkpoint.path}: {query} query and {key} key channels do not divide into heads of {head}, as "
+            "Gemma-2-2B's do; put its config.json beside it"
         )
     layers = {name.split(".")[1] for name in checkpoint if name.startswith("layers.")}
     return {

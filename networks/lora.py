@@ -8,9 +8,8 @@ MAGNITUDE = "magnitude"
 """PEFT's DoRA; ComfyUI's ``dora_scale`` divides by the length of other rows and is no name for it."""
 
 
-def patched(weight, loaded: LoadedLora, layer: str, strength: float):
-    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for kinds that only ComfyUI knows."""
-    parts = loaded.parts(layer)
+def patched(weight, parts: Mapping, layer: str, strength: float):
+    """A layer's ``weight`` with a LoRA's ``parts``, in its own dtype; ValueError for kinds that only ComfyUI knows."""
     others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
     if others:
         raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")

@@ -8,6 +8,7 @@ for one frame more, and a block's shortcut waits with it. The modules are diffus
 from __future__ import annotations
 
 import torch
+from einops import rearrange, reduce
 
 
 class _Run:
@@ -58,7 +59,7 @@ class _Run:
         h = self.conv(block.conv1, block.nonlinearity(block.norm1(x)), last)
         h = self.conv(block.conv2, block.dropout(block.nonlinearity(block.norm2(h))), last)
         if block.norm3 is not None:
-            x = block.norm3(x.movedim(1, -1)).movedim(-1, 1)
+            x = rearrange(block.norm3(rearrange(x, "b c f h w -> b f h w c")), "b f h w c -> b c f h w")
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x) if x.shape[2] else self._nothing(x, block.conv_shortcut.out_channels)
         return h + self.waiting(block, x, h.shape[2])
@@ -66,13 +67,13 @@ class _Run:
     def upsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
         """LTX2VideoUpsampler3d: channels become places, and the first frames that this makes are dropped."""
         h = self.conv(layer.conv, x, last)
-        wide = _channels_to_places(h, layer.stride)
+        wide = _depth_to_space(h, layer.stride)
         if self.started(layer, wide):
             wide = wide[:, :, layer.stride[0] - 1 :]
         if not layer.residual:
             return wide
         repeats = layer.stride[0] * layer.stride[1] * layer.stride[2] // layer.upscale_factor
-        residual = _channels_to_places(x, layer.stride).repeat(1, repeats, 1, 1, 1)
+        residual = _depth_to_space(x, layer.stride).repeat(1, repeats, 1, 1, 1)
         if self.started((layer, "residual"), residual):
             residual = residual[:, :, layer.stride[0] - 1 :]
         return wide + self.waiting(layer, residual, wide.shape[2])
@@ -83,9 +84,9 @@ class _Run:
             x = torch.cat([x[:, :, : layer.stride[0] - 1], x], dim=2)
         step = layer.stride[0]
         h = self.waiting_groups((layer, "h"), self.conv(layer.conv, x, last), step)
-        residual = _places_to_channels(self.waiting_groups((layer, "x"), x, step), layer.stride)
-        residual = residual.unflatten(1, (-1, layer.group_size)).mean(dim=2)
-        h = _places_to_channels(h, layer.stride)
+        residual = _space_to_depth(self.waiting_groups((layer, "x"), x, step), layer.stride)
+        residual = reduce(residual, "b (c group) f h w -> b c f h w", "mean", group=layer.group_size)
+        h = _space_to_depth(h, layer.stride)
         return h + self.waiting(layer, residual, h.shape[2])
 
     def waiting_groups(self, key, x: torch.Tensor, step: int) -> torch.Tensor:
@@ -95,15 +96,17 @@ class _Run:
         return self.waiting(key, x, x.shape[2] // step * step)
 
 
-def _channels_to_places(x: torch.Tensor, stride) -> torch.Tensor:
-    x = x.unflatten(1, (-1, *stride))
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+def _depth_to_space(x: torch.Tensor, stride) -> torch.Tensor:
+    return rearrange(x, "b (c q p r) f h w -> b c (f q) (h p) (w r)", **_axes(stride))
 
 
-def _places_to_channels(x: torch.Tensor, stride) -> torch.Tensor:
-    frames, rows, columns = (size // step for size, step in zip(x.shape[2:], stride))
-    x = x.reshape(*x.shape[:2], frames, stride[0], rows, stride[1], columns, stride[2])
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+def _space_to_depth(x: torch.Tensor, stride) -> torch.Tensor:
+    return rearrange(x, "b c (f q) (h p) (w r) -> b (c q p r) f h w", **_axes(stride))
+
+
+def _axes(stride) -> dict[str, int]:
+    """A stride in frames, rows and columns by the letters of the patterns above."""
+    return dict(zip("qpr", stride))
 
 
 class Ltx2Decoder:
@@ -126,8 +129,8 @@ class Ltx2Decoder:
             for block in stage.resnets:
                 x = run.resnet(block, x, last)
         x = run.conv(decoder.conv_out, decoder.conv_act(decoder.norm_out(x)), last)
-        x = x.unflatten(1, (-1, decoder.patch_size, decoder.patch_size))
-        return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+        p = decoder.patch_size
+        return rearrange(x, "b (c r p) f h w -> b c f (h p) (w r)", p=p, r=p)
 
     def park(self, device) -> None:
         self.run.park(device)
@@ -142,8 +145,7 @@ class Ltx2Encoder:
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         encoder, run, p = self.encoder, self.run, self.encoder.patch_size
-        x = piece.unflatten(4, (-1, p)).unflatten(3, (-1, p))
-        x = x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+        x = rearrange(piece, "b c f (h p) (w r) -> b (c r p) f h w", p=p, r=p)
         x = run.conv(encoder.conv_in, x, last)
         for stage in encoder.down_blocks:
             for block in stage.resnets:

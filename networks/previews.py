@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, reduce
 from torch.nn import functional
 
 IMAGES, CELLS, PATCHES = 8, 8, 2
@@ -49,8 +50,8 @@ def fit_preview(encode: Callable[[torch.Tensor], torch.Tensor], ratio: int) -> P
     """The map of an autoencoder: ``encode`` takes images [B, H, W, 3] in [0, 1] to latents [B, C, h, w]."""
     images = patches(ratio)
     latents = torch.cat([encode(image[None]).float().cpu() for image in images])
-    cells = latents.movedim(1, -1).flatten(0, -2).double()
-    colours = functional.avg_pool2d(images.movedim(-1, 1), ratio).movedim(1, -1).flatten(0, -2).double() * 2 - 1
+    cells = rearrange(latents, "b c h w -> (b h w) c").double()
+    colours = reduce(images, "b (h p) (w r) rgb -> (b h w) rgb", "mean", p=ratio, r=ratio).double() * 2 - 1
     mean, target = cells.mean(0), colours.mean(0)
     centred = cells - mean
     gram = centred.T @ centred

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol
 
 import torch
+from einops import rearrange
 
 from .latent_spaces import VaeSpec
 from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
@@ -202,7 +203,7 @@ def encode_pieces(
     latents, step = [], spec.temporal_ratio * PIECE
     for start in range(0, frames, step):
         stop = min(start + step, frames)
-        piece = pixels[:, start:stop].movedim(-1, 1).to(device, dtype) * 2.0 - 1.0
+        piece = rearrange(pixels[:, start:stop], "b f h w c -> b c f h w").to(device, dtype) * 2.0 - 1.0
         latents.append(coder.push(piece, stop == frames))
         report(stop, frames)
     return torch.cat(latents, dim=2)

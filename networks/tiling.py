@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from einops import rearrange, reduce
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,9 @@ class _Summing(_StandIn):
         self(tile)
 
     def apply_linear_attention(self, query, key, value):
-        key, own = (t.unflatten(-1, self.sides)[(..., *self.inside)].flatten(-2) for t in (key, value))
+        height, width = self.sides
+        maps = (rearrange(t, "b heads c (h w) -> b heads c h w", h=height, w=width) for t in (key, value))
+        key, own = (rearrange(t[(..., *self.inside)], "b heads c h w -> b heads c (h w)") for t in maps)
         ones = torch.nn.functional.pad(own, (0, 0, 0, 1), value=1.0)
         self.scores = self.scores + ones @ key.transpose(-1, -2)
         return value
@@ -242,7 +245,8 @@ def _decoder_stages(decoder) -> list[_Stage]:
         return h + x.repeat_interleave(decoder.in_shortcut_repeats, dim=1) if decoder.in_shortcut else h
 
     def last(x):
-        return out.call(decoder.conv_act(decoder.norm_out(x.movedim(1, -1)).movedim(-1, 1)))
+        normed = decoder.norm_out(rearrange(x, "b c h w -> b h w c"))
+        return out.call(decoder.conv_act(rearrange(normed, "b h w c -> b c h w")))
 
     out = _layer(decoder.conv_out)
     blocks = [_layer(layer) for stage in reversed(decoder.up_blocks) for layer in stage]
@@ -254,7 +258,7 @@ def _encoder_stages(encoder) -> list[_Stage]:
         h = encoder.conv_out(x)
         if not encoder.out_shortcut:
             return h
-        return h + x.unflatten(1, (-1, encoder.out_shortcut_average_group_size)).mean(dim=2)
+        return h + reduce(x, "b (c group) h w -> b c h w", "mean", group=encoder.out_shortcut_average_group_size)
 
     blocks = [_layer(layer) for stage in encoder.down_blocks for layer in stage]
     return _stages([_layer(encoder.conv_in), *blocks, _Layer(last, lambda n: n + 1)])

@@ -18,7 +18,8 @@ def _samples_of(latent: dict, spec) -> torch.Tensor:
         vae = spec.space.name if spec.space else "the VAE of its size"
         raise ValueError(
             f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
-            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, which is this model's"
+            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, "
+            "which is this model's"
         )
     for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
         if size % patch:

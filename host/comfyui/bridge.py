@@ -13,7 +13,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from .. import SaveTarget
+from ..contract import SaveTarget
 from . import clip, controlnet, lora, model, patches, sampling, vae
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import SaveTarget
+from ..contract import SaveTarget
 
 KINDS = ("diffusers", "diffusion_models", "checkpoints", "text_encoders", "vae", "loras", "controlnet")
 

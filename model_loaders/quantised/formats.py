@@ -77,7 +77,7 @@ def _scaled_rows(parts: Mapping[str, torch.Tensor], rows: slice, kind: torch.dty
 def _nvfp4_rows(parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
     """Two four-bit floats in a byte, the first in its upper half; a float8 scale for 16 of them, and one for all."""
     packed = parts["weight"][rows].view(torch.uint8)
-    codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1).long()
+    codes = rearrange(torch.stack([packed >> 4, packed & 15]), "nibble rows bytes -> rows (bytes nibble)").long()
     values = torch.tensor([*E2M1, *(-value for value in E2M1)])[codes]
     blocks = -(-values.shape[1] // BLOCK)
     scales = _untiled(parts["weight_scale"].contiguous().view(torch.float8_e4m3fn), blocks)[rows]
@@ -88,10 +88,9 @@ def _nvfp4_rows(parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
 def _untiled(scales: torch.Tensor, columns: int) -> torch.Tensor:
     """Scales by row and column, of cuBLAS' tiles of 128 rows and 4 columns."""
     tiles = -(-columns // 4)
-    return rearrange(
-        scales.flatten(), "(down across inner outer four) -> (down outer inner) (across four)",
-        across=tiles, inner=32, outer=4, four=4,
-    )[:, :columns]  # fmt: skip
+    axes = {"across": tiles, "inner": 32, "outer": 4, "four": 4}
+    table = rearrange(scales.flatten(), "(down across inner outer four) -> (down outer inner) (across four)", **axes)
+    return table[:, :columns]
 
 
 FORMATS = {
@@ -113,15 +112,18 @@ def with_quantised_layers(checkpoint: Checkpoint) -> Checkpoint:
     formats = {**_formats_by_scales(checkpoint), **_formats_by_marks(checkpoint)}
     if not formats:
         return checkpoint
-    entries = {
-        key: entry for key, entry in checkpoint.entries.items()
-        if key.rpartition(".")[2] != FILE_MARK and not (key.rpartition(".")[2] in BESIDE and key.rpartition(".")[0] in formats)
-    }  # fmt: skip
+    entries = {key: entry for key, entry in checkpoint.entries.items() if not _is_beside(key, formats)}
     for layer, options in formats.items():
         entries[f"{layer}.weight"] = _quantised_entry(checkpoint, layer, options)
     names = ", ".join(sorted({options["format"] for options in formats.values()}))
     logger.info("%s: %d layers are stored as %s.", checkpoint.path, len(formats), names)
     return checkpoint.with_entries(entries)
+
+
+def _is_beside(key: str, formats: Mapping[str, dict]) -> bool:
+    """Whether a key is a scale or mark of a quantised layer, or the mark of a whole file."""
+    layer, _, part = key.rpartition(".")
+    return part == FILE_MARK or (part in BESIDE and layer in formats)
 
 
 def _formats_by_marks(checkpoint: Checkpoint) -> dict[str, dict]:

@@ -176,7 +176,9 @@ def test_weights_left_behind_follow_their_input(parts):
         def forward(self, hidden_states=None):
             return hidden_states * self.table + self.places
 
-    block = adopt(Table().requires_grad_(False), None, torch.float32)
+    from sana_nodes.host.comfyui.modules import use_comfy_ops
+
+    block = use_comfy_ops(Table().requires_grad_(False), None, torch.float32)
     assert block(hidden_states=torch.zeros(2, 4, device="meta")).is_meta
     assert block.table.is_meta and block.places.is_meta and not block.inner.weight.is_meta
 
