@@ -1,0 +1,45 @@
+"""benchmarks/run.py runs, on tiny models, and its figures mean what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import tiny
+import torch
+
+sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
+
+import rows
+import run
+
+NAMES = ("prompt", "sprint-0.6b-step", "sana-1.6b-step-cfg", "dc-ae-decode", "wan-decode")
+
+
+def test_each_kind_of_row_gives_every_figure(tmp_path, capsys):
+    run.main([*NAMES, "--small", "--repeats", "1", "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["row"] for row in figures["rows"]] == list(NAMES)
+    for row in figures["rows"]:
+        assert row["ours_s"] > 0 and row["theirs_s"] > 0 and row["ratio"] == row["ours_s"] / row["theirs_s"]
+        assert row["ours_mb"] > 0 and row["theirs_mb"] > 0
+        assert row["ours_error"] <= 2 * row["theirs_error"] > 0, "the pack's answer is diffusers' answer"
+    assert len(capsys.readouterr().out.splitlines()) == len(NAMES) + 2
+
+
+def test_an_unknown_row_is_named(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["dc-ae-decoed"])
+    assert "no row dc-ae-decoed" in capsys.readouterr().err
+
+
+def test_operations_are_those_of_the_products():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert run.operations(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_copies_share_weights_and_not_layers():
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    copy = rows.shared(layer)
+    assert copy[0] is not layer[0] and copy[0].weight.data_ptr() == layer[0].weight.data_ptr()
