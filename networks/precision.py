@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
 from collections.abc import Mapping
 from functools import cache
 
@@ -9,6 +12,8 @@ import torch
 
 from . import int8
 from .text_encoder import TokenEmbedding
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
@@ -66,6 +71,39 @@ def compute_dtype(stored: torch.dtype, native_bf16: bool) -> torch.dtype:
     return torch.bfloat16 if native_bf16 and stored != torch.float32 else torch.float32
 
 
+def native_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 by itself, as torch says; where it cannot say, no."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_native_bf16()
+
+
+WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of oneDNN's ONEDNN_MAX_CPU_ISA under which its products are not bfloat16's own instructions."""
+
+
+def _cpu_native_bf16() -> bool:
+    """x86 has AVX512-BF16 or AMX, Arm its bfloat16 extension; torch's and oneDNN's own limits are kept to.
+
+    mkldnn answers yes to AVX512 without BF16 too, where it converts at each product: on x86 it is not enough.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if limit in WITHOUT_BF16 or not torch.backends.mkldnn.is_available():
+        return False
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # AVX2 also where ATEN_CPU_CAPABILITY says so
+        return False
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older torch cannot say
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def log_compute_dtype(what: str, stored: torch.dtype, compute: torch.dtype) -> None:
+    """One line in the log for a loaded model."""
+    names = (str(dtype).removeprefix("torch.") for dtype in (compute, stored))
+    logger.info("%s computes in %s: it is stored in %s", what, *names)
+
+
 def floating_weight(layer: torch.nn.Module, compute_dtype: torch.dtype) -> torch.Tensor:
     """A layer's weight as something can be added to it: of two bytes or more."""
     weight = layer.weight.data
@@ -107,6 +145,32 @@ def use_casting_layers(
             for parameter in parameters:
                 parameter.data = parameter.data.to(compute_dtype)
     return module
+
+
+def weights_to_cast(module: torch.nn.Module, compute_dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """Weights of two bytes or more that casting layers would cast at each use; a token embedding casts rows alone."""
+    rows = {id(part.weight) for part in module.modules() if isinstance(part, TokenEmbedding)}
+    return [
+        parameter
+        for parameter in module.parameters()
+        if parameter.is_floating_point()
+        and parameter.dtype.itemsize > 1
+        and parameter.dtype != compute_dtype
+        and id(parameter) not in rows
+    ]
+
+
+def cast_once(module: torch.nn.Module, compute_dtype: torch.dtype, available: int) -> bool:
+    """Put such weights into the dtype that is computed in, if that takes at most half of ``available`` bytes.
+
+    Casting at each use costs a pass over all weights for each call of a model.
+    """
+    weights = weights_to_cast(module, compute_dtype)
+    if sum(weight.numel() for weight in weights) * compute_dtype.itemsize > available // 2:
+        return False
+    for weight in weights:
+        weight.data = weight.data.to(compute_dtype)
+    return True
 
 
 @cache

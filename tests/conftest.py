@@ -81,9 +81,15 @@ def video_references(home, reference) -> dict:
 
 
 @pytest.fixture(params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])
-def host(request, home, reference):
-    """Each host in turn, over the same models."""
+def host(request, home, reference, monkeypatch):
+    """Each host in turn, over the same models; without ComfyUI as on a processor that has no bfloat16.
+
+    Results are then the same on every machine: weights of 16 and of 8 bits are computed in float32.
+    """
     from sana_nodes import host as hosts
+    from sana_nodes.networks import precision
+
+    monkeypatch.setattr(precision, "native_bf16", lambda device: False)
 
     if request.param == "comfyui":
         start_comfyui(home)

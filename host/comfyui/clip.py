@@ -11,7 +11,8 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.text_encoder import LoadedTextEncoder
 from ...networks import precision, prompts
-from ...networks.text_encoder import encode_tokens, memory_of_tokens
+from ...networks.prompt_cache import PromptCache, weights_probe
+from ...networks.text_encoder import memory_of_tokens
 from .modules import has_native_bf16, log_compute_dtype, use_comfy_ops
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
@@ -78,6 +79,7 @@ class SanaTextModel(torch.nn.Module):
         self.spec = loaded.spec
         self.dtypes = {compute_dtype}
         self.options: dict = {}
+        self.cache = PromptCache()
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
@@ -90,11 +92,13 @@ class SanaTextModel(torch.nn.Module):
     def encode_token_weights(self, tokens: dict):
         device = self.options.get("execution_device") or comfy.model_management.text_encoder_device()
         ids = tuple(pair[0] for pair in tokens[IDS][0])
-        states = encode_tokens(self.gemma, prompts.PromptTokens(ids, tokens[FIRST_KEPT]), device)
+        # ModelPatcher names the patches that a model was loaded with; hooks change weights under the same name
+        weights = getattr(self, "current_weight_patches_uuid", None), weights_probe(self.gemma)
+        states = self.cache.encode(self.gemma, prompts.PromptTokens(ids, tokens[FIRST_KEPT]), device, weights)
         return states.to(comfy.model_management.intermediate_device()).float(), None
 
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
-        return memory_of_tokens(self.spec, tokens[IDS][0]) if tokens else 0
+        return memory_of_tokens(self.spec, tokens[IDS][0]) + self.cache.nbytes if tokens else 0
 
     def load_sd(self, state_dict):
         raise ValueError("SANA's text encoder is loaded by Sana Load Text Encoder or Sana Load Pipeline")

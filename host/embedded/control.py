@@ -59,7 +59,7 @@ class AppliedControl:
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    return ControlNet(loaded.module, loaded.spec, prepare(loaded, wanted, device), device)
+    return ControlNet(loaded.module, loaded.spec, prepare(loaded, wanted, device, "SANA's ControlNet"), device)
 
 
 def apply(conditionings: list[list], applied: AppliedControl) -> list[list]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from torch.nn import functional
 
@@ -18,9 +21,18 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def has_native_bf16(place: torch.device) -> bool:
-    """Whether a device computes in bfloat16 as fast as it can."""
-    return place.type == "cuda" and torch.cuda.is_bf16_supported()
+def available_memory(device: torch.device) -> int:
+    """Bytes that weights could take: of the machine, in which they wait, and of the device; 0 where it is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+        known = hasattr(os, "sysconf") and set(names) <= os.sysconf_names.keys()
+        free = os.sysconf(names[0]) * os.sysconf(names[1]) // 2 if known else 0
+    if device.type == "cuda":
+        return min(free, torch.cuda.get_device_properties(device).total_memory)
+    return free
 
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError,)
@@ -69,10 +81,18 @@ def move_to_device(device: torch.device, *modules: torch.nn.Module) -> None:
     _Resident.modules = tuple(module.to(device) for module in modules)
 
 
-def prepare(loaded, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Make a loaded part's module store ``wanted`` and compute in what suits the device, which is returned."""
+def prepare(loaded, wanted: torch.dtype | None, device: torch.device, what: str) -> torch.dtype:
+    """Make a loaded part's module store ``wanted`` and compute in what suits the device, which is returned.
+
+    ``what`` names it in the log. A file's weights of another dtype than that are cast once, where memory holds
+    them; weights that a person asked to be stored in ``wanted`` stay in it and are cast at each use.
+    """
     module = loaded.module
-    compute = precision.compute_dtype(precision.stored_dtype(module, wanted), has_native_bf16(device))
+    stored = precision.stored_dtype(module, wanted)
+    compute = precision.compute_dtype(stored, precision.native_bf16(device))
     set_values(module, loaded.quantised, precision.floating(wanted) or compute)
     precision.use_casting_layers(module, CASTING, wanted, compute)
+    if wanted is None:
+        precision.cast_once(module, compute, available_memory(device))
+    precision.log_compute_dtype(what, stored, compute)
     return compute

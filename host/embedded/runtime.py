@@ -16,7 +16,8 @@ from ...model_loaders.transformer import LoadedTransformer
 from ...networks import lora, precision, prompts
 from ...networks.families import TransformerSpec
 from ...networks.latent_spaces import denormalise, normalise
-from ...networks.text_encoder import TextEncoderSpec, encode_tokens
+from ...networks.prompt_cache import PromptCache
+from ...networks.text_encoder import TextEncoderSpec
 from ...networks.transformer import network_inputs, velocity
 from . import progress
 from .devices import default_device, move_to_device, prepare
@@ -36,18 +37,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Clip:
-    """CLIP: Gemma-2 and its tokenizer."""
+    """CLIP: Gemma-2, its tokenizer, and what it need not compute again."""
 
     module: torch.nn.Module
     tokenizer: object
     spec: TextEncoderSpec
     device: torch.device
+    cache: PromptCache = field(default_factory=PromptCache)
 
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
         tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
         move_to_device(self.device, self.module)
-        states = encode_tokens(self.module, tokens, self.device).to("cpu", torch.float32)
+        states = self.cache.encode(self.module, tokens, self.device).to("cpu", torch.float32)
         return [[states, {"pooled_output": None}]]
 
 
@@ -62,13 +64,15 @@ class Sampler:
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    return Model(loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device), device)
+    return Model(
+        loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
+    )
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     device = torch.device("cpu") if where == "cpu" else default_device()
-    prepare(loaded, wanted, device)
+    prepare(loaded, wanted, device, "SANA's Gemma-2")
     return Clip(loaded.module, loaded.tokenizer, loaded.spec, device)
 
 

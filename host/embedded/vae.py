@@ -82,5 +82,5 @@ class Vae:
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> Vae:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.VAE_DTYPES)
     device = default_device()
-    compute = prepare(loaded, wanted, device)
+    compute = prepare(loaded, wanted, device, loaded.spec.name)
     return Vae(Autoencoder(loaded.module, loaded.spec), compute, device)
