@@ -18,6 +18,7 @@ from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer
 from ...networks import int8, precision
 from ...networks.families import TransformerSpec
+from ...networks.fast_transformer import use_fast_layers
 from ...networks.latent_spaces import DC_AE, LTX2, WAN
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.transformer import network_inputs, velocity
@@ -205,7 +206,7 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = use_comfy_ops(loaded.module, wanted, cast or stored)
+    module = use_fast_layers(use_comfy_ops(loaded.module, wanted, cast or stored))
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = _comfy_class(type(module))
     make = SanaVideo if loaded.spec.family.video else SanaBaseModel

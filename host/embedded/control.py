@@ -10,6 +10,7 @@ from ...media.pictures import cover
 from ...model_loaders.controlnet import LoadedControlNet
 from ...networks import precision
 from ...networks.controlnet import ControlNetSpec, check_latent, check_vae, control_residuals, control_time
+from ...networks.fast_transformer import use_fast_layers
 from .devices import default_device, prepare
 from .vae import Vae
 
@@ -59,6 +60,7 @@ class AppliedControl:
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
+    use_fast_layers(loaded.module)
     return ControlNet(loaded.module, loaded.spec, prepare(loaded, wanted, device, "SANA's ControlNet"), device)
 
 
