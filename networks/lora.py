@@ -8,11 +8,20 @@ MAGNITUDE = "magnitude"
 """PEFT's DoRA; ComfyUI's ``dora_scale`` divides by the length of other rows and is no name for it."""
 
 
-def patched(weight, parts: Mapping, layer: str, strength: float):
-    """A layer's ``weight`` with a LoRA's ``parts``, in its own dtype; ValueError for kinds that only ComfyUI knows."""
-    others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
-    if others:
-        raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
+PLAIN = {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE}
+"""The parts of a plain LoRA; LoKr, LoHa and the like have others."""
+
+
+def check_plain(parts: Mapping, layer: str) -> None:
+    """ValueError for kinds of LoRA that only ComfyUI applies."""
+    if others := sorted(parts.keys() - PLAIN):
+        raise ValueError(
+            f"the LoRA changes {layer} by {others[0]}, which is unsupported without ComfyUI: run with --host comfyui"
+        )
+
+
+def patched(weight, parts: Mapping, strength: float):
+    """A layer's ``weight`` with the ``parts`` of a plain LoRA, in its own dtype."""
     return changed(weight, *pieces(parts), strength)
 
 

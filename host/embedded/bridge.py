@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ...networks import lora
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -42,6 +43,8 @@ class EmbeddedHost:
         return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
     def apply_lora(self, model, loaded, strength):
+        for layer in loaded.layers:
+            lora.check_plain(loaded.parts(layer), layer)
         if message := loaded.unused_keys_message():
             logger.warning(message)
         return replace(model, loras=(*model.loras, (loaded, strength)))

@@ -96,7 +96,7 @@ def _with_loras(model: Model):
                 weight = model.module.get_parameter(f"{layer}.weight")
                 kept.setdefault(weight, weight.data)
                 floating = precision.floating_weight(model.module.get_submodule(layer), model.dtype)
-                weight.data = lora.patched(floating, loaded.parts(layer), layer, strength)
+                weight.data = lora.patched(floating, loaded.parts(layer), strength)
         yield
     finally:
         for weight, before in kept.items():

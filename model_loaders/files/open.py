@@ -114,6 +114,8 @@ def weight_files(path: Path) -> list[Path]:
     """The files of a checkpoint: the file itself, a folder's one safetensors file, or its shards."""
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise UnusableFile(f"{path} is neither a file nor a folder")
     for name in (base + variant for base in BASENAMES for variant in VARIANTS):
         stem, _, variant = name.partition(".")
         index = path / (f"{stem}.safetensors.index.json" if not variant else f"{stem}.safetensors.index.{variant}.json")

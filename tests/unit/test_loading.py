@@ -259,7 +259,7 @@ def test_names_stay_inside_the_model_folders(tmp_path):
     (tmp_path / "vae").mkdir()
     (tmp_path / "secret.safetensors").write_bytes(b"")
     for name in ("../secret.safetensors", "..\\secret.safetensors", str(tmp_path / "secret.safetensors"), ""):
-        with pytest.raises(ValueError, match="is no name of a VAE"):
+        with pytest.raises(ValueError, match="is not the name of a VAE"):
             folders.find_model([tmp_path / "vae"], name, "VAE")
     with pytest.raises(FileNotFoundError, match=r"no VAE called 'x'; looked in .*vae"):
         folders.find_model([tmp_path / "vae"], "x", "VAE")
