@@ -51,7 +51,7 @@ def test_a_model_loaded_in_part_draws_the_same(parts, budget):
         patcher.load(cpu, lowvram_model_memory=budget)
         assert patcher.model.model_lowvram
     try:
-        assert torch.equal(drawing.ours(parts, "a red ring"), expected)
+        assert drawing.difference(drawing.ours(parts, "a red ring"), expected) < drawing.ROUNDING
     finally:
         for patcher in (parts[0], parts[1].patcher, parts[2].patcher):
             patcher.detach()
@@ -69,7 +69,7 @@ def test_a_video_model_loaded_in_part_gives_the_same(parts, video_references, na
         patcher.load(cpu, lowvram_model_memory=budget)
         assert patcher.model.model_lowvram
     try:
-        assert torch.equal(filming.ours(video, image), expected)
+        assert drawing.difference(filming.ours(video, image), expected) < drawing.ROUNDING
     finally:
         for patcher in (video[0], video[1].patcher, video[2].patcher):
             patcher.detach()
@@ -192,7 +192,7 @@ def test_lora_like_patches_change_the_picture_and_leave_no_trace(parts):
     key = "diffusion_model.transformer_blocks.0.attn2.to_v.weight"
     assert patched.add_patches({key: (torch.full_like(weight, 0.3),)}, 1.0) == [key]
     assert (drawing.ours((patched, clip, vae), "a red ring") - before).abs().max() > 1e-4
-    assert torch.equal(drawing.ours(parts, "a red ring"), before)
+    assert drawing.difference(drawing.ours(parts, "a red ring"), before) < drawing.ROUNDING
     assert torch.equal(model.model.diffusion_model.transformer_blocks[0].attn2.to_v.weight, kept)
 
 
@@ -212,7 +212,7 @@ def test_weight_dtype_is_stored_and_computed_in_float32(parts, dtype, stored):
     assert network.transformer_blocks[0].scale_shift_table.dtype == torch.float32
     assert model.model.manual_cast_dtype == torch.float32
     coarse = drawing.ours((model, *parts[1:]), "a red ring")
-    assert 0 < drawing.difference(coarse, drawing.ours(parts, "a red ring")) < 0.5
+    assert 1e-4 < drawing.difference(coarse, drawing.ours(parts, "a red ring")) < 0.5
 
 
 @pytest.mark.parametrize("part,name", [("SanaLoadTextEncoder", "encoder_name"), ("SanaLoadVAE", "vae_name")])

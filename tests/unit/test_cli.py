@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import drawing
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
@@ -112,10 +114,12 @@ def test_unknown_node_and_missing_input(run):
 def test_core_clip_text_encode_is_ours_with_defaults(run):
     nodes = graph()
     nodes["2"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": nodes["2"]["inputs"]["text"]}}
-    pictures = [Image.open(run(given)[1].strip()).tobytes() for given in (nodes, graph())]
-    assert pictures[0] == pictures[1]
-    other = Image.open(run(graph(n2={"text": "another prompt", "guidance_scale": 9.0}))[1].strip()).tobytes()
-    assert other != pictures[0]
+
+    def image(given):
+        return np.asarray(Image.open(run(given)[1].strip()))
+
+    core, other = image(nodes), image(graph(n2={"text": "another prompt", "guidance_scale": 9.0}))
+    assert drawing.same_pixels(core, image(graph())) and not drawing.same_pixels(core, other)
 
 
 def test_core_nodes_stay_in_their_folders(run):
@@ -239,7 +243,7 @@ def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, damaged, tmp
     assert done.returncode == 0, done.stderr[-3000:]
     saved = json.loads(done.stdout)["saved"]
     assert str(tmp_path / "theirs") in saved[0]
-    assert list(Image.open(saved[0]).getdata()) == list(Image.open(out.strip()).getdata())
+    assert drawing.same_pixels(*(np.asarray(Image.open(path)) for path in (saved[0], out.strip())))
     refused = subprocess.run([*command, "--set", "4.steps=0"], capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2 and "steps" in refused.stderr
     failed = subprocess.run([*command, "--set", f"1.pipeline={damaged}"], capture_output=True, text=True, timeout=300)

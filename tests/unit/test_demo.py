@@ -114,7 +114,7 @@ def test_inpainting_draws_inside_the_mask_alone(parts, host):
         encoded = {"samples": parts[2].encode(picture[None])}
         held = drawing.core("SetLatentNoiseMask", host, samples=encoded, mask=mask)[0]
         latent = drawn(parts, held, asked.prompt, seed)
-        assert torch.equal(latent["samples"][..., :4].cpu(), encoded["samples"][..., :4].cpu())
+        assert drawing.difference(latent["samples"][..., :4], encoded["samples"][..., :4]) < drawing.ROUNDING
         inside = drawing.decode(parts[2], latent)[0, :, 160:]
         ground = torch.tensor(COLOURS[asked.background]) / 255
         assert (inside - ground).abs().amax(-1).lt(0.1).float().mean() > 0.5, asked.prompt

@@ -98,9 +98,10 @@ def test_vae_file_without_a_config(tmp_path, changes):
     assert {k: _tuples(v) for k, v in read.items()} == {k: _tuples(kinds[k]) for k in read}
     loaded = load_vae(tmp_path / "vae.safetensors")
     assert_same(loaded.module, weights_of(module))
-    picture = torch.rand(1, 3, 64, 64)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(loaded.module.encode(picture).latent, module.encode(picture).latent)
+        mine, theirs = loaded.module.encode(picture).latent, module.encode(picture).latent
+    assert drawing.difference(mine, theirs) < drawing.ROUNDING
 
 
 def _tuples(value):
@@ -133,7 +134,7 @@ def test_gemma_folder_in_shards_and_with_a_language_head(tmp_path):
     assert_same(loaded.module, weights_of(base))
     ids = torch.tensor([[2, 400, 300, 10]])
     with torch.no_grad():
-        assert torch.allclose(loaded.module(ids)[0], base(ids)[0], atol=1e-6)
+        assert torch.allclose(loaded.module(ids)[0], base(ids)[0], atol=drawing.ROUNDING)
     next(path.glob("model-00002-*")).unlink()
     with pytest.raises(FileNotFoundError, match="model-00002"):
         load_text_encoder(path)
