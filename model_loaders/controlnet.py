@@ -13,7 +13,7 @@ from .files.kinds import Kind, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
-from .transformer import config_from_shapes
+from .transformer import check_config, config_from_shapes
 
 HINT = "Give Sana Load ControlNet a SANA ControlNet (models/controlnet)."
 
@@ -38,6 +38,8 @@ def load_controlnet(path: Path) -> LoadedControlNet:
     from diffusers import SanaControlNetModel
 
     own = checkpoint.config_with("num_layers")
+    if own is not None:
+        check_config(own, checkpoint, found.kind)
     module = build_from_config(
         SanaControlNetModel, checkpoint, own, lambda: {**config_from_shapes(checkpoint), **positions}
     )

@@ -38,20 +38,38 @@ def load_transformer(path: Path) -> LoadedTransformer:
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
     checkpoint = checkpoint.without_prefix(PREFIX)
-    positions = position_config(checkpoint)
+    positions = {} if found.kind is Kind.VIDEO else position_config(checkpoint)
     checkpoint = to_diffusers(checkpoint, found)
 
     import diffusers
 
-    make, config_of = {
-        Kind.VIDEO: (diffusers.SanaVideoTransformer3DModel, video_config_from_shapes),
-        Kind.IMAGE: (diffusers.SanaTransformer2DModel, config_from_shapes),
-        Kind.SPRINT: (diffusers.SanaTransformer2DModel, config_from_shapes),
-    }[found.kind]
+    if found.kind is Kind.VIDEO:
+        make, config_of = diffusers.SanaVideoTransformer3DModel, video_config_from_shapes
+    else:
+        make, config_of = diffusers.SanaTransformer2DModel, config_from_shapes
     own = checkpoint.config_with("num_layers")
+    if own is not None:
+        check_config(own, checkpoint, found.kind)
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
     return LoadedTransformer(module, spec_of(module.config, FAMILIES[found.kind.key]), checkpoint.path, quantised)
+
+
+def check_config(config: Mapping, checkpoint: Checkpoint, kind: Kind) -> None:
+    """UnusableFile where a config.json disagrees with the weights' shapes, before anything of its size is made."""
+    key, dims = ("patch_embedding.weight", 5) if kind is Kind.VIDEO else ("patch_embed.proj.weight", 4)
+    width = checkpoint.shape(key, dims)[0]
+    heads, head = config.get("num_attention_heads"), config.get("attention_head_dim")
+    if isinstance(heads, int) and isinstance(head, int) and heads * head != width:
+        raise UnusableFile(
+            f"{checkpoint.config_file} says num_attention_heads is {heads} and attention_head_dim {head}, and the "
+            f"weights are {width} wide: it belongs to another model"
+        )
+    side = config.get("sample_size")
+    if side is not None and (not isinstance(side, int) or not 1 <= side <= LARGEST_SAMPLE_SIZE):
+        raise UnusableFile(
+            f"{checkpoint.config_file} says a sample_size of {str(side)[:40]}; 1 to {LARGEST_SAMPLE_SIZE} is supported"
+        )
 
 
 def spec_of(config, family: Family) -> TransformerSpec:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, UnusableFile, Value
 
-MOST_WEIGHTS, LARGEST_SIDE = 6_000, 1024
-"""What a config may ask for: tensors (the largest published model has 1,600) and latent cells on a side."""
+MOST_WEIGHTS, LARGEST_NUMBER = 6_000, 1024
+"""What a config may ask for: tensors (the largest published model has 1,600), and numbers that no shape shows."""
 
 
 def build_empty(make: Callable):
@@ -61,7 +61,7 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
 
 def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
     """UnusableFile for numbers beyond anything that the file's weights could be, before anything is built."""
-    most = max([LARGEST_SIDE, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
+    most = max([LARGEST_NUMBER, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
     for key, value in arguments.items():
         for number in _numbers(value):
             if not math.isfinite(number) or abs(number) > most:
@@ -69,9 +69,6 @@ def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
                     f"{checkpoint.config_file} says {key} is {str(value)[:80]}, which no tensor of its weights "
                     "matches; it may belong to another model: download it again"
                 )
-    side = arguments.get("sample_size")
-    if isinstance(side, (int, float)) and not 0 < side <= LARGEST_SIDE:
-        raise UnusableFile(f"{checkpoint.config_file} says a sample_size of {side}; 1 to {LARGEST_SIDE} is supported")
 
 
 def _numbers(value: object):

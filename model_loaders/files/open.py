@@ -9,6 +9,7 @@ weights_only: code in it is never run.
 from __future__ import annotations
 
 import json
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a PyTorch file, mapped where its format allows; nothing else of it is used."""
     import torch
 
+    _refuse_compressed(file)
     held = _load_pytorch(file)
     for name in ("state_dict", "model", "module"):
         if isinstance(held, dict) and isinstance(held.get(name), dict):
@@ -88,6 +90,17 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise UnusableFile(f"{file} holds {type(held).__name__}, not a dictionary of tensors")
     tensors = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     return {key: Entry(tuple(value.shape), partial(_itself, value)) for key, value in tensors.items()}, {}
+
+
+def _refuse_compressed(file: Path) -> None:
+    """UnusableFile for a zip archive that would grow when it is read; torch.save stores its tensors as they are."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            grown = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # not a zip archive: the format before PyTorch 1.6, or something that torch refuses itself
+    if grown:
+        raise UnusableFile(f"{file} is a compressed archive ({grown[0]}), which is unsupported: get it as safetensors")
 
 
 def _itself(tensor, alone: bool = False):

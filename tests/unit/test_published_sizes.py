@@ -154,7 +154,7 @@ def test_pictures(tmp_path, name, naming):
     loaded = load_transformer(path)
     assert on_disk(path) < 1e6, "the test wrote data"
     fits(loaded.module, expected, config, ("sample_size", "interpolation_scale") if naming == "diffusers" else ())
-    assert loaded.spec.family == ("sprint" if name.startswith("Sprint") else "image")
+    assert loaded.spec.family.key == ("sprint" if name.startswith("Sprint") else "image")
     assert loaded.spec.flow_shift == (6.0 if name.endswith("4K") and naming == "nvlabs" else 3.0)
     positions = loaded.module.patch_embed.pos_embed
     if naming == "nvlabs" and config["interpolation_scale"]:
@@ -171,7 +171,7 @@ def test_videos(tmp_path, name, naming):
     hollow(path, expected.state_dict() if naming == "diffusers" else layouts.nvlabs(expected.state_dict()))
     loaded = load_transformer(path)
     fits(loaded.module, expected, config)
-    assert (loaded.spec.family, loaded.spec.flow_shift) == ("video", 8.0)
+    assert (loaded.spec.family.key, loaded.spec.flow_shift) == ("video", 8.0)
 
 
 @pytest.mark.parametrize("name", VAES)
