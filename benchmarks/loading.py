@@ -47,13 +47,15 @@ LAYOUTS = {
 """Each layout's suffix, the dtype of its weights, and how their names are written."""
 
 
-def write(layout: str, folder: Path) -> Path:
+def write(layout: str, folder: Path, layers: int = SPRINT_06B["num_layers"]) -> Path:
+    """A file of constant weights; fewer ``layers`` make a smaller model of the same parts."""
     from diffusers import SanaTransformer2DModel
     from safetensors.torch import save_file
 
     suffix, dtype, named = LAYOUTS[layout]
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in SanaTransformer2DModel(**SPRINT_06B).state_dict().items()}
+        network = SanaTransformer2DModel(**{**SPRINT_06B, "num_layers": layers})
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
     weights = named({name: torch.full(shape, 0.01).to(dtype) for name, shape in shapes.items()})
     path = folder / f"{layout}{suffix}"
     if suffix == ".pth":
@@ -80,7 +82,8 @@ peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") 
 before = peak()
 model = here.model(load_transformer(path), "default")
 module = model.model.diffusion_model if name == "comfyui" else model.module
-total = sum(p.view(torch.uint8).sum().item() for p in module.parameters())
+pages = (page for p in module.parameters() for page in p.view(torch.uint8).flatten().split(1 << 16))
+total = sum(page.sum().item() for page in pages)  # sum() widens what it adds up to eight bytes
 assert total > 0
 print(peak() - before, sum(p.numel() * p.itemsize for p in module.parameters()))
 """

@@ -19,6 +19,8 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -356,6 +358,18 @@ def main() -> int:
                 print(wrong[-1], flush=True)
     print(f"{sum(counts.values())} cases ({dict(counts)}), {len(wrong)} ended wrongly")
     return 1 if wrong else 0
+
+
+def check(cases: int) -> None:
+    """Run so many cases in a process of their own, which limits its memory; a test of pytest."""
+    import pytest
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("its alarm and memory limit are Linux's")
+    command = [sys.executable, __file__, "--cases", str(cases)]
+    done = subprocess.run(command, cwd=tiny.REPOSITORY, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"{cases} cases" in done.stdout and "0 ended wrongly" in done.stdout
 
 
 def _limit_memory() -> None:
