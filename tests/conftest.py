@@ -104,3 +104,15 @@ def host(request, home, reference):
         chosen.folders.input, chosen.folders.output = home / "input", home / "output"
         yield chosen
     hosts._current = None
+
+
+class RootIsNoTestPackage:
+    """pytest imports a package's __init__.py by its folder's name; ours is the pack, and sana-nodes is not a name."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == tiny.REPOSITORY else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoTestPackage())
