@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for work do not take a core from others
 
+import platforms
 import tiny
 
 NO_COMFYUI = "COMFYUI_PATH names no ComfyUI checkout; set it to run the tests marked comfyui"
@@ -106,6 +108,10 @@ def host(request, home, reference):
     hosts._current = None
 
 
+LINKS = pytest.StashKey[str]()
+"""What to print where links are refused."""
+
+
 class RootIsNoTestPackage:
     """pytest imports a package's __init__.py by its folder's name; ours is the pack, and sana-nodes is not a name."""
 
@@ -116,3 +122,9 @@ class RootIsNoTestPackage:
 
 def pytest_configure(config):
     config.pluginmanager.register(RootIsNoTestPackage())
+    config.stash[LINKS] = platforms.copy_where_links_are_refused()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[LINKS]:
+        terminalreporter.write_line(config.stash[LINKS])

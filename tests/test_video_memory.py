@@ -11,7 +11,7 @@ import tiny
 import torch
 
 PROGRAM = """
-import resource, sys
+import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import conftest, drawing, torch
@@ -34,7 +34,8 @@ def run(latent_frames):
     Path(drawing.call("SanaDecodeSaveVideo", **given)["result"][0]).unlink()
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import platforms
+    return platforms.peak_memory()
 
 with torch.inference_mode():
     run(3)
