@@ -30,7 +30,7 @@ class Library:
 
 
 REQUIRED = (
-    Library("torch", "2.4.0", "torch", "every model"),
+    Library("torch", "2.6.0", "torch", "every model"),
     Library("diffusers", "0.37.0", "diffusers", "SANA's transformers, VAEs and ControlNets"),
     Library("transformers", "4.54.0", "transformers", "the Gemma-2 text encoder"),
     Library("tokenizers", "0.21.0", "tokenizers", "the text encoder's tokenizer"),
