@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--host", default="embedded", choices=("embedded", "comfyui"))
     parser.add_argument("--folder", type=Path, help="where the files are written (2.4 GB for the largest)")
     arguments = parser.parse_args()
+    if not Path("/proc/self/status").exists():
+        parser.error("the peak of memory is read from /proc, which only Linux has")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for layout in arguments.layouts or LAYOUTS:
             path = write(layout, Path(folder))

@@ -9,6 +9,7 @@ from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
 from ..model_loaders.files import folders
 from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
 from ..model_loaders.files.listing import models_of_kind
+from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
     TEXT_ENCODER_DTYPES,
     TRANSFORMER_DTYPES,
@@ -74,6 +75,7 @@ class SanaLoadPipeline:
     def load(self, pipeline, weight_dtype):
         from ..model_loaders.pipeline import load_pipeline
 
+        check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         here = host.current()
         loaded = load_pipeline(folders.find_model(_roots("diffusers"), pipeline, "pipeline folder"))
@@ -107,6 +109,7 @@ class SanaLoadTransformer:
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
     def load(self, model_name, weight_dtype):
+        check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
         return (host.current().model(transformer.load_transformer(path), weight_dtype),)
@@ -141,6 +144,7 @@ class SanaLoadTextEncoder:
         return _validate_name(encoder_name, "text encoder", "text_encoders")
 
     def load(self, encoder_name, weight_dtype, device):
+        check_libraries()
         parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
         path = folders.find_model(_roots("text_encoders"), encoder_name, "text encoder")
         return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device),)
@@ -169,6 +173,7 @@ class SanaLoadVAE:
         return _validate_name(vae_name, "VAE", "vae")
 
     def load(self, vae_name, weight_dtype):
+        check_libraries()
         parse_weight_dtype(weight_dtype, VAE_DTYPES)
         path = folders.find_model(_roots("vae"), vae_name, "VAE")
         return (host.current().vae(vae.load_vae(path), weight_dtype),)
@@ -209,6 +214,7 @@ class SanaLoadLora:
         return _validate_name(lora_name, "LoRA", "loras")
 
     def load(self, model, lora_name, strength):
+        check_libraries()
         if not math.isfinite(strength):
             raise ValueError(f"strength is {strength}; give a number, such as 1")
         here = host.current()
@@ -242,6 +248,7 @@ class SanaLoadControlNet:
         return _validate_name(control_net_name, "ControlNet", "controlnet")
 
     def load(self, control_net_name, weight_dtype):
+        check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots("controlnet"), control_net_name, "ControlNet")
         return (host.current().control_net(controlnet.load_controlnet(path), weight_dtype),)

@@ -28,6 +28,8 @@ def server(home, reference, sana_reference):
 
 def resident(server: Server) -> int:
     """Resident bytes of the server."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("resident memory is read from Linux's /proc")
     said = Path(f"/proc/{server.process.pid}/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in said.splitlines() if line.startswith("VmRSS"))
 
