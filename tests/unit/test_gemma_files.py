@@ -102,7 +102,7 @@ def test_a_config_beside_the_file_overrides(write, file, tmp_path):
     module = tiny.text_encoder()
     file.parent.mkdir()
     gemma.write(file, module, gemma.spiece())
-    with pytest.raises(UnusableFile, match="64 query and 32 key channels are no heads of 256.*config.json beside"):
+    with pytest.raises(UnusableFile, match="64 query and 32 key channels do not divide into heads of 256.*config.json beside"):
         load_text_encoder(file)
     for name in (file.with_suffix(".json"), file.with_name("config.json")):
         name.write_text(json.dumps(module.config.to_dict()))
