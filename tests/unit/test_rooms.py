@@ -22,7 +22,8 @@ BELOW = {"sana.model_loaders", "sana.media", *NETWORKS}
 ALLOWED = {
     "samplers": {"torch", "einops"},
     "networks": {"torch", "einops", "sana.samplers"},
-    "model_loaders": {"torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors", *NETWORKS},
+    "model_loaders": {"torch", "einops", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors"}
+    | NETWORKS,
     "media": {"torch", "numpy", "PIL", "av", "imageio", "imageio_ffmpeg"},
     "nodes": {"torch", "sana.host", *BELOW},
     "host": {"sana.host.comfyui", "sana.host.embedded"},
@@ -209,7 +210,7 @@ def test_every_folder_of_code_is_a_package_of_pyproject():
 
 FILE_LINES = 400
 FUNCTION_LINES = 40
-"""From def to the end; the longest, of a loader, has 38. Ten is what we aim at."""
+"""From def to the end. Ten is what we aim at; the longest have between 30 and 38 (a node's INPUT_TYPES, loaders)."""
 
 
 def too_long(file: Path) -> list[str]:
