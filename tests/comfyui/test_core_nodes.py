@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from core_checks import CHECKS, settings
+from core_elsewhere import ELSEWHERE
 from core_table import FAMILIES, rows
 
 ROWS = rows()
@@ -68,8 +69,7 @@ def test_a_core_node(rigs, name, family):
         with pytest.raises(ValueError, match="SANA"):
             CHECKS[name](rigs[family])
     else:
-        with pytest.raises((AssertionError, RuntimeError, IndexError, TypeError)):
-            CHECKS[name](rigs[family])
+        ELSEWHERE[name](rigs[family])
 
 
 @torch.inference_mode()

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import tiny
 from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from sana_nodes.tools import locales, workflows
 
 ROOT = tiny.REPOSITORY
+before_the_move = pytest.mark.skipif((ROOT / "networks").is_dir(), reason="the layout before networks/: test_rooms.py")
+"""TODO at the merge of the new layout: delete what is marked with this, and what only that uses."""
+
 ROOMS = ("nodes", "samplers", "model_loaders", "media", "host")
 COMFY = {
     "comfy",
@@ -65,6 +69,7 @@ def imports_of(file: Path) -> list[str]:
     return found
 
 
+@before_the_move
 @pytest.mark.parametrize("file", package_files(), ids=lambda f: str(f.relative_to(ROOT)))
 def test_who_may_know_whom(file):
     room = room_of(file)
@@ -85,6 +90,7 @@ def test_who_may_know_whom(file):
             assert top in ALLOWED[room], f"{room} imports {top}"
 
 
+@before_the_move
 def test_the_rule_sees_what_it_forbids(tmp_path, monkeypatch):
     """Break it once: a sampler that imports comfy and a host that imports the other are found."""
     for name, source, said in (
@@ -272,20 +278,24 @@ def test_every_node_is_explained(name):
 
 
 def test_locales_say_what_the_nodes_say():
-    from sana_nodes.tools import locales
-
     written = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert written == locales.definitions(), "run: python -m sana_nodes.tools.locales"
 
 
-def test_example_workflows_have_a_picture_and_a_twin():
+@pytest.mark.parametrize("name", workflows.NOTES)
+def test_example_workflows_are_what_the_tool_writes(name):
+    file = ROOT / "example_workflows" / f"{name}.json"
+    assert file.read_text(encoding="utf-8") == workflows.text(name), "run: python -m sana_nodes.tools.workflows"
+
+
+def test_example_workflows_have_an_image_and_a_twin():
     from PIL import Image
 
     editor = sorted((ROOT / "example_workflows").glob("*.json"))
     assert editor
     for file in editor:
-        with Image.open(file.with_suffix(".jpg")) as picture:
-            assert min(picture.size) >= 256
+        with Image.open(file.with_suffix(".jpg")) as image:
+            assert min(image.size) >= 256
         api = json.loads((ROOT / "example_workflows" / "api" / file.name).read_text(encoding="utf-8"))
         nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
         assert sorted(n["type"] for n in nodes if n["type"] != "MarkdownNote") == sorted(
@@ -297,11 +307,6 @@ def test_example_workflows_have_a_picture_and_a_twin():
                 widgets = [v for v in node["widgets_values"] if v not in ("fixed", "randomize")]
                 values = [v for v in twin["inputs"].values() if not isinstance(v, list)]
                 assert widgets[: len(values)] == values, f"{file.name}: {node['type']} differs from its API twin"
-
-
-def test_files_and_functions_stay_short():
-    for file in package_files():
-        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, file
 
 
 def test_ruff_finds_nothing():
