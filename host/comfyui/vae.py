@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import comfy.model_management
 import comfy.sd
@@ -110,10 +110,8 @@ class SanaVAE(comfy.sd.VAE):
     """comfy's VAE around an autoencoder that did not come from one of its own files."""
 
     def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device):
-        try:
+        with suppress(_DefaultsAreSet):
             super().__init__(sd=_NoWeights(self))
-        except _DefaultsAreSet:
-            pass
         spec = self.sana_spec = loaded.spec
         self.first_stage_model = SanaAutoencoder(loaded).eval()
         self.latent_channels = spec.latent_channels

@@ -46,7 +46,7 @@ REFUSED = [
     ("model", "SkipLayerGuidanceDiT", "model", {"start_percent": 0.0, "end_percent": 1.0}, "whole blocks"),
     ("model", "ModelSamplingSD3", "model", {}, "SANA-Sprint's sigmas are angles"),
     ("model", "ModelSamplingDiscrete", "model", {"sampling": "eps", "zsnr": False}, "SANA-Sprint's sigmas are angles"),
-    ("positive", "ReferenceLatent", "conditioning", {"latent": ["3", 0]}, "a reference picture"),
+    ("positive", "ReferenceLatent", "conditioning", {"latent": ["3", 0]}, "a reference image"),
 ]
 
 

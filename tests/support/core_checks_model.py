@@ -558,7 +558,9 @@ def model_save(rig):
         assert all(key.startswith("model.diffusion_model.") for key in opened.keys())  # noqa: SIM118
     file.rename(models_folder("diffusion_models") / f"saved-{rig.family}.safetensors")
     loaded = drawing.call("SanaLoadTransformer", model_name=f"saved-{rig.family}.safetensors")[0]
-    assert torch.equal(rig.draw(loaded), rig.base)
+    saved, kept = (model.model.diffusion_model.state_dict() for model in (loaded, rig.model))
+    assert saved.keys() == kept.keys() and all(torch.equal(saved[key], value) for key, value in kept.items())
+    assert same(rig.draw(loaded), rig.base)
     merged = one("ModelMergeSimple", model1=rig.model, model2=rig.twin, ratio=0.5)
     load_nodes()["ModelSave"]().save(merged, filename_prefix=f"saved/merged-{rig.family}")
     file = next((Path(folder_paths.get_output_directory()) / "saved").glob(f"merged-{rig.family}_*.safetensors"))
