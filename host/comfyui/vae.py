@@ -31,13 +31,13 @@ WORKING_DTYPES = [torch.bfloat16, torch.float32]
 
 
 class _DefaultsAreSet(Exception):
-    """Ends comfy's VAE.__init__ once the attributes that every VAE has are there."""
+    """Ends comfy's VAE.__init__ once it has set the attributes that every VAE has."""
 
 
 class _NoWeights(dict):
-    """Weights for comfy's VAE.__init__, which sets its defaults and then looks at keys to choose a model.
+    """Weights for comfy's VAE.__init__, which sets its defaults and then selects a model by the weights' keys.
 
-    Ours is chosen already. Without this comfy would warn that no weights were found.
+    Our model is loaded already. With an empty dict comfy would warn that no weights were found.
     """
 
     def __init__(self, vae: comfy.sd.VAE):
@@ -132,7 +132,7 @@ class SanaVAE(comfy.sd.VAE):
         return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
 
     def _set_ratios(self, spec: VaeSpec) -> None:
-        """Pixels per latent cell, as core's nodes ask for them."""
+        """Pixels and frames per latent cell, as core nodes read them."""
         self.downscale_ratio = self.upscale_ratio = spec.spatial_ratio
         if spec.is_video:
             sides = (spec.spatial_ratio, spec.spatial_ratio)
@@ -150,9 +150,9 @@ class SanaVAE(comfy.sd.VAE):
             return self.sana_autoencoder.decode(self._without_time(samples_in), _Run(self))
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """The same in tiles of ``tile_x`` latent cells. Time needs no tiles, since videos are streamed.
+        """The same in tiles of ``tile_x`` latent cells. Time needs no tiles: videos are decoded in pieces.
 
-        An image's tiles are exact, so ``overlap`` has nothing to do there.
+        The tiles of an image are exact, so ``overlap`` is used for videos only.
         """
         cell = self.sana_spec.spatial_ratio
         tile, overlap = self._tile(tile_x, tile_y, cell), overlap and overlap * cell
@@ -190,7 +190,7 @@ class SanaVAE(comfy.sd.VAE):
             yield piece
 
     def vae_encode_crop_pixels(self, pixels):
-        """Sides that the ratio does not divide are cropped in the middle; ValueError where nothing is left."""
+        """Sides are cropped to whole latent cells around the middle; ValueError where nothing is left."""
         return crop_to_cells(self.sana_spec, pixels[..., :3])
 
     def get_sd(self):
@@ -201,8 +201,8 @@ class SanaVAE(comfy.sd.VAE):
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     """A comfy VAE around a loaded autoencoder, computing in bfloat16 or float32.
 
-    A video autoencoder stored in float32 computes in it, as diffusers' SANA-Video does, unless ComfyUI
-    was started with a flag that says otherwise.
+    A video autoencoder stored in float32 computes in float32, as in diffusers' SANA-Video, unless a flag of
+    ComfyUI sets another dtype.
     """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.VAE_DTYPES)
     device = comfy.model_management.vae_device()
