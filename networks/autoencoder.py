@@ -8,7 +8,7 @@ faded into each other (streaming.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -33,14 +33,13 @@ class Run(Protocol):
     """What a host lends to one pass of an autoencoder.
 
     ``device`` and ``dtype`` to compute on and in; ``output`` and ``output_dtype``: where results come
-    together, and as what. ``out_of_memory``: the exceptions that mean it.
+    together, and as what.
     """
 
     device: torch.device
     dtype: torch.dtype
     output: torch.device
     output_dtype: torch.dtype
-    out_of_memory: tuple[type[BaseException], ...]
 
     def report(self, done: int, total: int) -> None:
         """So many of ``total`` parts are done; raises where the person interrupted."""
@@ -50,6 +49,9 @@ class Run(Protocol):
 
     def fits(self, needed: int) -> bool:
         """Whether the device could hold ``needed`` bytes at all."""
+
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        """Whether an exception says that the device's memory was not enough."""
 
     def free_memory(self) -> None:
         """Give back what a pass that ran out of memory left."""
@@ -71,7 +73,9 @@ class Autoencoder:
         raw = to_autoencoder(self.spec, samples)
         if self.spec.is_video:
             tiles = self._video_tiles(tile, overlap)
-            return streaming.gather(self.spec, raw, lambda one: self._frames(one, run, tiles), run.output)
+            return streaming.gather(
+                self.spec, raw, lambda one: self._frames(one, run, tiles), run.output, run.output_dtype
+            )
         return rearrange(to_unit_range(self._images("decode", raw, run, tile)), "b c h w -> b h w c")
 
     def frames(self, samples: torch.Tensor, run: Run) -> Iterator[torch.Tensor]:
@@ -96,11 +100,11 @@ class Autoencoder:
     def _images(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
         """``encode`` or ``decode`` of images [B, C, h, w], one by one; in tiles from the first that does not fit."""
         made = []
-        for one in given.split(1):
+        for number, one in enumerate(given.split(1)):
             whole = self._whole_image(half, one, run) if tile is None else None
             if whole is None:
                 tile = tile or IMAGE_TILE
-                whole = self._tiled_image(half, one, run, tile)
+                whole = self._tiled_image(half, one, run, tile, _report_of(run, number, len(given)))
             made.append(whole.to(run.output, run.output_dtype))
         return made[0] if len(made) == 1 else torch.cat(made)
 
@@ -112,16 +116,18 @@ class Autoencoder:
         run.make_room(needed)
         try:
             return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
-        except run.out_of_memory:
+        except Exception as error:
+            if not run.ran_out_of_memory(error):
+                raise
             logger.warning("Out of memory: the image is %sd in tiles of %d pixels.", half, IMAGE_TILE)
-        run.free_memory()
+        run.free_memory()  # not above: an exception that is being handled holds what its pass made
         return None
 
-    def _tiled_image(self, half: str, given: torch.Tensor, run: Run, tile: int) -> torch.Tensor:
+    def _tiled_image(self, half: str, given: torch.Tensor, run: Run, tile: int, report: Callable) -> torch.Tensor:
         cell = self.spec.spatial_ratio if half == "decode" else 1
         height, width = (length * cell for length in given.shape[-2:])
         run.make_room(getattr(self.memory, f"{half}_in_tiles")(height, width, tile, run.dtype.itemsize))
-        tiling = Tiling(tile, run.device, run.dtype, run.report, run.output)
+        tiling = Tiling(tile, run.device, run.dtype, report, run.output)
         return getattr(tiling, half)(self.module, given)
 
     def _video_tiles(self, tile: int | None, overlap: int | None) -> Tiles | None:
@@ -142,8 +148,8 @@ class Autoencoder:
                         done += 1
                         yield piece
                 return
-            except run.out_of_memory:
-                if attempt is not None:
+            except Exception as error:
+                if attempt is not None or not run.ran_out_of_memory(error):
                     raise
                 logger.warning("Out of memory while decoding: once more in tiles of %d pixels.", VIDEO_TILE)
             run.free_memory()
@@ -153,7 +159,7 @@ class Autoencoder:
         run.make_room(self.memory.decode((*raw.shape[:3], *sides), run.dtype.itemsize))
         shown, total = 0, raw.shape[2]
         for piece in streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles):
-            pixels = piece[0].to(run.output, torch.float32, copy=True)
+            pixels = piece[0].to(run.output, run.output_dtype, copy=True)
             shown = min(shown + streaming.PIECE, total)
             run.report(shown, total)
             yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
@@ -167,12 +173,17 @@ class Autoencoder:
                 return streaming.encode_pieces(
                     self.module, self.spec, videos, run.device, run.dtype, attempt, run.report
                 )
-            except run.out_of_memory:
-                if attempt is not None:
+            except Exception as error:
+                if attempt is not None or not run.ran_out_of_memory(error):
                     raise
                 logger.warning("Out of memory while encoding: once more in tiles of %d pixels.", VIDEO_TILE)
             run.free_memory()
         raise AssertionError("the second attempt returns or raises")
+
+
+def _report_of(run: Run, number: int, count: int) -> Callable[[int, int], None]:
+    """Reports the tiles of image ``number`` as a part of what all ``count`` images have."""
+    return lambda done, total: run.report(number * total + done, count * total)
 
 
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:

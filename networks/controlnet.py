@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from ..samplers.trigflow import TrigFlow, flow_time
 
@@ -37,6 +40,23 @@ def check_latent(spec: ControlNetSpec, shape) -> None:
             f"SANA's ControlNet leads images of {spec.latent_channels} latent channels; this model's latent has the "
             f"shape {list(shape)}"
         )
+
+
+Cover = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""An image [H, W, C] cut and resized to a width and a height."""
+
+
+def hint_latent(spec: ControlNetSpec, images, shape, ratio: int, cover: Cover, encode: Callable) -> torch.Tensor:
+    """The latent [1 or B, C, h, w] that leads what is sampled, a latent of ``shape`` [B, C, h, w].
+
+    ``images`` [N, H, W, C] in [0, 1]: one leads the whole batch. Of several each leads one image; what is
+    too many is left out, and where they are too few they begin again (comfy.controlnet.broadcast_image_to).
+    ``ratio``: pixels on a side of a latent cell; ``encode``: the autoencoder's.
+    """
+    check_latent(spec, shape)
+    height, width = (side * ratio for side in shape[-2:])
+    hint = encode(torch.stack([cover(image, width, height) for image in images[: shape[0]]]))
+    return hint if len(hint) == 1 else hint[torch.arange(shape[0]) % len(hint)]
 
 
 def control_time(sampling, sigma):

@@ -169,11 +169,13 @@ def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, t
             yield frames
 
 
-def gather(spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device) -> torch.Tensor:
+def gather(
+    spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device, dtype: torch.dtype
+) -> torch.Tensor:
     """Videos [B, F, H, W, 3] out of ``pieces(one)``, which gives the frames [n, H, W, 3] of one latent in order."""
     frames = spec.frames(latents.shape[2])
     sides = (side * spec.spatial_ratio for side in latents.shape[-2:])
-    videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device)
+    videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device, dtype=dtype)
     for video, one in zip(videos, latents.split(1)):
         start = 0
         for piece in pieces(one):

@@ -16,15 +16,15 @@ from .modules import has_native_bf16, log_compute_dtype, use_comfy_ops
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
-    " (the same file will do: CLIPLoader's own Gemma-2 leaves out the soft caps in attention, so its states are others)"
+    " (it reads the same file: CLIPLoader's Gemma-2 leaves out the soft caps in attention and gives other states)"
 )
-"""Seen in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
+"""So in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
 
 IDS, FIRST_KEPT = "gemma2", "gemma2_first_kept"
 
 
 class GemmaTokens(dict):
-    """A prompt's tokens, which say what is wrong when a node for another model looks for that model's."""
+    """A prompt's tokens; an error for a node that looks for another model's."""
 
     def __missing__(self, name):
         raise ValueError(
@@ -36,8 +36,8 @@ class GemmaTokens(dict):
 class SanaTokenizer:
     """Text to the tokens that ComfyUI passes from its tokenizer to its encoder.
 
-    Core CLIPTextEncode calls it with the text alone and so gets the image instruction. A prompt is
-    taken to the letter: SANA knows no ``(word:1.2)`` weights.
+    Core CLIPTextEncode calls it with the text alone and so gets the image instruction. Weights such as
+    ``(word:1.2)`` are not parsed: SANA was trained without them.
     """
 
     def __init__(self, tokenizer):
@@ -64,8 +64,8 @@ class SanaTokenizer:
 
     def state_dict(self):
         raise ValueError(
-            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the file or folder that "
-            "it was loaded from. ModelSave saves the transformer, VAESave the VAE"
+            "CLIPSave and CheckpointSave do not support SANA's Gemma-2: use the file or folder that it was loaded "
+            "from. ModelSave saves the transformer, VAESave the VAE"
         )
 
 

@@ -28,9 +28,9 @@ from .previews import PUBLISHED_GAIN, Previewing
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
-    """32 channels, a 32nd of the image's side. Our VAE scales, so latents are passed on as they are.
+    """32 channels, a 32nd of the image's side. Our VAE scales, so latents are passed on unchanged.
 
-    ComfyUI's previewer asks for the colours when a run begins and previews are on; they are found then.
+    ComfyUI's previewer reads the factors when a run begins and previews are on; the map is fitted then.
     """
 
     latent_channels = DC_AE.channels
@@ -60,14 +60,14 @@ class SanaLatentFormat(comfy.latent_formats.LatentFormat):
 
 
 class SanaVideoLatentFormat(comfy.latent_formats.LatentFormat):
-    """Latents of a video VAE that normalises them itself: LTX-2's, and DC-AE-V's."""
+    """Latents of a video VAE that normalises them itself: LTX-2's and DC-AE-V's."""
 
     latent_dimensions = 3
     spacial_downscale_ratio = 32
 
 
 class SanaConfig(comfy.supported_models_base.BASE):
-    """What BaseModel reads of a model config; the module itself comes ready-built."""
+    """What BaseModel reads of a model config; the module is built already."""
 
     unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
@@ -80,8 +80,8 @@ class SanaConfig(comfy.supported_models_base.BASE):
 class ComfyForward:
     """A diffusers transformer that is called as ComfyUI calls its diffusion models.
 
-    The wrappers that nodes put around a diffusion model (EasyCache) are run here, with
-    ``transformer_options`` last, as ComfyUI's own models do.
+    It runs the wrappers that nodes put around a diffusion model (EasyCache), with ``transformer_options``
+    last, as ComfyUI's own models do.
     """
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
@@ -93,7 +93,7 @@ class ComfyForward:
         return run.execute(x, timesteps, context, given.get("guidance"), given.get("denoise_mask"), control, options)
 
     def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
-        added = [part.to(x.dtype) for place in (control or {}).values() for part in place if part is not None]
+        added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
         inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added)
         return velocity(self.sana_spec, super().forward(**inputs))
 
@@ -114,7 +114,7 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         self.model_sampling = sampling
 
     def memory_required(self, input_shape, cond_shapes=None):
-        """Bytes of a call with latents of ``input_shape``; what control nets take, ComfyUI asks of them."""
+        """Bytes of a call with latents of ``input_shape``, without those of ControlNets."""
         known = cond_shapes or {}
         captions = max((shape[1] for shape in known.get("c_crossattn", ())), default=CAPTION)
         dtype = self.manual_cast_dtype or self.get_dtype()
@@ -136,12 +136,12 @@ class SanaBaseModel(comfy.model_base.BaseModel):
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         sigma = sigma.reshape([sigma.shape[0]] + [1] * (noise.ndim - 1))
-        mix = getattr(self.model_sampling, "mix", self.model_sampling.noise_scaling)  # ModelSamplingSD3 has the second
+        mix = getattr(self.model_sampling, "mix", self.model_sampling.noise_scaling)  # ModelSamplingSD3's has no mix
         return mix(sigma, noise, latent_image)
 
 
 class ComfyFlowMatch(FlowMatch, comfy.model_sampling.CONST):
-    """FlowMatch under the name by which ComfyUI's samplers and nodes know flow matching."""
+    """FlowMatch as a CONST, the class by which ComfyUI's samplers and nodes recognise flow matching."""
 
 
 class SanaVideo(SanaBaseModel):
@@ -175,7 +175,7 @@ def _model_sampling(spec: TransformerSpec) -> torch.nn.Module:
 
 @cache
 def _comfy_class(kind: type) -> type:
-    """A diffusers transformer's class with ComfyForward in front; one for each, however often it is loaded."""
+    """A diffusers transformer's class with ComfyForward in front; the same class at every load."""
     return type(f"Comfy{kind.__name__}", (ComfyForward, kind), {})
 
 

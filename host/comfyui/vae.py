@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import comfy.model_management
 import comfy.sd
@@ -22,6 +22,7 @@ from ...networks.autoencoder import (
     to_autoencoder,
 )
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
+from ...networks.memory import vae_memory
 from . import previews
 from .modules import has_native_bf16, log_compute_dtype, patcher_class, use_comfy_ops
 
@@ -30,13 +31,13 @@ WORKING_DTYPES = [torch.bfloat16, torch.float32]
 
 
 class _DefaultsAreSet(Exception):
-    """Ends comfy's VAE.__init__ once the attributes that every VAE has are there."""
+    """Ends comfy's VAE.__init__ once it has set the attributes that every VAE has."""
 
 
 class _NoWeights(dict):
-    """Weights for comfy's VAE.__init__, which sets its defaults and then looks at keys to choose a model.
+    """Weights for comfy's VAE.__init__, which sets its defaults and then selects a model by the weights' keys.
 
-    Ours is chosen already. Without this comfy would warn that no weights were found.
+    Our model is loaded already. With an empty dict comfy would warn that no weights were found.
     """
 
     def __init__(self, vae: comfy.sd.VAE):
@@ -50,7 +51,10 @@ class _NoWeights(dict):
 
 
 class SanaAutoencoder(torch.nn.Module):
-    """An autoencoder in the interface of comfy's first_stage_model; latents are the transformer's."""
+    """An autoencoder in the interface of comfy's first_stage_model; latents are a LATENT's.
+
+    SanaVAE goes through networks.autoencoder; encode and decode are for nodes that take first_stage_model itself.
+    """
 
     def __init__(self, loaded: LoadedVae):
         super().__init__()
@@ -58,18 +62,17 @@ class SanaAutoencoder(torch.nn.Module):
         self.spec = loaded.spec
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] in [-1, 1] to [B, C, H / ratio, W / ratio]."""
-        return from_autoencoder(self.spec, self.autoencoder.encode(pixels, return_dict=False)[0])
+        """[B, 3, H, W], or [B, 3, F, H, W] of a video, in [-1, 1] to a LATENT's samples."""
+        raw = self.autoencoder.encode(pixels, return_dict=False)[0]
+        return from_autoencoder(self.spec, raw if isinstance(raw, torch.Tensor) else raw.mode())
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """[B, C, h, w] to [B, 3, h * ratio, w * ratio] in about [-1, 1]."""
+        """The inverse: pixels in about [-1, 1]."""
         return self.autoencoder.decode(to_autoencoder(self.spec, samples), return_dict=False)[0]
 
 
 class _Run:
     """What ComfyUI lends to one pass: networks.autoencoder.Run."""
-
-    out_of_memory = (comfy.model_management.OOM_EXCEPTION,)
 
     def __init__(self, vae: SanaVAE):
         self.vae, self.device, self.dtype, self.output = vae, vae.device, vae.vae_dtype, vae.output_device
@@ -88,8 +91,19 @@ class _Run:
     def fits(self, needed: int) -> bool:
         return needed <= comfy.model_management.get_total_memory(self.device)
 
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        # ComfyUI 0.33 also knows the driver's own error; before, there was PyTorch's alone
+        is_oom = getattr(comfy.model_management, "is_oom", None)
+        return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
     def free_memory(self) -> None:
         comfy.model_management.soft_empty_cache()
+
+
+def _on_device(device: torch.device) -> AbstractContextManager:
+    """ComfyUI 0.33 knows several cards, and kernels of its layers run on the current one; before, there was one."""
+    context = getattr(comfy.model_management, "cuda_device_context", None)
+    return context(device) if context else nullcontext()
 
 
 class SanaVAE(comfy.sd.VAE):
@@ -100,10 +114,9 @@ class SanaVAE(comfy.sd.VAE):
             super().__init__(sd=_NoWeights(self))
         spec = self.sana_spec = loaded.spec
         self.first_stage_model = SanaAutoencoder(loaded).eval()
-        self.sana_autoencoder = Autoencoder(loaded.module, spec)
         self.latent_channels = spec.latent_channels
         self.working_dtypes = WORKING_DTYPES
-        memory = self.sana_autoencoder.memory
+        memory = vae_memory(loaded.module, spec)
         self.memory_used_encode = lambda shape, dtype: memory.encode(shape, dtype.itemsize)
         self.memory_used_decode = lambda shape, dtype: memory.decode(shape, dtype.itemsize)
         self.device, self.vae_dtype = device, dtype
@@ -113,8 +126,13 @@ class SanaVAE(comfy.sd.VAE):
         self.size = comfy.model_management.module_size(self.first_stage_model)
         self._set_ratios(spec)
 
+    @property
+    def sana_autoencoder(self) -> Autoencoder:
+        """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy one of its own."""
+        return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
+
     def _set_ratios(self, spec: VaeSpec) -> None:
-        """Pixels per latent cell, as core's nodes ask for them."""
+        """Pixels and frames per latent cell, as core nodes read them."""
         self.downscale_ratio = self.upscale_ratio = spec.spatial_ratio
         if spec.is_video:
             sides = (spec.spatial_ratio, spec.spatial_ratio)
@@ -124,25 +142,37 @@ class SanaVAE(comfy.sd.VAE):
             self.downscale_ratio = (lambda n: max(0, spec.latent_frames(n)), *sides)
 
     def decode(self, samples_in, *args, **kwargs):
-        """A LATENT's samples to images [B, H, W, 3], or videos [B, F, H, W, 3], in [0, 1]."""
-        return self.sana_autoencoder.decode(samples_in, _Run(self))
+        """A LATENT's samples to images [B, H, W, 3], or videos [B, F, H, W, 3], in [0, 1].
+
+        What else ComfyUI may pass (``vae_options``) is for other autoencoders.
+        """
+        with _on_device(self.device):
+            return self.sana_autoencoder.decode(self._without_time(samples_in), _Run(self))
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """The same in tiles of ``tile_x`` latent cells. Time needs no tiles, since videos are streamed.
+        """The same in tiles of ``tile_x`` latent cells. Time needs no tiles: videos are decoded in pieces.
 
-        An image's tiles are exact, so ``overlap`` has nothing to do there.
+        The tiles of an image are exact, so ``overlap`` is used for videos only.
         """
         cell = self.sana_spec.spatial_ratio
         tile, overlap = self._tile(tile_x, tile_y, cell), overlap and overlap * cell
-        return self.sana_autoencoder.decode(samples, _Run(self), tile, overlap)
+        with _on_device(self.device):
+            return self.sana_autoencoder.decode(self._without_time(samples), _Run(self), tile, overlap)
 
     def encode(self, pixel_samples):
         """Images [B, H, W, 3] to [B, C, h, w]; frames of one video, or [B, F, H, W, 3], to [B, C, f, h, w]."""
-        return self.sana_autoencoder.encode(pixel_samples, _Run(self))
+        with _on_device(self.device):
+            return self.sana_autoencoder.encode(pixel_samples, _Run(self))
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The same in tiles of ``tile_x`` pixels; as in :meth:`decode_tiled`."""
-        return self.sana_autoencoder.encode(pixel_samples, _Run(self), self._tile(tile_x, tile_y, 1), overlap)
+        with _on_device(self.device):
+            return self.sana_autoencoder.encode(pixel_samples, _Run(self), self._tile(tile_x, tile_y, 1), overlap)
+
+    def _without_time(self, samples: torch.Tensor) -> torch.Tensor:
+        """A LATENT of one frame as that of an image, where this VAE is for images: so ComfyUI's own take it too."""
+        one_frame = samples.ndim == 5 and samples.shape[2] == 1 and not self.sana_spec.is_video
+        return samples[:, :, 0] if one_frame else samples
 
     def _tile(self, tile_x: int | None, tile_y: int | None, cell: int) -> int:
         """Pixels on a side of a tile, from a node's two sizes in cells of so many."""
@@ -151,10 +181,16 @@ class SanaVAE(comfy.sd.VAE):
 
     def frames(self, samples) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
-        return self.sana_autoencoder.frames(samples, _Run(self))
+        pieces = self.sana_autoencoder.frames(samples, _Run(self))
+        while True:
+            with _on_device(self.device):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def vae_encode_crop_pixels(self, pixels):
-        """Sides that the ratio does not divide are cropped in the middle; ValueError where nothing is left."""
+        """Sides are cropped to whole latent cells around the middle; ValueError where nothing is left."""
         return crop_to_cells(self.sana_spec, pixels[..., :3])
 
     def get_sd(self):
@@ -165,8 +201,8 @@ class SanaVAE(comfy.sd.VAE):
 def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     """A comfy VAE around a loaded autoencoder, computing in bfloat16 or float32.
 
-    A video autoencoder stored in float32 computes in it, as diffusers' SANA-Video does, unless ComfyUI
-    was started with a flag that says otherwise.
+    A video autoencoder stored in float32 computes in float32, as in diffusers' SANA-Video, unless a flag of
+    ComfyUI sets another dtype.
     """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.VAE_DTYPES)
     device = comfy.model_management.vae_device()

@@ -19,7 +19,6 @@ from .devices import OUT_OF_MEMORY, default_device, move_to_device, prepare
 class _Run:
     """What this host lends to one pass: networks.autoencoder.Run."""
 
-    out_of_memory = OUT_OF_MEMORY
     output, output_dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, vae: Vae, what: str):
@@ -35,6 +34,9 @@ class _Run:
 
     def fits(self, needed: int) -> bool:
         return self.device.type != "cuda" or needed <= torch.cuda.get_device_properties(self.device).total_memory
+
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, OUT_OF_MEMORY)
 
     def free_memory(self) -> None:
         if self.device.type == "cuda":

@@ -79,19 +79,19 @@ def test_an_area_on_a_video_of_32_pixel_cells(rigs):
 
 
 def test_areas_that_touch_still_do_in_larger_cells(rigs):
-    from sana_nodes.host.comfyui.patches import fitted_area
+    from sana_nodes.host.comfyui.patches import area_in_cells
 
-    assert fitted_area((8, 16, 0, 8), 2, 32) == (2, 4, 0, 2)
-    assert fitted_area((8, 16, 0, 8), 3, 8) == (8, 16, 0, 8)
+    assert area_in_cells((8, 16, 0, 8), 2, 32) == (2, 4, 0, 2)
+    assert area_in_cells((8, 16, 0, 8), 3, 8) == (8, 16, 0, 8)
     for edge in range(1, 31):  # 32 cells of 8 pixels, divided anywhere
         (_, left, _, start), (_, right, _, place) = (
-            fitted_area(area, 2, 32) for area in ((32, edge, 0, 0), (32, 32 - edge, 0, edge))
+            area_in_cells(area, 2, 32) for area in ((32, edge, 0, 0), (32, 32 - edge, 0, edge))
         )
         assert start == 0 and left >= 1 and right >= 1 and place + right in (8, 9) and abs(left - place) <= 1
         if 2 <= edge <= 29:
             assert left == place and place + right == 8
-    assert fitted_area(("percentage", 0.5, 0.25, 0.0, 0.25), 3, 8) == ("percentage", 1.0, 0.5, 0.25, 0.0, 0.0, 0.25)
-    assert fitted_area(("percentage", 1.0, 0.5, 0.25, 0.0, 0.0, 0.25), 2, 32) == ("percentage", 0.5, 0.25, 0.0, 0.25)
+    assert area_in_cells(("percentage", 0.5, 0.25, 0.0, 0.25), 3, 8) == ("percentage", 1.0, 0.5, 0.25, 0.0, 0.0, 0.25)
+    assert area_in_cells(("percentage", 1.0, 0.5, 0.25, 0.0, 0.0, 0.25), 2, 32) == ("percentage", 0.5, 0.25, 0.0, 0.25)
 
 
 @torch.inference_mode()

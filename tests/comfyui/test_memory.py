@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import drawing
@@ -86,25 +87,25 @@ def test_every_convolution_of_a_video_model_carries_comfys_operations(parts, vid
 
 
 @pytest.mark.parametrize("node", ["decode", "encode", "frames"])
-def test_running_out_of_memory_falls_back_to_windows(parts, video_references, monkeypatch, node):
-    """The first pass over whole frames raises PyTorch's own error; the second goes through windows."""
-    from sana_nodes.host.comfyui import vae as comfy_vae
+def test_running_out_of_memory_falls_back_to_tiles(parts, video_references, monkeypatch, node):
+    """The first pass over whole frames raises PyTorch's own error; the second goes through tiles."""
+    from sana_nodes.networks import streaming
 
     vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[2]
     tried = []
 
     def failing(name, true):
         def run(*args, **kwargs):
-            tiles = kwargs.get("tiles", args[-1])
+            tiles = inspect.signature(true).bind(*args, **kwargs).arguments["tiles"]
             tried.append(tiles)
             if tiles is None:
                 raise torch.cuda.OutOfMemoryError("out of memory")
             return true(*args, **kwargs)
 
-        monkeypatch.setattr(comfy_vae.streaming, name, run)
+        monkeypatch.setattr(streaming, name, run)
 
-    failing("decode_pieces", comfy_vae.streaming.decode_pieces)
-    failing("encode_pieces", comfy_vae.streaming.encode_pieces)
+    failing("decode_pieces", streaming.decode_pieces)
+    failing("encode_pieces", streaming.encode_pieces)
     latent = torch.randn(1, 16, 2, 8, 8)
     if node == "decode":
         assert vae.decode(latent).shape == (1, 5, 64, 64, 3)
@@ -142,12 +143,13 @@ def test_a_step_in_comfyui_takes_what_it_asks_for(parts, stored, size):
     from diffusers import SanaTransformer2DModel
     from sana_nodes.host.comfyui.model import build_model
     from sana_nodes.model_loaders import transformer
+    from sana_nodes.networks import families
 
     config = {**benchmark.HALF, **benchmark.SPRINT, "num_layers": 2}
     with torch.device("meta"):
         module = SanaTransformer2DModel(**config).to(stored)
         x, sigma, context, guidance = (torch.empty(1, *s) for s in ((32, size, size), (), (120, 2304), ()))
-    loaded = transformer.LoadedTransformer(module, transformer.spec_of(module.config, transformer.SPRINT), Path())
+    loaded = transformer.LoadedTransformer(module, transformer.spec_of(module.config, families.SPRINT), Path())
     model = build_model(loaded, "default").model
     assert (model.manual_cast_dtype is None) == (stored == torch.float32)
     peak = traced_peak(lambda: model.apply_model(x, sigma, c_crossattn=context, guidance=guidance))

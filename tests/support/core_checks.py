@@ -335,7 +335,7 @@ def ksampler(rig):
     schedule = one("BasicScheduler", model=rig.model, steps=2, scheduler="simple")
     assert same(drawn, rig.draw(sigmas=schedule))
     if rig.family == "sprint":
-        with pytest.raises(ValueError, match="SANA-Sprint's sigmas are angles, which euler takes for noise levels"):
+        with pytest.raises(ValueError, match="SANA-Sprint's sigmas are angles, which euler reads as noise levels"):
             one("KSampler", seed=1, denoise=1.0, **settings(rig, sampler_name="euler"))
 
 

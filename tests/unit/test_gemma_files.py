@@ -102,7 +102,9 @@ def test_a_config_beside_the_file_overrides(write, file, tmp_path):
     module = tiny.text_encoder()
     file.parent.mkdir()
     gemma.write(file, module, gemma.spiece())
-    with pytest.raises(UnusableFile, match="64 query and 32 key channels do not divide into heads of 256.*config.json beside"):
+    with pytest.raises(
+        UnusableFile, match="64 query and 32 key channels do not divide into heads of 256.*config.json beside"
+    ):
         load_text_encoder(file)
     for name in (file.with_suffix(".json"), file.with_name("config.json")):
         name.write_text(json.dumps(module.config.to_dict()))
@@ -229,7 +231,7 @@ def test_comfyuis_own_gemma_is_refused_with_the_reason(home, reference, spiece, 
     data = {"spiece_model": torch.frombuffer(bytearray(spiece), dtype=torch.uint8)}
     clip = type("CLIP", (), {"tokenizer": getattr(module, tokenizer)(tokenizer_data=data)})()
     with pytest.raises(
-        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with SanaLoadText.*soft caps"
+        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with Sana Load Text.*soft caps"
     ):
         drawing.call("SanaEncodePrompt", clip=clip, text="x")
     hosts._current = None
