@@ -10,11 +10,6 @@ import tiny
 from imports import OURS
 
 ROOT = tiny.REPOSITORY
-after_the_move = pytest.mark.skipif(
-    not (ROOT / "networks").is_dir(), reason="holds for the layout with networks/ and cli/, which is not there yet"
-)
-"""TODO at the merge of the new layout: delete this mark, and in test_house.py what is marked before_the_move."""
-
 COMFY = {"comfy", "folder_paths", "latent_preview", "nodes", "execution", "server", "main"}
 COMFY |= {"comfy_extras", "comfy_execution", "comfy_api"}
 NETWORKS = {"sana.networks", "sana.samplers"}
@@ -90,7 +85,6 @@ def check_file(file: Path, root: Path) -> None:
         check_import(room, found)
 
 
-@after_the_move
 @pytest.mark.parametrize("file", imports.package_files(ROOT), ids=lambda f: str(f.relative_to(ROOT)))
 def test_who_may_know_whom(file):
     check_file(file, ROOT)
@@ -167,7 +161,6 @@ def as_text(way: list[Path] | None, root: Path) -> str | None:
     return way and " -> ".join(str(file.relative_to(root)) for file in way)
 
 
-@after_the_move
 def test_no_circle_of_files():
     """Imports inside functions count: a circle that is opened late is still one that nobody reads in order."""
     assert as_text(imports.circle(imports.graph(ROOT)), ROOT) is None
