@@ -29,7 +29,7 @@ ALLOWED = {
     "samplers": {"torch"},
     "model_loaders": {"torch", "diffusers", "transformers", "tokenizers", "safetensors", "bitsandbytes"}
     | {"bs4", "ftfy"},
-    "media": {"torch", "numpy", "PIL", "imageio_ffmpeg"},
+    "media": {"torch", "numpy", "PIL", "av"},
     "nodes": {"torch", "sana.host", "sana.samplers", "sana.model_loaders", "sana.media"},
     "host": set(),
     "host.comfyui": {"torch", "sana.samplers", "sana.model_loaders", "sana.media"} | COMFY,

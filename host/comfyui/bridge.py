@@ -80,6 +80,9 @@ class ComfyHost:
     def decode_frames(self, vae_object, samples):
         return vae.decode_frames(vae_object, samples)
 
+    def output_folder(self) -> Path:
+        return Path(folder_paths.get_output_directory())
+
     def save_target(self, prefix, width, height):
         output = folder_paths.get_output_directory()
         folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
