@@ -226,6 +226,9 @@ def _write_image(part: Path, pixels: np.ndarray, kind: FrameFormat, texts: dict[
     from PIL import Image
 
     image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image.save(buffer, kind.name, **dict(kind.options), **tagging.image_options(kind.name, texts))
+    try:
+        image.save(buffer, kind.name, **dict(kind.options), **tagging.image_options(kind.name, texts))
+    except ValueError as error:  # a size that the format does not have
+        raise OSError(f"Pillow's {kind.name} failed: {error}") from error
     part.write_bytes(buffer.getbuffer())
     verify.check_image(part, image.size)
