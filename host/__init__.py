@@ -111,8 +111,8 @@ class Host(Protocol):
     def decode_frames(self, vae: Any, samples: Any) -> Iterator:
         """A video LATENT's frames in order, [n, H, W, 3] at a time, one video after another."""
 
-    def output_folder(self) -> Path:
-        """The folder that every ``filename_prefix`` is below; it need not exist yet."""
+    def check_prefix(self, prefix: str) -> None:
+        """ValueError or OSError for a ``filename_prefix`` under which nothing can be saved; nothing is made."""
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         """Where files of ``prefix``, which was checked, are saved next; its folder is made."""

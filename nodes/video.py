@@ -8,7 +8,6 @@ from .. import host
 from ..media import formats, writer
 from ..media.formats import FRAME_FORMATS, VIDEO_FORMATS, frame_format
 from ..media.pixels import check_frames
-from ..media.prefixes import check_prefix
 from ..model_loaders.vae import latent_to_frames
 
 
@@ -58,7 +57,7 @@ class _Saves:
         """
         try:
             if filename_prefix is not None:
-                check_prefix(filename_prefix, host.current().output_folder())
+                host.current().check_prefix(filename_prefix)
         except (OSError, ValueError) as error:
             return str(error)
         return True
@@ -67,7 +66,7 @@ class _Saves:
 def _target(prefix: str, size) -> host.SaveTarget:
     """Where files of a prefix, for frames of ``size`` (height, width), are saved next."""
     here = host.current()
-    check_prefix(prefix, here.output_folder())
+    here.check_prefix(prefix)
     return here.save_target(prefix, size[1], size[0])
 
 

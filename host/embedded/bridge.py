@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ...media.prefixes import check_prefix
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -76,8 +77,8 @@ class EmbeddedHost:
     def decode_frames(self, vae_object, samples):
         return vae_object.frames(samples)
 
-    def output_folder(self) -> Path:
-        return Path(self.folders.output)
+    def check_prefix(self, prefix):
+        check_prefix(prefix, Path(self.folders.output))
 
     def save_target(self, prefix, width, height):
         return self.folders.save_target(prefix, width, height)
