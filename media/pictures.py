@@ -15,7 +15,7 @@ def cover(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """
     from PIL import Image
 
-    from .writer import to_bytes
+    from .pixels import to_bytes
 
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"the image has the shape {list(image.shape)}; give pictures of 1, 3 or 4 channels")

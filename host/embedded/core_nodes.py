@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import random
+import string
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from ...media import writer
+from ...media.prefixes import check_folder, check_prefix
 from . import control, runtime
 from .folders import inside
 
+BATCH_NUMBER = "%batch_num%"
 CHANNELS = ("alpha", "red", "green", "blue")
 
 
@@ -37,7 +42,7 @@ class LoadImage:
 
 
 class SaveImage:
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
     FUNCTION = "save"
     OUTPUT_NODE = True
 
@@ -48,22 +53,17 @@ class SaveImage:
             "hidden": {"folders": "FOLDERS", "prompt": "PROMPT"},
         }
 
-    def save(self, images, folders, prompt, filename_prefix="ComfyUI"):
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix=None, folders=None):
+        """True, or what is wrong with the prefix and, where the folders are given, with the output folder."""
+        if filename_prefix is None:
+            return True
+        return _message(check_prefix, filename_prefix, folders and folders.output)
 
-        target = folders.save_target(filename_prefix)
-        information = PngInfo()
-        information.add_text("prompt", json.dumps(prompt))
-        saved = []
-        for offset, picture in enumerate(images):
-            path = target.path(".png", offset)
-            pixels = (picture.cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
-            half_written = path.with_suffix(".png.part")
-            Image.fromarray(pixels).save(half_written, format="PNG", pnginfo=information, compress_level=4)
-            half_written.replace(path)
-            saved.append(str(path))
-        return {"ui": {"images": saved}, "result": ()}
+    def save(self, images, folders, prompt, filename_prefix="ComfyUI"):
+        check_prefix(filename_prefix, folders.output)
+        saved = _saved(images, folders, folders.output, filename_prefix, prompt)
+        return {"ui": {"images": saved}, "result": (images,)}
 
 
 class PreviewImage(SaveImage):
@@ -71,8 +71,39 @@ class PreviewImage(SaveImage):
     def INPUT_TYPES(cls):
         return {"required": {"images": ("IMAGE", {})}, "hidden": {"folders": "FOLDERS", "prompt": "PROMPT"}}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, folders=None):
+        return True if folders is None else _message(check_folder, folders.temp)
+
     def save(self, images, folders, prompt):
-        return {"ui": {"images": []}, "result": ()}
+        prefix = "ComfyUI_temp_" + "".join(random.choices(string.ascii_lowercase, k=5))
+        return {"ui": {"images": _saved(images, folders, folders.temp, prefix, prompt)}, "result": (images,)}
+
+
+def _message(check, *given):
+    """True, or what a check says."""
+    try:
+        check(*given)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return True
+
+
+def _saved(images, folders, folder, prefix: str, prompt) -> list[str]:
+    """Write images below a folder as ComfyUI does, cut to bytes and not rounded; returns their paths.
+
+    ``%batch_num%`` in the prefix is each image's number in the batch.
+    """
+    target = folders.save_target(prefix, images.shape[2], images.shape[1], folder)
+    arrays = [(image.cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8) for image in images]
+    if BATCH_NUMBER not in target.name:
+        groups = [(target, arrays)]
+    else:
+        names = [target.name.replace(BATCH_NUMBER, str(i)) for i in range(len(arrays))]
+        groups = [(replace(target, name=name, number=target.number + i), [arrays[i]]) for i, name in enumerate(names)]
+    tags = folders.tags(prompt)
+    written = (writer.write_images(each.names(".png"), some, len(some), "png", tags) for each, some in groups)
+    return [str(path) for paths in written for path in paths]
 
 
 class VAEDecode:

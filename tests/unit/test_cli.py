@@ -124,7 +124,7 @@ def test_core_clip_text_encode_is_ours_with_defaults(run):
 
 def test_core_nodes_stay_in_their_folders(run):
     code, _, err = run(graph(n6={"filename_prefix": "../outside"}))
-    assert code == 1 and "node 6 (SaveImage)" in err and "leads out of" in err
+    assert code == 2 and "node 6 (SaveImage)" in err and "leads out of" in err
     nodes = graph()
     nodes["30"] = {"class_type": "LoadImage", "inputs": {"image": "../secret.png"}}
     nodes["3"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["30", 0], "vae": ["1", 2]}}

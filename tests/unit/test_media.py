@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from reading import decoded, tags_in
-from sana_nodes.media import tags, writer
+from sana_nodes.media import writer
 from sana_nodes.media.formats import VIDEO_FORMATS
 from sana_nodes.media.pictures import cover
+from sana_nodes.media.pixels import to_bytes
 
 GRAPH = {
     "workflow": {"nodes": [{"id": 1, "title": 'a "quoted"; #odd = \\title\n日本'}], "last_node_id": 1},
@@ -90,7 +91,7 @@ def test_odd_sizes(tmp_path, format, size):
 def test_bytes_are_rounded():
     values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 127.5 / 255 + 1e-4, 254.6 / 255, 1.0, -1.0, 2.0])
     frame = values.view(1, -1, 1).expand(-1, -1, 3)
-    assert writer.to_bytes(frame)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255, 0, 255]
+    assert to_bytes(frame)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255, 0, 255]
 
 
 def test_quality_makes_a_difference(tmp_path):
@@ -143,7 +144,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
             if list(tmp_path.iterdir()):
                 raise KeyboardInterrupt
             time.sleep(0.01)
-        raise AssertionError("ffmpeg never began its file")
+        raise AssertionError("the file was never begun")
 
     with pytest.raises(KeyboardInterrupt):
         writer.write_video(tmp_path / "clip.mkv", interrupted(), 8.0, "mkv-ffv1")
@@ -195,10 +196,6 @@ def test_frames_as_pictures(tmp_path, suffix):
     assert found == GRAPH
 
 
-def test_ffmetadata_escapes():
-    assert tags.ffmetadata({"a=b": "1;2#3\\4\n5"}) == ";FFMETADATA1\na\\=b=1\\;2\\#3\\\\4\\\n5\n"
-
-
 def test_cover():
     image = torch.rand(40, 80, 4)
     assert cover(image, 80, 40).equal(image[..., :3])
@@ -216,7 +213,7 @@ sys.path.insert(0, sys.argv[3])
 import platforms
 from pathlib import Path
 from sana_nodes.media import writer
-import imageio_ffmpeg, numpy
+import av, numpy
 video = torch.rand(int(sys.argv[2]), 240, 416, 3)
 before = platforms.peak_memory()
 writer.write_video(Path(sys.argv[1]) / "clip.mkv", [video], 16.0, "mkv-ffv1")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import drawing
 import filming
+import graphs
 import pytest
 import torch
 from PIL import Image
 from reading import decoded, tags_in
 from sana_nodes import NODE_CLASS_MAPPINGS
+from sana_nodes.host.embedded import graph as executor
 from sana_nodes.networks.latent_spaces import WAN, neutral_latent
 
 
@@ -105,7 +107,7 @@ def test_what_does_not_belong_together(host, parts, large, reference):
         drawing.call("SanaSCMSample", model=parts[0], positive=[], latent_image=picture)
     with pytest.raises(ValueError, match="patches of 2 do not divide"):
         filming.sampled(parts, {"samples": torch.zeros(1, 16, 1, 7, 8)})
-    with pytest.raises(ValueError, match="no video's: use VAEDecode"):
+    with pytest.raises(ValueError, match="not a video's: use VAE Decode"):
         drawing.call("SanaDecodeSaveVideo", samples=picture, vae=parts[2])
 
 
@@ -221,17 +223,24 @@ def test_saving_frames(host):
 
 
 @pytest.mark.parametrize("name", ["SanaSaveVideo", "SanaDecodeSaveVideo"])
-def test_files_that_cannot_be_are_said_before_anything_runs(host, name):
+def test_files_that_cannot_be_are_refused_before_anything_runs(host, name):
+    """The prefix by the node; number and format by the host, as the node declares them (over HTTP in comfyui/)."""
     check = NODE_CLASS_MAPPINGS[name].VALIDATE_INPUTS
-    good = {"fps": 16.0, "format": "gif", "quality": 80, "filename_prefix": "video/x"}
-    assert check(**good) is True
-    for change, said in (
+    assert check(filename_prefix="video/x") is True
+    assert "leads out" in check(filename_prefix="../x")
+    graph = graphs.video()
+    if name == "SanaDecodeSaveVideo":
+        graph["6"]["inputs"].pop("images")
+        graph["6"] = graphs.node(name, samples=["4", 0], vae=["1", 2], **graph["6"]["inputs"])
+    for change, message in (
         ({"fps": 0.0}, "fps is 0.0"),
-        ({"format": "avi"}, "format"),
-        ({"filename_prefix": "../x"}, "filename_prefix|leads out"),
+        ({"format": "avi"}, "format is 'avi'"),
+        ({"format": None}, "format is None"),
+        ({"filename_prefix": "../x"}, "leads out"),
     ):
-        message = check(**{**good, **change})
-        assert message is not True and any(word in message for word in said.split("|")), message
+        graph["6"]["inputs"].update({"fps": 16.0, "format": "gif", "filename_prefix": "video/x", **change})
+        with pytest.raises(executor.BadWorkflow, match=message):
+            executor.check(graph, NODE_CLASS_MAPPINGS)
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_before_anything_runs(host, monkeypatch, home):
