@@ -20,7 +20,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "bs4": "beautifulsoup4",
-    "imageio_ffmpeg": "imageio-ffmpeg",
 }
 """The distribution that brings a module, where their names differ."""
 
@@ -42,9 +41,6 @@ THROUGH_OTHERS = {
     "sentencepiece": "transformers reads a tokenizer.model through it",
 }
 """Declared without an import of ours, with the reason."""
-
-CODECS = {"av", "imageio-ffmpeg"}
-"""One of them writes videos; while both are declared one of them is enough."""
 
 
 def bounds(lines: list[str]) -> dict[str, str]:
@@ -93,7 +89,7 @@ def test_every_import_is_declared():
 def test_every_dependency_is_imported():
     used = {DISTRIBUTIONS.get(m, m).replace("_", "-") for f in package_files() for m in imported(f.read_text("utf-8"))}
     unused = REQUIRED_BOUNDS.keys() - used - THROUGH_OTHERS.keys()
-    assert not unused - CODECS and CODECS & used
+    assert not unused
 
 
 def test_the_reader_of_imports_sees_them():

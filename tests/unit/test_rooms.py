@@ -19,7 +19,7 @@ ALLOWED = {
     "networks": {"torch", "einops", "sana.samplers"},
     "model_loaders": {"torch", "einops", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors"}
     | NETWORKS,
-    "media": {"torch", "numpy", "PIL", "av", "imageio", "imageio_ffmpeg"},
+    "media": {"torch", "numpy", "PIL", "av"},
     "nodes": {"torch", "sana.host", *BELOW},
     "host": {"sana.host.comfyui", "sana.host.embedded"},
     "host.comfyui": {"torch", "PIL", "tqdm", "sana.host", *BELOW, *COMFY},
