@@ -9,10 +9,10 @@ import comfy.sd
 import torch
 
 from ...model_loaders.quantised.formats import set_values
-from ...model_loaders.text_encoder import LoadedTextEncoder
+from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
 from ...networks.text_encoder import encode_tokens, memory_of_tokens
-from .modules import has_native_bf16, log_compute_dtype, use_comfy_ops
+from .modules import has_native_bf16, log_compute_dtype, set_reload, use_comfy_ops
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
@@ -100,7 +100,7 @@ class SanaTextModel(torch.nn.Module):
         raise ValueError("SANA's text encoder is loaded by Sana Load Text Encoder or Sana Load Pipeline")
 
 
-def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
+def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str, **more):
     """A comfy CLIP around a loaded Gemma-2. It computes in bfloat16 or float32: float16 overflows in Gemma."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     options = {"initial_device": torch.device("cpu")}
@@ -117,7 +117,14 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
         tokenizer=lambda **_: SanaTokenizer(loaded.tokenizer),
     )
     parameters = sum(p.numel() for p in loaded.module.parameters())
-    return comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options})
+    clip = comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options}, **more)
+    set_reload(clip.patcher, _reload, loaded.path, weight_dtype, device)
+    return clip
+
+
+def _reload(path, weight_dtype: str, device: str, disable_dynamic: bool = False):
+    """The patcher of build_clip of the file once more."""
+    return build_clip(load_text_encoder(path), weight_dtype, device, disable_dynamic=disable_dynamic).patcher
 
 
 def encode_prompt(clip, prompt: str, **options) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import comfy.cli_args
@@ -15,7 +16,7 @@ import comfy.supported_models_base
 import torch
 
 from ...model_loaders.quantised.formats import set_values
-from ...model_loaders.transformer import LoadedTransformer
+from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
 from ...networks.families import TransformerSpec
 from ...networks.latent_spaces import DC_AE, LTX2, WAN
@@ -23,7 +24,7 @@ from ...networks.memory import CAPTION, transformer_memory
 from ...networks.transformer import network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from . import patches
-from .modules import log_compute_dtype, patcher_class, use_comfy_ops
+from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops
 from .previews import PUBLISHED_GAIN, Previewing
 
 
@@ -193,7 +194,7 @@ def network_dtypes(module, wanted, device):
     return stored, cast
 
 
-def build_model(loaded: LoadedTransformer, weight_dtype: str):
+def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: bool = False):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
@@ -213,5 +214,12 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
-    patcher = patcher_class()(model, load_device=load_device, offload_device=offload_device)
+    make_patcher = patcher_class(not disable_dynamic)
+    patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
+    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype)
     return patches.watch(patcher, loaded.spec)
+
+
+def _reload(path, spec: TransformerSpec, weight_dtype: str, disable_dynamic: bool = False):
+    """build_model of the file once more; ``spec`` has the flow shift of its pipeline."""
+    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, disable_dynamic)

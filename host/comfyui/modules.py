@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import comfy.model_management
 import comfy.model_patcher
@@ -64,6 +65,15 @@ def log_compute_dtype(what: str, compute: torch.dtype, why: str = "float16 overf
     logger.info("%s computes in %s: %s", what, str(compute).removeprefix("torch."), why)
 
 
-def patcher_class():
-    """ComfyUI 0.33 selects the patcher at start (dynamic offload or not); older versions have one."""
-    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+def patcher_class(dynamic: bool = True) -> type:
+    """ComfyUI 0.33 selects the patcher at start (``dynamic`` offload or not); older versions have one."""
+    plain = comfy.model_patcher.ModelPatcher
+    return getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
+
+
+def set_reload(patcher, build: Callable, *arguments) -> None:
+    """How ComfyUI 0.33 loads the model once more: for a second card, and without dynamic offload for hooks.
+
+    ``build(*arguments, disable_dynamic=False)`` returns a patcher. Older versions do not reload.
+    """
+    patcher.cached_patcher_init = (build, arguments)

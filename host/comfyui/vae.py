@@ -11,7 +11,7 @@ import comfy.utils
 import torch
 
 from ...model_loaders.quantised.formats import set_values
-from ...model_loaders.vae import LoadedVae
+from ...model_loaders.vae import LoadedVae, load_vae
 from ...networks import precision
 from ...networks.autoencoder import (
     IMAGE_TILE,
@@ -24,7 +24,7 @@ from ...networks.autoencoder import (
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
 from ...networks.memory import vae_memory
 from . import previews
-from .modules import has_native_bf16, log_compute_dtype, patcher_class, use_comfy_ops
+from .modules import has_native_bf16, log_compute_dtype, patcher_class, set_reload, use_comfy_ops
 
 WORKING_DTYPES = [torch.bfloat16, torch.float32]
 """Never float16: it overflows in DC-AE and gives black or grey images."""
@@ -109,7 +109,7 @@ def _on_device(device: torch.device) -> AbstractContextManager:
 class SanaVAE(comfy.sd.VAE):
     """comfy's VAE around an autoencoder that did not come from one of its own files."""
 
-    def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device):
+    def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device, disable_dynamic: bool = False):
         with suppress(_DefaultsAreSet):
             super().__init__(sd=_NoWeights(self))
         spec = self.sana_spec = loaded.spec
@@ -122,7 +122,8 @@ class SanaVAE(comfy.sd.VAE):
         self.device, self.vae_dtype = device, dtype
         self.output_device = comfy.model_management.intermediate_device()
         offload_device = comfy.model_management.vae_offload_device()
-        self.patcher = patcher_class()(self.first_stage_model, load_device=device, offload_device=offload_device)
+        make_patcher = patcher_class(not disable_dynamic)
+        self.patcher = make_patcher(self.first_stage_model, load_device=device, offload_device=offload_device)
         self.size = comfy.model_management.module_size(self.first_stage_model)
         self._set_ratios(spec)
 
@@ -198,7 +199,7 @@ class SanaVAE(comfy.sd.VAE):
         return self.first_stage_model.autoencoder.state_dict()
 
 
-def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
+def build_vae(loaded: LoadedVae, weight_dtype: str, disable_dynamic: bool = False) -> SanaVAE:
     """A comfy VAE around a loaded autoencoder, computing in bfloat16 or float32.
 
     A video autoencoder stored in float32 computes in float32, as in diffusers' SANA-Video, unless a flag of
@@ -211,10 +212,16 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     use_comfy_ops(loaded.module, wanted, compute)
     reason = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
     log_compute_dtype(f"SANA's {loaded.spec.name}", compute, *reason)
-    vae = SanaVAE(loaded, compute, device)
+    vae = SanaVAE(loaded, compute, device, disable_dynamic)
+    set_reload(vae.patcher, _reload, loaded.path, weight_dtype)
     if not loaded.spec.is_video:
         previews.remember(vae)
     return vae
+
+
+def _reload(path, weight_dtype: str, disable_dynamic: bool = False):
+    """The patcher of build_vae of the file once more."""
+    return build_vae(load_vae(path), weight_dtype, disable_dynamic).patcher
 
 
 def _compute_dtype(loaded: LoadedVae, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:

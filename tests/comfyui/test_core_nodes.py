@@ -115,3 +115,21 @@ def test_our_empty_latent_says_the_size_of_its_cells(rigs):
     drawn = core_nodes.one("KSampler", seed=1, denoise=1.0, **settings(rig, latent_image=latent))["samples"]
     cells = 4 if older_than("0.33.0") else 16
     assert drawn.shape == (1, 16, 1, cells, cells)
+
+
+NOT_READ = [(name, family) for name, row in ROWS.items() for family in FAMILIES if row[family] == "not read"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "family"), NOT_READ, ids="-".join)
+def test_what_is_not_read_changes_nothing(rigs, name, family):
+    """The run ends, and the latent is the same with the node and without it."""
+    rig = rigs[family]
+    more = {"guidance": 7.0} if name == "FluxGuidance" else {}
+    changed = core_nodes.one(name, conditioning=rig.red, **more)
+    assert "guidance" in changed[0][1], "the node left no trace"
+    assert core_nodes.same(rig.draw(positive=changed), rig.base)
+
+
+def test_some_rows_are_not_read():
+    assert {name for name, _ in NOT_READ} == {"FluxGuidance", "FluxDisableGuidance"}

@@ -69,6 +69,13 @@ def test_an_unpaired_model_has_no_colours_where_two_vaes_with_other_latents_are_
     assert not loading._file().exists(), "nothing was computed either"
 
 
+def test_a_stored_map_does_not_decide_between_two(loading):
+    model, first = transformer(), vae()
+    assert alike(colours(model), own(first)) and loading._file().is_file()
+    other = vae("other-dc-ae")
+    assert colours(model) is None and other
+
+
 def test_one_vae_colours_an_unpaired_model_by_its_map(loading):
     model, other = transformer(), vae("other-dc-ae")
     assert alike(colours(model), own(other))

@@ -249,9 +249,9 @@ def test_models_and_vaes_that_do_not_belong(server):
     sprint_in_video = lossless()
     sprint_in_video["30"] = graphs.node("SanaLoadPipeline", pipeline="tiny", weight_dtype="default")
     sprint_in_video["4"]["inputs"]["model"] = ["30", 0]
-    assert "use SanaSCMSample" in server.error(sprint_in_video)
+    assert "use Sana SCM Sample" in server.error(sprint_in_video)
     video_in_sprint = graphs.example(pipeline="tiny-video")
-    assert "SanaFlowSample" in server.error(video_in_sprint)
+    assert "use Sana Flow Sample" in server.error(video_in_sprint)
     other_vae = lossless()
     other_vae["31"] = graphs.node("SanaLoadPipeline", pipeline="tiny-video-ltx2", weight_dtype="default")
     other_vae["3"]["inputs"]["vae"] = ["31", 2]
