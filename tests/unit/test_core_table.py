@@ -18,6 +18,6 @@ def test_every_row_has_a_check_and_every_check_a_row():
 def test_every_row_says_what_happens():
     for name, row in ROWS.items():
         for family in FAMILIES:
-            known = ("works", "refused", "not read", "pictures only", "video only")
+            known = ("works", "unsupported", "not read", "images only", "video only")
             assert row[family] in known or re.fullmatch(r"works since [\d.]+", row[family]), f"{name}: {row}"
         assert row["said"], f"{name} says nothing"
