@@ -1,31 +1,36 @@
-"""What a LoRA does to a weight: W + strength * alpha / rank * up @ down (arXiv 2106.09685), and DoRA."""
+"""Apply a LoRA to a weight: W + strength * alpha / rank * up @ down (arXiv 2106.09685), and DoRA."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 MAGNITUDE = "magnitude"
-"""PEFT's DoRA; ComfyUI's ``dora_scale`` divides by the length of other rows and is no name for it."""
+"""PEFT's DoRA. It is not ComfyUI's ``dora_scale``, which divides by the norm of other rows."""
 
 
-def patched(weight, loaded: LoadedLora, layer: str, strength: float):
-    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for kinds that only ComfyUI knows."""
+def patched(weight, loaded, layer: str, strength: float):
+    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for types that only ComfyUI supports.
+
+    ``loaded``: the loader's LoadedLora.
+    """
     parts = loaded.parts(layer)
     others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
     if others:
-        raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
+        raise ValueError(
+            f"the LoRA changes {layer} by {others[0]}, which the embedded host does not support: run with ComfyUI"
+        )
     return changed(weight, *pieces(parts), strength)
 
 
 def pieces(parts: Mapping) -> tuple:
-    """up, down, alpha / rank and PEFT's DoRA magnitude (or None) of one layer's tensors."""
+    """up, down, alpha / rank and PEFT's DoRA magnitude (or None) from one layer's tensors."""
     down = parts["lora_down.weight"]
     scale = float(parts["alpha"]) / down.shape[0] if "alpha" in parts else 1.0
     return parts["lora_up.weight"], down, scale, parts.get(MAGNITUDE)
 
 
 def changed(weight, up, down, scale: float, magnitude, strength: float):
-    """W + strength * scale * up @ down; a ``magnitude`` sets the length of each row (DoRA, arXiv 2402.09353)."""
+    """W + strength * scale * up @ down; a ``magnitude`` sets the norm of each row (DoRA, arXiv 2402.09353)."""
     plain = weight.float()
     up, down = up.to(plain), down.to(plain)
     change = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
