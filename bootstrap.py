@@ -1,7 +1,7 @@
-"""Set up Sana Nodes in a fresh clone; needs only Python and access to its package index.
+"""Set up Sana Nodes from a fresh clone, with nothing but Python and its package index.
 
-    python bootstrap.py demo [PROMPT]   create .venv, install, generate an image with the demo weights
-    python bootstrap.py test [ARGS]     create .venv, install, run the tests (ARGS are passed to pytest)
+    python bootstrap.py demo [PROMPT]   make .venv, install, generate an image with the demo weights
+    python bootstrap.py test [ARGS]     make .venv, install, run the tests (ARGS go to pytest)
 
 Works on Linux, Windows and macOS, with Python 3.10 to 3.13, with or without a graphics card.
 """
@@ -20,7 +20,7 @@ PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def install() -> None:
-    """Create .venv and install this folder with its test dependencies, at the versions of constraints.txt."""
+    """Make .venv and install this folder with its tests' needs, at the versions of constraints.txt."""
     if not PYTHON.exists():
         venv.create(FOLDER, with_pip=True, clear=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -28,7 +28,7 @@ def install() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if sys.version_info < (3, 10):  # noqa: UP036 - an older Python may run this file
+    if sys.version_info < (3, 10):  # noqa: UP036 - this file is what an older Python is started with
         sys.stderr.write(f"Sana Nodes needs Python 3.10 or later; this is {sys.version.split()[0]}\n")
         return 2
     if not arguments or arguments[0] not in ("demo", "test"):

@@ -8,17 +8,12 @@ MAGNITUDE = "magnitude"
 """PEFT's DoRA. It is not ComfyUI's ``dora_scale``, which divides by the norm of other rows."""
 
 
-def patched(weight, loaded, layer: str, strength: float):
-    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for types that only ComfyUI supports.
-
-    ``loaded``: the loader's LoadedLora.
-    """
+def patched(weight, loaded: LoadedLora, layer: str, strength: float):
+    """A layer's ``weight`` with a LoRA, in its own dtype; ValueError for kinds that only ComfyUI knows."""
     parts = loaded.parts(layer)
     others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
     if others:
-        raise ValueError(
-            f"the LoRA changes {layer} by {others[0]}, which the embedded host does not support: run with ComfyUI"
-        )
+        raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
     return changed(weight, *pieces(parts), strength)
 
 

@@ -66,13 +66,13 @@ class _Run:
     def upsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
         """LTX2VideoUpsampler3d: channels to space and time, without the first frames of the result."""
         h = self.conv(layer.conv, x, last)
-        wide = _channels_to_space(h, layer.stride)
+        wide = _channels_to_places(h, layer.stride)
         if self.started(layer, wide):
             wide = wide[:, :, layer.stride[0] - 1 :]
         if not layer.residual:
             return wide
         repeats = layer.stride[0] * layer.stride[1] * layer.stride[2] // layer.upscale_factor
-        residual = _channels_to_space(x, layer.stride).repeat(1, repeats, 1, 1, 1)
+        residual = _channels_to_places(x, layer.stride).repeat(1, repeats, 1, 1, 1)
         if self.started((layer, "residual"), residual):
             residual = residual[:, :, layer.stride[0] - 1 :]
         return wide + self.waiting(layer, residual, wide.shape[2])
@@ -83,9 +83,9 @@ class _Run:
             x = torch.cat([x[:, :, : layer.stride[0] - 1], x], dim=2)
         step = layer.stride[0]
         h = self.waiting_groups((layer, "h"), self.conv(layer.conv, x, last), step)
-        residual = _space_to_channels(self.waiting_groups((layer, "x"), x, step), layer.stride)
+        residual = _places_to_channels(self.waiting_groups((layer, "x"), x, step), layer.stride)
         residual = residual.unflatten(1, (-1, layer.group_size)).mean(dim=2)
-        h = _space_to_channels(h, layer.stride)
+        h = _places_to_channels(h, layer.stride)
         return h + self.waiting(layer, residual, h.shape[2])
 
     def waiting_groups(self, key, x: torch.Tensor, step: int) -> torch.Tensor:
@@ -95,12 +95,12 @@ class _Run:
         return self.waiting(key, x, x.shape[2] // step * step)
 
 
-def _channels_to_space(x: torch.Tensor, stride) -> torch.Tensor:
+def _channels_to_places(x: torch.Tensor, stride) -> torch.Tensor:
     x = x.unflatten(1, (-1, *stride))
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _space_to_channels(x: torch.Tensor, stride) -> torch.Tensor:
+def _places_to_channels(x: torch.Tensor, stride) -> torch.Tensor:
     frames, rows, columns = (size // step for size, step in zip(x.shape[2:], stride))
     x = x.reshape(*x.shape[:2], frames, stride[0], rows, stride[1], columns, stride[2])
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)

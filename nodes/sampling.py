@@ -13,13 +13,13 @@ from .models import require_flow, require_sprint
 def _samples_of(latent: dict, spec) -> torch.Tensor:
     """The latent's samples, [B, C, H, W] or [B, C, F, H, W] for video; ValueError if they do not fit the model."""
     samples = latent["samples"]
-    layout = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
-    if samples.ndim != layout.count(",") + 1 or samples.shape[1] != spec.latent_channels:
+    wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
+    if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
         vae = spec.space.name if spec.space else "the VAE of its size"
         raise ValueError(
             f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
-            f"{layout.format(spec.latent_channels)}: create it with {spec.family.latent_node}, or encode with this "
-            f"model's VAE, {vae}"
+            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, "
+            "which is this model's"
         )
     for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
         if size % patch:
