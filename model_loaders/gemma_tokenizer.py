@@ -2,7 +2,7 @@
 
 The model is turned into a byte-pair tokenizer of the tokenizers library, as transformers' GemmaConverter does, so
 that prompts give the tokens of Google's tokenizer.json. The few fields needed are read from the protocol buffer
-here: transformers' converter wants the package protobuf, which ComfyUI does not install.
+here: transformers' converter needs the package protobuf, which ComfyUI does not install.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def _read_pieces(data: bytes, where: str) -> list[Piece]:
     try:
         for number, value in _fields(data):
             if number == 1:
-                said = dict(_fields(value))
-                score = struct.unpack("<f", said[2])[0] if 2 in said else 0.0
-                pieces.append(Piece(said[1].decode("utf-8"), score, said.get(3, NORMAL)))
+                fields = dict(_fields(value))
+                score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
+                pieces.append(Piece(fields[1].decode("utf-8"), score, fields.get(3, NORMAL)))
             elif number == 2:
                 model_type = dict(_fields(value)).get(3, model_type)
             elif number == 3:
