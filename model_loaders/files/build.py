@@ -60,7 +60,7 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
 
 
 def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
-    """UnusableFile for numbers larger than the shapes of the file's weights, before anything is built."""
+    """UnusableFile for numbers beyond anything that the file's weights could be, before anything is built."""
     most = max([LARGEST_SIDE, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
     for key, value in arguments.items():
         for number in _numbers(value):

@@ -80,13 +80,13 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a PyTorch file, memory-mapped if its format allows it; nothing else in it is used."""
     import torch
 
-    content = _load_pytorch(file)
+    held = _load_pytorch(file)
     for name in ("state_dict", "model", "module"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict):
-        raise UnusableFile(f"{file} contains {type(content).__name__}, not a dictionary of tensors")
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+        if isinstance(held, dict) and isinstance(held.get(name), dict):
+            held = held[name]
+    if not isinstance(held, dict):
+        raise UnusableFile(f"{file} contains {type(held).__name__}, not a dictionary of tensors")
+    tensors = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     return {key: Entry(tuple(value.shape), partial(_itself, value)) for key, value in tensors.items()}, {}
 
 

@@ -203,7 +203,8 @@ def _quantised_entry(checkpoint: Checkpoint, layer: str, options: Mapping) -> En
     shape = format.shape(stored.shape)
     if shape is None:
         raise UnusableFile(
-            f"{checkpoint.path}: {layer}.weight has the shape {list(stored.shape)}, which is unsupported for {format.name}"
+            f"{checkpoint.path}: {layer}.weight has the shape {list(stored.shape)}, which is unsupported for "
+            f"{format.name}"
         )
     _check_scale(checkpoint, layer, format, parts, shape)
     return Entry(shape, stored.read, _value_of(checkpoint, layer, format, parts, shape))
