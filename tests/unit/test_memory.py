@@ -37,9 +37,9 @@ def test_estimates_are_within_30_percent_of_the_peak(shorter, name, dtype):
     seen = {}
     for case in benchmark.cases(name, "meta", dtype):
         ratio = case.estimate / traced_peak(case.run)
-        assert 0.7 < ratio < 1.3, f"{case.model} {case.what} {case.size}: told {ratio:.2f} of the peak"
+        assert 0.7 < ratio < 1.3, f"{case.model} {case.what} {case.size}: estimated {ratio:.2f} of the peak"
         seen.setdefault(case.what, set()).add(case.size)
-    assert all(len(sizes) >= (2 if "windows" in what else 4) for what, sizes in seen.items())
+    assert all(len(sizes) >= (2 if "tiles" in what else 4) for what, sizes in seen.items())
     assert {"encode", "decode"} <= set(seen) or "step" in seen
 
 
