@@ -86,7 +86,7 @@ def test_set_by_title_keeps_texts_texts(run):
         ("4.denoise=NaN", "from 0.0 to 1.0"),
         ("4.add_noise=perhaps", "choose one of enable, disable"),
         ("1.pipeline=absent", "no pipeline folder called 'absent'; looked in"),
-        ("1.pipeline=../tiny", "is no name"),
+        ("1.pipeline=../tiny", "is not the name"),
         ("2.text=5", None),
     ],
 )
@@ -184,7 +184,7 @@ def damaged(home, reference):
 def test_node_failure_ends_with_1_and_names_the_node(run, damaged):
     code, out, err = run(graph(n1={"pipeline": damaged}))
     assert code == 1 and out == ""
-    assert "node 1 (SanaLoadPipeline)" in err and "is not a whole safetensors file" in err
+    assert "node 1 (SanaLoadPipeline)" in err and "is not a complete safetensors file" in err
 
 
 def test_wrong_comfyui_path(run, monkeypatch, tmp_path):
@@ -244,4 +244,4 @@ def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, damaged, tmp
     assert refused.returncode == 2 and "steps" in refused.stderr
     failed = subprocess.run([*command, "--set", f"1.pipeline={damaged}"], capture_output=True, text=True, timeout=300)
     assert failed.returncode == 1
-    assert "node 1 (SanaLoadPipeline)" in failed.stderr and "not a whole safetensors file" in failed.stderr
+    assert "node 1 (SanaLoadPipeline)" in failed.stderr and "not a complete safetensors file" in failed.stderr
