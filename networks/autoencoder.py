@@ -31,8 +31,8 @@ VIDEO_TILE, VIDEO_OVERLAP = 256, 64
 class Run(Protocol):
     """What a host supplies for one pass of an autoencoder.
 
-    ``device`` and ``dtype``: for the computation. ``output`` and ``output_dtype``: for the results.
-    ``out_of_memory``: the exceptions that mean out of memory.
+    ``device`` and ``dtype`` to compute on and in; ``output`` and ``output_dtype``: where results come
+    together, and as what. ``out_of_memory``: the exceptions that mean it.
     """
 
     device: torch.device
@@ -94,14 +94,14 @@ class Autoencoder:
 
     def _images(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
         """``encode`` or ``decode`` images [B, C, h, w] one by one; in tiles after the first that does not fit."""
-        results = []
+        made = []
         for one in given.split(1):
             whole = self._whole_image(half, one, run) if tile is None else None
             if whole is None:
                 tile = tile or IMAGE_TILE
                 whole = self._tiled_image(half, one, run, tile)
-            results.append(whole.to(run.output, run.output_dtype))
-        return results[0] if len(results) == 1 else torch.cat(results)
+            made.append(whole.to(run.output, run.output_dtype))
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     def _whole_image(self, half: str, given: torch.Tensor, run: Run) -> torch.Tensor | None:
         """None if it does not fit into memory."""
@@ -150,11 +150,11 @@ class Autoencoder:
     def _decoded_pieces(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
         sides = raw.shape[3:] if tiles is None else [min(side, tiles.size) for side in raw.shape[3:]]
         run.make_room(self.memory.decode((*raw.shape[:3], *sides), run.dtype.itemsize))
-        done, total = 0, raw.shape[2]
+        shown, total = 0, raw.shape[2]
         for piece in streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles):
             pixels = piece[0].to(run.output, torch.float32, copy=True)
-            done = min(done + streaming.PIECE, total)
-            run.report(done, total)
+            shown = min(shown + streaming.PIECE, total)
+            run.report(shown, total)
             yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
 
     def _latents(self, videos: torch.Tensor, run: Run, tiles: Tiles | None) -> torch.Tensor:

@@ -169,7 +169,7 @@ def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, t
 
 
 def gather(spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device) -> torch.Tensor:
-    """Videos [B, F, H, W, 3] from ``pieces(one)``, which yields the frames [n, H, W, 3] of one latent in order."""
+    """Videos [B, F, H, W, 3] out of ``pieces(one)``, which gives the frames [n, H, W, 3] of one latent in order."""
     frames = spec.frames(latents.shape[2])
     sides = (side * spec.spatial_ratio for side in latents.shape[-2:])
     videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device)

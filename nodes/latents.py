@@ -215,8 +215,8 @@ class SanaImg2ImgLatent:
             )
         if samples.get("noise_mask") is not None:
             raise ValueError(
-                "the latent has a noise mask, which this node does not support: to inpaint, connect the latent to "
-                "Sana SCM Sample directly and set denoise there"
+                "the latent has a noise mask, which this node does not support: to inpaint, give it to Sana SCM Sample "
+                "directly and set denoise there"
             )
         sigmas = trigflow.img2img_sigmas(strength, steps, max_timesteps, intermediate_timesteps, start)
         if not len(sigmas):

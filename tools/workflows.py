@@ -50,7 +50,7 @@ def widgets(node: dict) -> list:
 
 
 def editor(graph: dict, note: str) -> dict:
-    """The editor's format of an API graph, with a note."""
+    """The editor's form of an API graph, with a note for the person who opens it."""
     depth: dict[str, int] = {}
 
     def deep(node_id: str) -> int:

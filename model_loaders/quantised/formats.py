@@ -252,14 +252,14 @@ def _check_scale(checkpoint, layer: str, format: Format, parts: Mapping[str, Ent
 def _value_of(checkpoint, layer: str, format: Format, parts: Mapping[str, Entry], shape: tuple[int, ...]) -> Value:
     def value(dtype: torch.dtype) -> torch.Tensor:
         tensors = {name: entry.read(alone=name == "weight") for name, entry in parts.items()}
-        result = torch.empty(shape, dtype=dtype)
+        made = torch.empty(shape, dtype=dtype)
         try:
             for start in range(0, shape[0], ROWS):
                 rows = slice(start, start + ROWS)
-                result[rows].copy_(format.rows(tensors, rows))
+                made[rows].copy_(format.rows(tensors, rows))
         except (RuntimeError, IndexError) as error:
             raise UnusableFile(f"{checkpoint.path}: {layer} does not fit its format {format.name} ({error})") from error
-        return result
+        return made
 
     return value
 

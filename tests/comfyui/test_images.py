@@ -110,7 +110,7 @@ def test_a_noised_latent_with_a_mask_is_refused(server):
     graph = graphs.image_to_image("holed.png")
     graph["32"] = graphs.node("SetLatentNoiseMask", samples=["3", 0], mask=["30", 1])
     graph["31"]["inputs"]["samples"] = ["32", 0]
-    assert "to inpaint, connect the latent to Sana SCM Sample" in server.error(graph)
+    assert "to inpaint, give it to Sana SCM Sample" in server.error(graph)
 
 
 def test_ksampler_draws_sana_as_our_node(server):

@@ -141,7 +141,7 @@ def test_progress_is_shown_for_windows(exact, monkeypatch):
 
 @pytest.mark.parametrize("half", ["encode", "encode_tiled"])
 def test_a_picture_of_less_than_a_cell_is_refused_in_words(vae, half):
-    with pytest.raises(ValueError, match="the image is 20 pixels on a side; DC-AE needs at least 32"):
+    with pytest.raises(ValueError, match="the picture is 20 pixels on a side; DC-AE needs at least 32"):
         getattr(vae, half)(torch.rand(1, 20, 64, 3))
     with pytest.raises(ValueError, match=r"the latent has the shape \[1, 4, 8, 8\]"):
         vae.decode_tiled(torch.zeros(1, 4, 8, 8))
