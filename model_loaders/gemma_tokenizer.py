@@ -88,7 +88,7 @@ def _read_pieces(data: bytes, where: str) -> list[Piece]:
                 normalizer = dict(_fields(value))
                 charsmap, dummy_prefix = normalizer.get(2, charsmap), normalizer.get(3, dummy_prefix)
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise UnusableFile(f"{where} is not a complete SentencePiece model ({error}); download the file again") from error
+        raise UnusableFile(f"{where} is not a complete SentencePiece model ({error}); download it again") from error
     first = tuple(piece.text for piece in pieces[: len(SPECIAL)])
     if first != SPECIAL or model_type != BPE or charsmap or dummy_prefix:
         raise UnusableFile(
