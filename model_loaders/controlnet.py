@@ -1,4 +1,4 @@
-"""SANA's ControlNets: a folder or one file, in diffusers' naming or NVlabs', to a SanaControlNetModel."""
+"""Load a SANA ControlNet: a folder or file in diffusers' or NVlabs' naming to a SanaControlNetModel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HINT = "Give Sana Load ControlNet a SANA ControlNet (models/controlnet)."
 
 @dataclass(frozen=True)
 class LoadedControlNet:
-    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+    """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
     module: object
     spec: ControlNetSpec
@@ -29,7 +29,7 @@ class LoadedControlNet:
 
 
 def load_controlnet(path: Path) -> LoadedControlNet:
-    """A SanaControlNetModel with the file's own dtype, its weights mapped."""
+    """A SanaControlNetModel in the dtype of the file, with memory-mapped weights."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, (Kind.CONTROLNET,), HINT)
     positions = position_config(checkpoint)

@@ -2,7 +2,7 @@
 
 The model is turned into a byte-pair tokenizer of the tokenizers library, as transformers' GemmaConverter does, so
 that prompts give the tokens of Google's tokenizer.json. The few fields needed are read from the protocol buffer
-here: transformers' converter wants the package protobuf, which ComfyUI does not install.
+here: transformers' converter needs the package protobuf, which ComfyUI does not install.
 """
 
 from __future__ import annotations
@@ -48,52 +48,52 @@ def load_spiece(data: bytes, where: str):
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of one protocol buffer message: number and value; 4- and 8-byte values come as bytes."""
-    place = 0
+    position = 0
 
     def varint() -> int:
-        nonlocal place
+        nonlocal position
         value = shift = 0
         while True:
-            byte = data[place]
-            place += 1
+            byte = data[position]
+            position += 1
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128:
                 return value
 
-    while place < len(data):
+    while position < len(data):
         number, wire = divmod(varint(), 8)
         if wire == 0:
             yield number, varint()
             continue
         size = {1: 8, 5: 4}[wire] if wire != 2 else varint()
-        if place + size > len(data):
-            raise ValueError("it is cut short")
-        yield number, data[place : place + size]
-        place += size
+        if position + size > len(data):
+            raise ValueError("it is truncated")
+        yield number, data[position : position + size]
+        position += size
 
 
 def _read_pieces(data: bytes, where: str) -> list[Piece]:
-    """The vocabulary of Gemma's SentencePiece model; UnusableFile for bytes that are none, or another model's."""
+    """The vocabulary of Gemma's SentencePiece model; UnusableFile for other bytes or another model."""
     pieces, model_type, charsmap, dummy_prefix = [], 1, b"", 1
     try:
         for number, value in _fields(data):
             if number == 1:
-                said = dict(_fields(value))
-                score = struct.unpack("<f", said[2])[0] if 2 in said else 0.0
-                pieces.append(Piece(said[1].decode("utf-8"), score, said.get(3, NORMAL)))
+                fields = dict(_fields(value))
+                score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
+                pieces.append(Piece(fields[1].decode("utf-8"), score, fields.get(3, NORMAL)))
             elif number == 2:
                 model_type = dict(_fields(value)).get(3, model_type)
             elif number == 3:
                 normalizer = dict(_fields(value))
                 charsmap, dummy_prefix = normalizer.get(2, charsmap), normalizer.get(3, dummy_prefix)
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise UnusableFile(f"{where} holds no whole SentencePiece model ({error}); download the file again") from error
+        raise UnusableFile(f"{where} is not a complete SentencePiece model ({error}); download it again") from error
     first = tuple(piece.text for piece in pieces[: len(SPECIAL)])
     if first != SPECIAL or model_type != BPE or charsmap or dummy_prefix:
         raise UnusableFile(
             f"{where} is not Gemma-2's SentencePiece model, which begins with {', '.join(SPECIAL)} (this one with "
-            f"{', '.join(first) or 'nothing'}), has byte-pair pieces and leaves the text as it is"
+            f"{', '.join(first) or 'nothing'}), has byte-pair pieces and no text normalisation"
         )
     return pieces
 
@@ -101,8 +101,8 @@ def _read_pieces(data: bytes, where: str) -> list[Piece]:
 def _tokenizer(pieces: list[Piece]):
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    vocabulary = {piece.text: place for place, piece in enumerate(pieces)}
-    if "\t" not in vocabulary and "<0x09>" in vocabulary:  # in tokenizer.json the tab stands in its byte's place
+    vocabulary = {piece.text: index for index, piece in enumerate(pieces)}
+    if "\t" not in vocabulary and "<0x09>" in vocabulary:  # tokenizer.json has the tab itself and not its byte
         vocabulary["\t"] = vocabulary.pop("<0x09>")
     model = models.BPE(
         vocab=vocabulary, merges=_merges(pieces, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True

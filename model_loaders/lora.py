@@ -1,8 +1,8 @@
-"""LoRA files for SANA's transformers, as diffusers, PEFT, kohya's scripts, LyCORIS and OneTrainer write them.
+"""Load LoRA files for SANA's transformers, as saved by diffusers, PEFT, kohya's scripts, LyCORIS and OneTrainer.
 
-A LoRA changes a weight W to W + strength * alpha / rank * up @ down (arXiv 2106.09685). Whatever wrote
-it, its tensors come out under ``<layer>.lora_up.weight``, ``<layer>.lora_down.weight``, ``<layer>.alpha``
-and so on, where ``<layer>`` is the layer's name in diffusers' module: names that ComfyUI's adapters read.
+A LoRA changes a weight W to W + strength * alpha / rank * up @ down (arXiv 2106.09685). The loaded tensors
+are always named ``<layer>.lora_up.weight``, ``<layer>.lora_down.weight``, ``<layer>.alpha`` and so on, where
+``<layer>`` is the layer's name in diffusers' module: names that ComfyUI's adapters support.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .patterns import LayerPatterns, UnsupportedPattern
 
 HINT = "Give Sana Load LoRA a LoRA of a SANA transformer (models/loras)."
 METADATA_KEY = "lora_adapter_metadata"
-"""Where diffusers keeps PEFT's configuration in a safetensors header."""
+"""The metadata entry of a safetensors header with PEFT's configuration, as written by diffusers."""
 
 PREFIXES = (
     "base_model.model.",
@@ -35,7 +35,7 @@ PREFIXES = (
     "lora_unet_",
     "lycoris_",
 )
-"""What trainers put before a layer's name; several may follow one another."""
+"""Prefixes of layer names in the files of different trainers; a name can have several."""
 
 LARGEST_ALPHA = 1e9
 
@@ -63,8 +63,8 @@ KNOWN_ENDING = re.compile(rf"\.({'|'.join(re.escape(e) for e in ENDINGS)})(?:\.d
 class LoadedLora:
     """A LoRA matched to a transformer.
 
-    ``tensors``: ``<layer>.<part>`` to tensor; ``layers``: the layers it changes; ``strays``: its own
-    keys that belong to no layer.
+    ``tensors``: ``<layer>.<part>`` to tensor; ``layers``: the layers that it changes; ``strays``: keys of
+    the file that match no layer.
     """
 
     tensors: dict
@@ -77,20 +77,20 @@ class LoadedLora:
         return {key[len(layer) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{layer}.")}
 
     def unused_keys_message(self) -> str | None:
-        """One sentence about keys that were not used, or None."""
+        """A log message about keys that are not used, or None."""
         if not self.strays:
             return None
         text = sum(key.startswith(TEXT_PREFIXES) for key in self.strays)
         named = ", ".join(self.strays[:5]) + (", …" if len(self.strays) > 5 else "")
-        part = f" ({text} of them for the text encoder, which SANA's LoRAs leave alone)" if text else ""
+        part = f" ({text} of them for the text encoder, which is not supported for SANA)" if text else ""
         return f"{self.path.name}: {len(self.strays)} keys match no layer of this model and are not used{part}: {named}"
 
 
 def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
-    """A LoRA for the transformer whose ``weights`` are name to shape.
+    """A LoRA for a transformer; ``weights``: the shapes of its weights by name.
 
-    UnusableFile for a file that is no LoRA, that changes no layer of this transformer, or whose matrices
-    are of another size.
+    UnusableFile if the file is not a LoRA, matches no layer of this transformer, or has matrices of
+    another size.
     """
     checkpoint = open_checkpoint(path)
     require_kind(checkpoint, (Kind.LORA,), HINT)
@@ -107,8 +107,8 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
         tensors[f"{layer}.{found[1]}"] = checkpoint[key]
     if not matched:
         raise UnusableFile(
-            f"{path}: none of its {len(strays)} keys (such as {strays[0]}) names a layer of this model; "
-            "it was made for another one"
+            f"{path}: none of its {len(strays)} keys (such as {strays[0]}) matches a layer of this model; "
+            "it was made for another model"
         )
     matched = tuple(sorted(matched))
     for layer in matched:
@@ -118,7 +118,7 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
 
 
 def _split(key: str) -> tuple[str, str] | None:
-    """A key as (what names the layer, ComfyUI's name of the part)."""
+    """A key as (layer name, ComfyUI's name of the part)."""
     if match := KNOWN_ENDING.search(key):
         return key[: match.start()], ENDINGS[match[1]]
     if match := OTHER_ENDING.search(key):

@@ -1,4 +1,4 @@
-"""Gemma-2, SANA's text encoder: a Hugging Face folder or one file to a module and its tokenizer."""
+"""Load Gemma-2, SANA's text encoder: a Hugging Face folder or one file to a module and its tokenizer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 HINT = "Give Sana Load Text Encoder gemma-2-2b-it, its folder or one safetensors file (models/text_encoders)."
 GATED = (
-    "Gemma-2's own repository asks for a licence first, and without it a download leaves the weights out; "
-    "the folder text_encoder of a SANA pipeline holds the same weights"
+    "Gemma-2's own repository is gated, and a download without accepting its licence has no weights; "
+    "the folder text_encoder of a SANA pipeline has the same weights"
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 SPIECE, EMBEDDING = "spiece_model", "embed_tokens.weight"
 UNUSED = (SPIECE, "lm_head.weight", "logit_scale", "rotary_emb.inv_freq")
-"""What files hold besides Gemma2Model's weights: the tokenizer, the language head, ComfyUI's CLIP scale, a table."""
+"""Keys that are not weights of Gemma2Model: the tokenizer, the language head, ComfyUI's CLIP scale, a table."""
 
 GEMMA_2_2B = {
     "model_type": "gemma2",
@@ -42,12 +42,12 @@ GEMMA_2_2B = {
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": False,
 }
-"""Gemma-2-2B's published numbers that shapes do not tell."""
+"""The parts of Gemma-2-2B's published config that cannot be read from shapes."""
 
 
 @dataclass(frozen=True)
 class LoadedTextEncoder:
-    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+    """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
     module: object
     tokenizer: object
@@ -57,11 +57,11 @@ class LoadedTextEncoder:
 
 
 def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> LoadedTextEncoder:
-    """A Gemma2Model with the files' own dtype and its tokenizer.
+    """A Gemma2Model in the dtype of the files, and its tokenizer.
 
-    ``path``: a Hugging Face folder, or one file. The tokenizer lies in ``tokenizer_folder``, else inside
-    the file (a uint8 tensor ``spiece_model``), else beside the weights, or in a folder tokenizer there or
-    one level up.
+    ``path``: a Hugging Face folder, or one file. The tokenizer is in ``tokenizer_folder``, otherwise inside
+    the file (a uint8 tensor ``spiece_model``), otherwise next to the weights, or in a folder tokenizer there
+    or one level up.
     """
     path = Path(path)
     checkpoint, pieces = _opened(path)
@@ -72,14 +72,14 @@ def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> Loade
     spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size)
     if len(tokenizer) > spec.vocabulary:
         raise UnusableFile(
-            f"the tokenizer of {path} knows {len(tokenizer)} tokens and its weights only {spec.vocabulary}: "
+            f"the tokenizer of {path} has {len(tokenizer)} tokens and its weights only {spec.vocabulary}: "
             "they belong to different models"
         )
     return LoadedTextEncoder(module, tokenizer, spec, path, quantised)
 
 
 def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
-    """The weights under Gemma2Model's own names, and the SentencePiece model that may lie among them."""
+    """The weights under Gemma2Model's own names, and the SentencePiece model if the file contains one."""
     try:
         checkpoint = open_checkpoint(path)
     except FileNotFoundError as error:
@@ -94,7 +94,7 @@ def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
 
 
 def _build(checkpoint: Checkpoint):
-    """Gemma2Config and an empty Gemma2Model: of a config.json, else of the tensors' shapes."""
+    """Gemma2Config and an empty Gemma2Model, from a config.json or otherwise from the tensors' shapes."""
     from transformers import Gemma2Config, Gemma2Model
 
     file, entries = _config_file(checkpoint)
@@ -109,9 +109,9 @@ def _build(checkpoint: Checkpoint):
 
 
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    """The language model's weights without what their names begin with: model., or a place in a larger file.
+    """The language model's weights without the prefix of their names: ``model.``, or that of a larger file.
 
-    Of a larger file, which has a longer prefix than Gemma2ForCausalLM's, only Gemma is looked at.
+    A larger file has a longer prefix than Gemma2ForCausalLM's; only its Gemma weights are used.
     """
     found = [key.removesuffix(EMBEDDING) for key in checkpoint if f".{key}".endswith(f".{EMBEDDING}")]
     prefix = found[0] if len(found) == 1 else ""
@@ -120,7 +120,7 @@ def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _config_file(checkpoint: Checkpoint) -> tuple[Path | None, dict | None]:
-    """The config.json of a Gemma-2, its own or one in its folder, and what it holds; None where there is none."""
+    """The config.json of a Gemma-2 (its own or one in its folder) and its contents; None if there is none."""
     if checkpoint.config is not None:
         return checkpoint.config_file, checkpoint.config
     beside = checkpoint.path.parent / "config.json"
@@ -130,7 +130,7 @@ def _config_file(checkpoint: Checkpoint) -> tuple[Path | None, dict | None]:
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a Gemma-2 that came without one; what leaves no shape is Gemma-2-2B's."""
+    """The config of a Gemma-2 without one, from shapes; the rest is that of Gemma-2-2B."""
     names = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
     query, key, hidden = (checkpoint.shape(f"layers.0.{name}.weight", 2)[0] for name in names)
     vocabulary, width = checkpoint.shape(EMBEDDING, 2)
@@ -153,28 +153,28 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
 
 
 def _tokenizer(path: Path, folder: Path | None, pieces: torch.Tensor | None):
-    """The tokenizer that the file holds, else the one of the files near it."""
+    """The tokenizer inside the file, otherwise the one in the files next to it."""
     if pieces is None or folder is not None:
         return _load_tokenizer(_find_tokenizer(path, folder))
     try:
         return load_spiece(pieces.contiguous().view(torch.uint8).numpy().tobytes(), f"{path}: its {SPIECE}")
     except UnusableFile as error:
         try:
-            place = _find_tokenizer(path, None)
+            nearby = _find_tokenizer(path, None)
         except FileNotFoundError:
             raise error from None
-        logger.warning("%s. The tokenizer in %s is used.", error, place)
-        return _load_tokenizer(place)
+        logger.warning("%s. The tokenizer in %s is used.", error, nearby)
+        return _load_tokenizer(nearby)
 
 
 def _find_tokenizer(path: Path, folder: Path | None) -> Path:
-    """The folder that holds a tokenizer for weights at ``path``."""
+    """The folder with the tokenizer for the weights at ``path``."""
     near = path if path.is_dir() else path.parent
-    places = [folder] if folder else [near, near / "tokenizer", near.parent / "tokenizer"]
-    for place in places:
-        if any((place / name).is_file() for name in TOKENIZER_FILES):
-            return place
-    looked = ", ".join(str(place) for place in places)
+    candidates = [folder] if folder else [near, near / "tokenizer", near.parent / "tokenizer"]
+    for candidate in candidates:
+        if any((candidate / name).is_file() for name in TOKENIZER_FILES):
+            return candidate
+    looked = ", ".join(str(candidate) for candidate in candidates)
     raise FileNotFoundError(
         f"no tokenizer.json or tokenizer.model for {path}; looked in {looked}. Put Gemma-2's tokenizer files there"
     )
@@ -195,6 +195,6 @@ def _load_tokenizer(folder: Path):
     except Exception as error:
         raise UnusableFile(f"the tokenizer in {folder} cannot be read ({error}); download it again") from error
     if tokenizer.bos_token_id is None or tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
-        raise UnusableFile(f"the tokenizer in {folder} does not begin a prompt with <bos>: it is not Gemma's")
+        raise UnusableFile(f"the tokenizer in {folder} does not start a prompt with <bos>: it is not Gemma's")
     tokenizer.padding_side = "right"
     return tokenizer

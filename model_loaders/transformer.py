@@ -1,4 +1,4 @@
-"""SANA's transformers: a folder or one file, in diffusers' naming or NVlabs', to a module."""
+"""Load a SANA transformer: a folder or file in diffusers' or NVlabs' naming to a module."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ HINT = "Give Sana Load Transformer a SANA transformer (models/diffusion_models).
 SELF_HEAD_DIM = 32
 CROSS_HEAD_DIMS = (112, 72, 32)
 VIDEO_HEAD_DIMS = (112, 32)
-"""Head sizes of published models, largest first: shapes do not show how a width divides into heads."""
+"""Head sizes of published models, largest first: they cannot be read from shapes."""
 
 
 @dataclass(frozen=True)
 class LoadedTransformer:
-    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+    """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
     module: object
     spec: TransformerSpec
@@ -34,7 +34,7 @@ class LoadedTransformer:
 
 
 def load_transformer(path: Path) -> LoadedTransformer:
-    """A SanaTransformer2DModel or SanaVideoTransformer3DModel with the file's own dtype, its weights mapped."""
+    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
     checkpoint = checkpoint.without_prefix(PREFIX)
@@ -73,7 +73,7 @@ def check_config(config: Mapping, checkpoint: Checkpoint, kind: Kind) -> None:
 
 
 def spec_of(config, family: Family) -> TransformerSpec:
-    """What a module's config says of it, as networks know it."""
+    """The TransformerSpec for the config of a diffusers module."""
     patch = tuple(config.patch_size) if family.video else (1, config.patch_size, config.patch_size)
     large = getattr(config, "sample_size", None) == LARGEST_SAMPLE_SIZE
     embedded = getattr(config, "guidance_embeds", False)
@@ -90,10 +90,10 @@ def spec_of(config, family: Family) -> TransformerSpec:
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a transformer or a ControlNet that came without one, read off its tensors' shapes.
+    """The config of a transformer or ControlNet without one, from its tensors' shapes.
 
-    Head sizes are the published ones (self-attention 32; cross-attention 112, else 72 or 32,
-    whichever divides the width): a model with others needs its config.json beside it.
+    Head sizes are the published ones (self-attention 32; cross-attention the first of 112, 72 and 32
+    that divides the width): a model with others needs its config.json next to it.
     """
     width, channels, patch, _ = checkpoint.shape("patch_embed.proj.weight", 4)
     cross_width, _ = checkpoint.shape("transformer_blocks.0.attn2.to_q.weight", 2)
@@ -115,9 +115,9 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
 
 
 def video_config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a SANA-Video transformer that came without one, read off its tensors' shapes.
+    """The config of a SANA-Video transformer without one, from its tensors' shapes.
 
-    Heads have the published size, 112, else 32, whichever divides the width.
+    The head size is the first of the published ones, 112 and 32, that divides the width.
     """
     width, channels, *patch = checkpoint.shape("patch_embedding.weight", 5)
     cross_width, _ = checkpoint.shape("transformer_blocks.0.attn2.to_q.weight", 2)
@@ -139,7 +139,7 @@ def video_config_from_shapes(checkpoint: Checkpoint) -> dict:
 
 
 def _common_config(checkpoint: Checkpoint, width: int) -> dict:
-    """What every SANA transformer's shapes tell in the same way."""
+    """The entries that are read from shapes in the same way for every SANA transformer."""
     hidden = checkpoint.shape("transformer_blocks.0.ff.conv_point.weight", 4)[1]
     normed = "transformer_blocks.0.attn1.norm_q.weight" in checkpoint
     return {
@@ -159,5 +159,5 @@ def _unknown_heads(checkpoint: Checkpoint, width: int) -> UnusableFile:
 
 
 def _mlp_ratio(hidden: int, width: int) -> float:
-    """A ratio whose product with ``width`` rounds down to ``hidden``, as diffusers computes it."""
+    """A ratio whose product with ``width`` rounds down to ``hidden``, as in diffusers."""
     return hidden / width if int(hidden / width * width) == hidden else (hidden + 0.5) / width

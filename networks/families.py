@@ -1,4 +1,4 @@
-"""The model families as frozen rows: what differs between SANA-Sprint, SANA and SANA-Video.
+"""The model families as frozen rows: the differences between SANA-Sprint, SANA and SANA-Video.
 
 A new family is a row here, its kind and signature in model_loaders/files/kinds.py, its module, and its tests.
 """
@@ -20,11 +20,11 @@ from .latent_spaces import LatentSpace, space_of
 class Family:
     """One row.
 
-    ``parameterisation``: makes the model_sampling object of a flow shift. ``samplers``: rows of the sampler
-    table that sample it, the usual one first. ``video``: latents have frames. ``instruction``: the key in
-    prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: its own, ``large_flow_shift`` that of its
-    4096 pixel model (sample_size 128). ``node`` and ``latent_node``: what samples it and makes its latents,
-    as the canvas shows them.
+    ``parameterisation``: creates the model_sampling object for a flow shift. ``samplers``: the rows of the
+    sampler table for this family, the default first. ``video``: latents have frames. ``instruction``: the key
+    in prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: the default; ``large_flow_shift``: that
+    of the 4096 pixel model (sample_size 128). ``node`` and ``latent_node``: display names of the nodes that
+    sample it and create its latents.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Family:
 
     @property
     def uses_angles(self) -> bool:
-        """Whether its sigmas are TrigFlow's angles, and not the noise levels of flow matching."""
+        """True if sigmas are the angles of TrigFlow, False if they are the noise levels of flow matching."""
         return self.samplers[0].parameterisation is TrigFlow
 
 
@@ -69,12 +69,11 @@ LARGEST_SAMPLE_SIZE = 128
 
 @dataclass(frozen=True)
 class TransformerSpec:
-    """A loaded transformer's own numbers.
+    """The parameters of a loaded transformer.
 
     ``width``: channels of a token. ``patch``: latent cells per token in frames, rows and columns.
-    ``guidance_scale``: what SANA-Sprint's embedded guidance is multiplied by, None without one.
-    ``flow_shift``: the model's own. ``time_scale``: what the times of flow matching, 0 to 1000, are
-    multiplied by.
+    ``guidance_scale``: the factor of SANA-Sprint's embedded guidance, None without one. ``flow_shift``: the
+    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000.
     """
 
     family: Family
@@ -92,7 +91,7 @@ class TransformerSpec:
 
     @property
     def space(self) -> LatentSpace | None:
-        """The latent space of its latents; None where no autoencoder of so many channels is known."""
+        """The latent space of its latents; None if no known autoencoder has this number of channels."""
         return space_of(self.latent_channels, self.family.video)
 
     def sampling(self) -> torch.nn.Module:

@@ -1,6 +1,6 @@
-"""Editor-format workflows out of their API-format twins: ``python -m sana_nodes.tools.workflows NAME …`` writes them.
+"""Write the editor-format workflows from the API-format ones: ``python -m sana_nodes.tools.workflows NAME …``.
 
-Nodes are laid out in columns, each as far to the right as the longest way to it.
+Nodes are laid out in columns; a node's column is the length of the longest path to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CORE = {
     "ImageBatch": ({"image1": "IMAGE", "image2": "IMAGE"}, ["IMAGE"]),
     "SaveImage": ({"images": "IMAGE"}, []),
 }
-"""The core nodes that examples use: their inputs from other nodes, and their outputs."""
+"""The core nodes in the examples: their inputs from other nodes, and their outputs."""
 
 
 def is_link(value) -> bool:
@@ -28,7 +28,7 @@ def is_link(value) -> bool:
 
 
 def signature(class_type: str) -> tuple[dict, list[str], list[str]]:
-    """Kinds of the inputs, kinds of the outputs, and the outputs' names."""
+    """Types of the inputs, types of the outputs, and names of the outputs."""
     if class_type in CORE:
         inputs, outputs = CORE[class_type]
         return inputs, outputs, outputs
@@ -40,7 +40,7 @@ def signature(class_type: str) -> tuple[dict, list[str], list[str]]:
 
 
 def widgets(node: dict) -> list:
-    """Values in the order of the node's widgets; a seed is followed by what happens to it after a run."""
+    """Values in the order of the node's widgets; a seed is followed by its control_after_generate."""
     values = []
     for key in signature(node["class_type"])[0]:
         value = node["inputs"].get(key)
@@ -139,19 +139,21 @@ PUBLISHED = (
 )
 NOTES = {
     "sana_sprint_image_to_image": (
-        "# Image to image\n\nThe upper row draws a picture to begin with; put Load Image in its place to begin with "
-        "one of yours. strength says how far the second goes from it. The demo weights change all at once, so it is "
-        "low here; with the published ones choose your pipeline, 1024 × 1024 and about 0.6. Seed and steps of the last "
-        "two nodes belong together."
+        "# Image to image\n\nThe upper row generates a first image; replace it by Load Image to start from your own "
+        "image. strength sets how much the second image differs from it. It is low here, because the demo weights "
+        "change an image suddenly. With the published weights choose your pipeline, 1024 × 1024 and about 0.6. Use the "
+        "same seed and steps in Sana Image To Image Latent and Sana SCM Sample."
     ),
-    "sana_video_text_to_video": f"# Text to video\n\nSet to the demo weights, which know moving shapes. {PUBLISHED}",
+    "sana_video_text_to_video": (
+        f"# Text to video\n\nThis workflow uses the demo weights, which know only moving shapes. {PUBLISHED}"
+    ),
     "sana_video_image_to_video": (
-        "# Image to video\n\nSANA-Sprint draws the first frame and SANA-Video lets it move; put Load Image in place of "
-        f"the upper row to begin with a picture of yours. {PUBLISHED}"
+        "# Image to video\n\nSANA-Sprint generates the first frame and SANA-Video animates it. Replace the upper row "
+        f"by Load Image to start from your own image. {PUBLISHED}"
     ),
     "sana_video_continue": (
-        "# Continue a video\n\nThe last frame of the first clip is the first of the second. Repeat the lower row to go "
-        f"on. {PUBLISHED}"
+        "# Continue a video\n\nThe last frame of the first clip is the first frame of the second. Repeat the lower row "
+        f"to add more clips. {PUBLISHED}"
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Model files by name under a list of root folders, the way ComfyUI's loaders name them."""
+"""Model files by name under a list of root folders, as ComfyUI's loaders name them."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def list_models(roots: Iterable[Path], problems: list[Problem] | None = None) ->
 def find_model(roots: Iterable[Path], name: str, what: str) -> Path:
     """The path of ``name`` under the first root that has it.
 
-    Raises FileNotFoundError naming what was looked for and where, ValueError for a name that
-    leaves the roots (absolute, or with ``..``).
+    FileNotFoundError with the name and the folders if there is none, ValueError for a name outside of the
+    roots (absolute, or with ``..``).
     """
     roots = [Path(root) for root in roots]
     if not isinstance(name, str):
@@ -100,12 +100,12 @@ def find_model(roots: Iterable[Path], name: str, what: str) -> Path:
     for root in roots:
         if _exists(root / parts):
             return root / parts
-    places = ", ".join(str(root) for root in roots) or "no folder at all"
-    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {places}")
+    searched = ", ".join(str(root) for root in roots) or "no folder at all"
+    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {searched}")
 
 
 def _exists(path: Path) -> bool:
-    """Whether a path is there; one that the system cannot even look for is not."""
+    """Whether a path exists; False for a path that the system does not support."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ def test_a_core_node(rigs, name, family):
     state = row[family].partition(" since ")
     if state[0] == "works" and not older_than(state[2] or None):
         CHECKS[name](rigs[family])
-    elif state[0] == "refused":
+    elif state[0] == "unsupported":
         with pytest.raises(ValueError, match="SANA"):
             CHECKS[name](rigs[family])
     else:

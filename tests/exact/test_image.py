@@ -251,7 +251,7 @@ def test_controlnets_that_do_not_fit_say_so(sana, host, home, video_references):
         drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, wan))
     wide = tiny.controlnet(num_attention_heads=3, cross_attention_dim=96, num_cross_attention_heads=3)
     wide.save_pretrained(home / "models" / "controlnet" / "tiny-wide")
-    with pytest.raises(ValueError, match=r"tokens have 64 channels: load a ControlNet of the same size"):
+    with pytest.raises(ValueError, match=r"tokens have 64 channels: load a ControlNet for the same size"):
         drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, vae, "tiny-wide"))
 
 

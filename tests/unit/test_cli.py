@@ -188,7 +188,7 @@ def damaged(home, reference):
 def test_node_failure_ends_with_1_and_names_the_node(run, damaged):
     code, out, err = run(graph(n1={"pipeline": damaged}))
     assert code == 1 and out == ""
-    assert "node 1 (SanaLoadPipeline)" in err and "is not a whole safetensors file" in err
+    assert "node 1 (SanaLoadPipeline)" in err and "is not a complete safetensors file" in err
 
 
 def test_wrong_comfyui_path(run, monkeypatch, tmp_path):
@@ -248,4 +248,4 @@ def test_run_in_comfyui_gives_the_same_pixels(run, home, reference, damaged, tmp
     assert refused.returncode == 2 and "steps" in refused.stderr
     failed = subprocess.run([*command, "--set", f"1.pipeline={damaged}"], capture_output=True, text=True, timeout=300)
     assert failed.returncode == 1
-    assert "node 1 (SanaLoadPipeline)" in failed.stderr and "not a whole safetensors file" in failed.stderr
+    assert "node 1 (SanaLoadPipeline)" in failed.stderr and "not a complete safetensors file" in failed.stderr

@@ -132,9 +132,9 @@ def test_damaged_marks_are_said(tmp_path):
     path = tmp_path / "q.safetensors"
     mark = torch.tensor(list(b"{"), dtype=torch.uint8)
     save_file({"a.weight": torch.zeros(2, 2, dtype=torch.int8), "a.comfy_quant": mark}, path)
-    with pytest.raises(UnusableFile, match="what it says of its quantised layers is not JSON"):
+    with pytest.raises(UnusableFile, match="its description of quantised layers is not JSON"):
         open_checkpoint(path)
     mark = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     save_file({"a.weight": torch.zeros(2, 2, dtype=torch.uint8), "a.comfy_quant": mark}, path)
-    with pytest.raises(UnusableFile, match="a is quantised as nvfp4 and lacks its weight_scale"):
+    with pytest.raises(UnusableFile, match="a is quantised as nvfp4 but has no weight_scale"):
         open_checkpoint(path)

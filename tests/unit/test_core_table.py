@@ -24,6 +24,6 @@ def test_every_row_that_does_not_work_everywhere_has_a_check_of_what_happens():
 def test_every_row_says_what_happens():
     for name, row in ROWS.items():
         for family in FAMILIES:
-            known = ("works", "refused", "not read", "pictures only", "video only")
+            known = ("works", "unsupported", "not read", "images only", "video only")
             assert row[family] in known or re.fullmatch(r"works since [\d.]+", row[family]), f"{name}: {row}"
         assert row["said"], f"{name} says nothing"

@@ -109,7 +109,7 @@ def test_bad_schedules(settings, said):
 
 @pytest.mark.parametrize(
     "values,said",
-    [([1.5, 0.5, 0.0], "from 1 down to 0"), ([0.5, 0.7, 0.0], "must fall"), ([float("nan"), 0.0], "not a number")],
+    [([1.5, 0.5, 0.0], "from 1 down to 0"), ([0.5, 0.7, 0.0], "must decrease"), ([float("nan"), 0.0], "not a number")],
     ids=str,
 )
 def test_bad_sigmas(values, said):

@@ -142,7 +142,7 @@ def test_gemma_folder_in_shards_and_with_a_language_head(tmp_path):
 
 def test_gemma_says_what_is_wrong(tmp_path):
     path = gemma_folder(tmp_path, tiny.text_encoder(vocabulary=500))
-    with pytest.raises(UnusableFile, match="knows 796 tokens and .* only 500"):
+    with pytest.raises(UnusableFile, match="has 796 tokens and .* only 500"):
         load_text_encoder(path)
     (path / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
@@ -193,12 +193,12 @@ def test_files_that_are_not_safetensors(tmp_path, folder):
         ):
             load_transformer(path)
     torch.save({"state_dict": {}}, tmp_path / "sana.pth")
-    with pytest.raises(UnusableFile, match="holds no tensors"):
+    with pytest.raises(UnusableFile, match="has no tensors"):
         load_transformer(tmp_path / "sana.pth")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_transformer(tmp_path / "absent.safetensors")
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no diffusion_pytorch_model.safetensors.*config.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no diffusion_pytorch_model.safetensors.*config.json"):
         load_transformer(path)
 
 
@@ -252,7 +252,7 @@ def test_pipeline_folder_lacking_a_part(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no model_index.json"):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "SanaSprintPipeline"}')
-    with pytest.raises(FileNotFoundError, match="lacks the folder transformer, text_encoder, tokenizer, vae"):
+    with pytest.raises(FileNotFoundError, match="has no folder transformer, text_encoder, tokenizer, vae"):
         load_pipeline(tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_loaders_offer_what_fits_them(host, reference, home, tmp_path_factory):
     encoders = offered("SanaLoadTextEncoder", "encoder_name")
     assert "tiny" in encoders and "lora.safetensors" not in encoders
     assert "offered.safetensors" in offered("SanaLoadLora", "lora_name")
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         drawing.call("SanaLoadVAE", vae_name="cut.safetensors")
     for name in ("vae/cut.safetensors", "vae/unknown.safetensors", *strangers):
         (models / name).unlink()

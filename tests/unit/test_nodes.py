@@ -34,7 +34,7 @@ def test_bad_numbers_are_refused_before_any_work(parts, given):
 
 
 def test_sigmas_of_other_models_are_refused(parts):
-    with pytest.raises(ValueError, match="use SanaSCMSigmas"):
+    with pytest.raises(ValueError, match="use Sana SCM Sigmas"):
         sample(parts, sigmas=torch.tensor([14.6, 3.0, 0.0]))
 
 

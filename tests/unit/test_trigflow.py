@@ -49,7 +49,7 @@ REFUSED = [
     ({"max_timesteps": 0.0}, "max_timesteps is 0"),
     ({"max_timesteps": 2.0}, "max_timesteps is 2"),
     ({"intermediate_timesteps": NAN}, "intermediate_timesteps is nan"),
-    ({"intermediate_timesteps": 1.5708}, "the angles must fall"),
+    ({"intermediate_timesteps": 1.5708}, "the angles must decrease"),
     ({"denoise": NAN}, "denoise is nan"),
     ({"denoise": 1.5}, "denoise is 1.5"),
     ({"timesteps": [0.5, 1.0, 0]}, "1 follows 0.5"),
@@ -69,9 +69,9 @@ def test_bad_schedules_are_refused(given, said):
 def test_bad_texts_and_sigmas_are_refused():
     with pytest.raises(ValueError, match="give numbers separated by commas"):
         parse_timesteps("1.5, soon")
-    with pytest.raises(ValueError, match="use SanaSCMSigmas"):
+    with pytest.raises(ValueError, match="use Sana SCM Sigmas"):
         check_sigmas(torch.tensor([14.6, 7.0, 0.0]))
-    with pytest.raises(ValueError, match="must fall"):
+    with pytest.raises(ValueError, match="must decrease"):
         check_sigmas(torch.tensor([0.5, 1.0, 0.0]))
     with pytest.raises(ValueError, match="not a number"):
         check_sigmas(torch.tensor([1.0, NAN, 0.0]))

@@ -180,7 +180,7 @@ def test_ltx2_folder(tmp_path):
 
 def test_variants_of_ltx_that_sana_does_not_use(tmp_path):
     tiny.ltx2_vae(decoder_inject_noise=(True, False, False, False)).save_pretrained(tmp_path / "vae")
-    with pytest.raises(UnusableFile, match="noise or a time"):
+    with pytest.raises(UnusableFile, match="noise or timesteps"):
         load_vae(tmp_path / "vae")
 
 

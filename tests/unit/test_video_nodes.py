@@ -105,7 +105,7 @@ def test_what_does_not_belong_together(host, parts, large, reference):
         filming.sampled(parts, picture)
     with pytest.raises(ValueError, match="is SANA-Video, not SANA-Sprint: sample it with Sana Flow Sample"):
         drawing.call("SanaSCMSample", model=parts[0], positive=[], latent_image=picture)
-    with pytest.raises(ValueError, match="patches of 2 do not divide"):
+    with pytest.raises(ValueError, match="needs a multiple of its patch size 2"):
         filming.sampled(parts, {"samples": torch.zeros(1, 16, 1, 7, 8)})
     with pytest.raises(ValueError, match="not a video's: use VAE Decode"):
         drawing.call("SanaDecodeSaveVideo", samples=picture, vae=parts[2])
