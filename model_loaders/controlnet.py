@@ -39,7 +39,7 @@ def load_controlnet(path: Path) -> LoadedControlNet:
 
     own = checkpoint.config_with("num_layers")
     if own is not None:
-        check_config(own, checkpoint, found.kind)
+        check_config(own, checkpoint)
     module = build_from_config(
         SanaControlNetModel, checkpoint, own, lambda: {**config_from_shapes(checkpoint), **positions}
     )

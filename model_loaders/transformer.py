@@ -10,7 +10,7 @@ from pathlib import Path
 from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, TransformerSpec
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
-from .files.kinds import PREFIX, TRANSFORMERS, Kind, require_kind
+from .files.kinds import PREFIX, TRANSFORMERS, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
@@ -38,26 +38,25 @@ def load_transformer(path: Path) -> LoadedTransformer:
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
     checkpoint = checkpoint.without_prefix(PREFIX)
-    positions = {} if found.kind is Kind.VIDEO else position_config(checkpoint)
+    family = FAMILIES[found.kind.key]
+    positions = {} if family.video else position_config(checkpoint)
+    config_of = video_config_from_shapes if family.video else config_from_shapes
     checkpoint = to_diffusers(checkpoint, found)
 
     import diffusers
 
-    if found.kind is Kind.VIDEO:
-        make, config_of = diffusers.SanaVideoTransformer3DModel, video_config_from_shapes
-    else:
-        make, config_of = diffusers.SanaTransformer2DModel, config_from_shapes
     own = checkpoint.config_with("num_layers")
     if own is not None:
-        check_config(own, checkpoint, found.kind)
+        check_config(own, checkpoint, family.video)
+    make = getattr(diffusers, family.module)
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
-    return LoadedTransformer(module, spec_of(module.config, FAMILIES[found.kind.key]), checkpoint.path, quantised)
+    return LoadedTransformer(module, spec_of(module.config, family), checkpoint.path, quantised)
 
 
-def check_config(config: Mapping, checkpoint: Checkpoint, kind: Kind) -> None:
+def check_config(config: Mapping, checkpoint: Checkpoint, video: bool = False) -> None:
     """UnusableFile where a config.json disagrees with the weights' shapes, before anything of its size is made."""
-    key, dims = ("patch_embedding.weight", 5) if kind is Kind.VIDEO else ("patch_embed.proj.weight", 4)
+    key, dims = ("patch_embedding.weight", 5) if video else ("patch_embed.proj.weight", 4)
     width = checkpoint.shape(key, dims)[0]
     heads, head = config.get("num_attention_heads"), config.get("attention_head_dim")
     if isinstance(heads, int) and isinstance(head, int) and heads * head != width:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from ...networks.families import FAMILIES
 from .checkpoint import Checkpoint, UnusableFile
 
 
@@ -61,7 +62,9 @@ class Description:
         return self.kind.label + self.naming.label
 
 
-TRANSFORMERS = (Kind.SPRINT, Kind.IMAGE, Kind.VIDEO)
+TRANSFORMERS = tuple(kind for kind in Kind if kind.key in FAMILIES)
+"""The kinds that networks.families has a row for, by its key."""
+
 IMAGE_VAES = (Kind.DC_AE,)
 VIDEO_VAES = (Kind.WAN_VAE, Kind.LTX2_VAE)
 VAES = (*IMAGE_VAES, *VIDEO_VAES)
@@ -117,8 +120,10 @@ PREFIX = "model.diffusion_model."
 LORA_MARKS = (".lora_A.", ".lora_down.", ".lora.down.", "lora_unet_", "lora_transformer_", ".hada_w1_a", ".lokr_w1")
 
 CLASSES: dict[str, tuple[Kind, ...]] = {
-    "SanaTransformer2DModel": (Kind.IMAGE, Kind.SPRINT),
-    "SanaVideoTransformer3DModel": (Kind.VIDEO,),
+    **{
+        name: tuple(kind for kind in TRANSFORMERS if FAMILIES[kind.key].module == name)
+        for name in {family.module for family in FAMILIES.values()}
+    },
     "SanaControlNetModel": (Kind.CONTROLNET,),
     "AutoencoderDC": (Kind.DC_AE,),
     "AutoencoderKLWan": (Kind.WAN_VAE,),
