@@ -2,7 +2,7 @@
 
 The table is published.json: name, repository on the Hugging Face hub, the kind of model folder it goes
 into, and where a repository holds more than is needed, the ``variant`` or ``folder`` to take. huggingface_hub
-downloads and verifies, goes on within a file whose connection broke, and keeps whole files for the next call.
+downloads and verifies, resumes a file whose connection broke, and keeps whole files for the next call.
 """
 
 from __future__ import annotations

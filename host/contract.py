@@ -103,7 +103,7 @@ class Host(Protocol):
         """
 
     def vae_spec(self, vae: Any) -> Any:
-        """The VaeSpec of a VAE, of ours or the host's own; ValueError for one that SANA knows nothing of."""
+        """The VaeSpec of a VAE, of ours or the host's own; ValueError for a VAE that SANA does not use."""
 
     def decode_frames(self, vae: Any, samples: Any) -> Iterator:
         """A video LATENT's frames in order, [n, H, W, 3] at a time, one video after another."""

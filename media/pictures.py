@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 def cover(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """A picture [H, W, C] in [0, 1] as [height, width, 3]: its middle at the shape asked for, then resized.
+    """An image [H, W, C] in [0, 1] as [height, width, 3]: its middle at the shape asked for, then resized.
 
-    Resizing is Pillow's Lanczos on 8 bits, as in diffusers' VideoProcessor; a picture of the right size is
+    Resizing is Pillow's Lanczos on 8 bits, as in diffusers' VideoProcessor; an image of the right size is
     kept as it is. Grey becomes RGB and alpha is dropped.
     """
     from PIL import Image
@@ -18,7 +18,7 @@ def cover(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
     from .pixels import to_bytes
 
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"the image has the shape {list(image.shape)}; give pictures of 1, 3 or 4 channels")
+        raise ValueError(f"the image has the shape {list(image.shape)}; give images of 1, 3 or 4 channels")
     image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
     if image.shape[:2] == (height, width):
         return image

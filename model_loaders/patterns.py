@@ -74,23 +74,23 @@ def _endings(layer: str) -> Iterator[str]:
 def _readings(pattern: str) -> list[list[_Token]]:
     """A pattern's token lists, one for each choice of alternatives."""
     parts: list[list[list[_Token]]] = []
-    place = 0
-    while place < len(pattern):
-        if pattern[place] == "(":
-            end = pattern.find(")", place)
-            inside = pattern[place + 1 : end].removeprefix("?:")
+    index = 0
+    while index < len(pattern):
+        if pattern[index] == "(":
+            end = pattern.find(")", index)
+            inside = pattern[index + 1 : end].removeprefix("?:")
             if end < 0 or "(" in inside or pattern[end + 1 : end + 2] in ("*", "+", "?", "{"):
                 raise UnsupportedPattern(f"{pattern!r} nests or repeats a group, which is unsupported")
             parts.append([_tokens(choice, pattern) for choice in inside.split("|")])
-            place = end + 1
+            index = end + 1
         else:
-            end = pattern.find("(", place)
+            end = pattern.find("(", index)
             end = len(pattern) if end < 0 else end
-            choices = pattern[place:end].split("|")
-            if len(choices) > 1 and (place or end < len(pattern)):
+            choices = pattern[index:end].split("|")
+            if len(choices) > 1 and (index or end < len(pattern)):
                 raise UnsupportedPattern(f"{pattern!r} has alternatives outside of a group, which is unsupported")
             parts.append([_tokens(choice, pattern) for choice in choices])
-            place = end
+            index = end
     count = 1
     for part in parts:
         count *= len(part)
@@ -101,57 +101,57 @@ def _readings(pattern: str) -> list[list[_Token]]:
 
 def _tokens(text: str, pattern: str) -> list[_Token]:
     tokens: list[_Token] = []
-    place = 0
+    index = 0
     text = text.removeprefix("^").removesuffix("$")
-    while place < len(text):
-        what, place = _one(text, place, pattern)
-        suffix = text[place : place + 1]
+    while index < len(text):
+        what, index = _one(text, index, pattern)
+        suffix = text[index : index + 1]
         if suffix in ("*", "+"):
             tokens.append(_Token(what, 0 if suffix == "*" else 1, True))
-            place += 1
+            index += 1
         else:
             tokens.append(_Token(what))
     return tokens
 
 
-def _one(text: str, place: int, pattern: str) -> tuple[object, int]:
-    """The character or class that begins at ``place``, and where the next one begins."""
-    character = text[place]
-    if text.startswith("[0-9]", place):
-        return DIGIT, place + 5
-    if text.startswith("\\d", place):
-        return DIGIT, place + 2
-    if character == "\\" and place + 1 < len(text) and not text[place + 1].isalnum():
-        return text[place + 1], place + 2
+def _one(text: str, index: int, pattern: str) -> tuple[object, int]:
+    """The character or class that begins at ``index``, and where the next one begins."""
+    character = text[index]
+    if text.startswith("[0-9]", index):
+        return DIGIT, index + 5
+    if text.startswith("\\d", index):
+        return DIGIT, index + 2
+    if character == "\\" and index + 1 < len(text) and not text[index + 1].isalnum():
+        return text[index + 1], index + 2
     if character == ".":
-        return ANY, place + 1
+        return ANY, index + 1
     if character.isalnum() or character in "_-":
-        return character, place + 1
+        return character, index + 1
     raise UnsupportedPattern(f"{pattern!r} holds {character!r}, which is unsupported")
 
 
 def _matches(tokens: list[_Token], name: str) -> bool:
-    """Whether tokens match the whole of a name: one pass with the set of places that a match can have reached."""
-    places = _closed({0}, tokens)
+    """Whether tokens match the whole of a name: one pass with the set of states that a match can have reached."""
+    states = _closed({0}, tokens)
     for character in name:
         moved = set()
-        for place in places:
-            if place < len(tokens) and tokens[place].takes(character):
-                moved.add(place + 1)
-                if tokens[place].repeats:
-                    moved.add(place)
-        places = _closed(moved, tokens)
-        if not places:
+        for index in states:
+            if index < len(tokens) and tokens[index].takes(character):
+                moved.add(index + 1)
+                if tokens[index].repeats:
+                    moved.add(index)
+        states = _closed(moved, tokens)
+        if not states:
             return False
-    return len(tokens) in places
+    return len(tokens) in states
 
 
-def _closed(places: set[int], tokens: list[_Token]) -> set[int]:
-    """The places, and those behind tokens that may be absent."""
+def _closed(states: set[int], tokens: list[_Token]) -> set[int]:
+    """The states, and those behind tokens that may be absent."""
     reached = set()
-    for place in places:
-        reached.add(place)
-        while place < len(tokens) and tokens[place].least == 0:
-            place += 1
-            reached.add(place)
+    for index in states:
+        reached.add(index)
+        while index < len(tokens) and tokens[index].least == 0:
+            index += 1
+            reached.add(index)
     return reached

@@ -1,6 +1,6 @@
 """mypy over the package: ``python tools/type_check.py`` needs mypy and nothing of the pack's own.
 
-mypy wants the name of the package to be the name of its folder, and a clone may be called sana-nodes: it gets a copy
+mypy needs the name of the package to be the name of its folder, and a clone may be called sana-nodes: it gets a copy
 of the sources under the package's name. Its settings are in pyproject.toml.
 """
 

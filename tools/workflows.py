@@ -58,9 +58,9 @@ def editor(graph: dict, note: str) -> dict:
     nodes, height = [], Counter()
     for order, node_id in enumerate(ordered):
         inputs = _inputs(graph, node_id, links)
-        place = [40 + columns[node_id] * COLUMN, 60 + height[columns[node_id]] * ROW]
+        index = [40 + columns[node_id] * COLUMN, 60 + height[columns[node_id]] * ROW]
         height[columns[node_id]] += 1
-        nodes.append(_node(node_id, graph[node_id], order, place, inputs))
+        nodes.append(_node(node_id, graph[node_id], order, index, inputs))
     by_id = {node["id"]: node for node in nodes}
     for link, source, number, *_ in links:
         by_id[source]["outputs"][number]["links"].append(link)
@@ -92,13 +92,13 @@ def _inputs(graph: dict, node_id: str, links: list[list]) -> list[dict]:
     return inputs
 
 
-def _node(node_id: str, node: dict, order: int, place: list[int], inputs: list[dict]) -> dict:
+def _node(node_id: str, node: dict, order: int, index: list[int], inputs: list[dict]) -> dict:
     _, outputs, names = signature(node["class_type"])
     return {
         "id": int(node_id),
         "type": node["class_type"],
         "title": node["_meta"]["title"],
-        "pos": place,
+        "pos": index,
         "size": [420, 90 + 26 * (len(inputs) + len(widgets(node)))],
         "flags": {},
         "order": order,

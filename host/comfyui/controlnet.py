@@ -27,7 +27,7 @@ class ControlForward(torch.nn.Module):
 
 
 class SanaControlNet(comfy.controlnet.ControlNet):
-    """comfy's ControlNet, led by the DC-AE latent of an image (SanaControlNetPipeline)."""
+    """comfy's ControlNet, whose hint is the DC-AE latent of an image (SanaControlNetPipeline)."""
 
     def __init__(self, control_model, spec, load_device, manual_cast_dtype):
         super().__init__(

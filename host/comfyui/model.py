@@ -29,7 +29,7 @@ from .previews import PUBLISHED_GAIN, Previewing
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
-    """32 channels, a 32nd of the image's side. Our VAE scales, so latents are passed on unchanged.
+    """32 channels, 1/32 of the image's side. Our VAE scales, so latents are passed on unchanged.
 
     ComfyUI's previewer reads the factors when a run begins and previews are on; the map is fitted then.
     """

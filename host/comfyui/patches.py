@@ -60,12 +60,12 @@ class NoUnet(dict):
 
 def refuse_patches(options: dict) -> None:
     """ValueError for a node that patches a part which SANA's transformer does not have."""
-    asked = [PATCHES.get(name, name) for name, patches in options.get("patches", {}).items() if patches]
-    asked += [REPLACED.get(name, name) for name, new in options.get("patches_replace", {}).items() if new]
-    asked += [what for name, what in OPTIONS.items() if options.get(name)]
-    if asked:
+    requests = [PATCHES.get(name, name) for name, patches in options.get("patches", {}).items() if patches]
+    requests += [REPLACED.get(name, name) for name, new in options.get("patches_replace", {}).items() if new]
+    requests += [what for name, what in OPTIONS.items() if options.get(name)]
+    if requests:
         raise ValueError(
-            f"a node changes {' and '.join(dict.fromkeys(asked))}, which SANA's transformer does not support: "
+            f"a node changes {' and '.join(dict.fromkeys(requests))}, which SANA's transformer does not support: "
             "remove that node between the loader and the sampler"
         )
 
@@ -83,7 +83,7 @@ def refuse_images(conditioning: dict) -> None:
 
 
 def watch(patcher, spec: TransformerSpec):
-    """The patcher with a check before every run of a sampler, whichever node starts it. Returns it."""
+    """The patcher with a check before every run of a sampler, from any node. Returns it."""
     cell = (spec.space or DC_AE).cell
 
     def before(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):

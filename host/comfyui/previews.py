@@ -29,7 +29,7 @@ PUBLISHED_GAIN = 1 / 0.41407
 
 
 _loaded: weakref.WeakSet = weakref.WeakSet()
-"""The image VAEs that are loaded. They colour a MODEL without a VAE of its own where their latents agree."""
+"""The image VAEs that are loaded. They colour a MODEL without a paired VAE where their latents agree."""
 
 
 class Previewing:

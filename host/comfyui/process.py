@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class NodeFailed(RuntimeError):
-    """A node raised inside ComfyUI: which one, of which class, and what it said."""
+    """A node raised inside ComfyUI: which one, of which class, and what it messages."""
 
 
 @dataclass
@@ -48,18 +48,18 @@ def add_models(folder: Path) -> None:
 
 
 def check(loop, graph: Mapping) -> list[str]:
-    """ComfyUI's own validation; the ids of output nodes, or ValueError with everything it said."""
+    """ComfyUI's own validation; the ids of output nodes, or ValueError with everything it messages."""
     import execution
 
     valid, error, outputs, node_errors = loop.run_until_complete(
         execution.validate_prompt(str(uuid.uuid4()), graph, None)
     )
     if not valid:
-        said = [error.get("message", ""), error.get("details", "")]
+        messages = [error.get("message", ""), error.get("details", "")]
         for node_id, problem in node_errors.items():
             for one in problem["errors"]:
-                said.append(f"node {node_id} ({problem['class_type']}): {one['message']}: {one['details']}")
-        raise ValueError("; ".join(part for part in said if part))
+                messages.append(f"node {node_id} ({problem['class_type']}): {one['message']}: {one['details']}")
+        raise ValueError("; ".join(part for part in messages if part))
     return outputs
 
 

@@ -107,7 +107,7 @@ def _on_device(device: torch.device) -> AbstractContextManager:
 
 
 class SanaVAE(comfy.sd.VAE):
-    """comfy's VAE around an autoencoder that did not come from one of its own files."""
+    """comfy's VAE around an autoencoder that did not come from a file that comfy reads."""
 
     def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device, disable_dynamic: bool = False):
         with suppress(_DefaultsAreSet):
@@ -129,7 +129,7 @@ class SanaVAE(comfy.sd.VAE):
 
     @property
     def sana_autoencoder(self) -> Autoencoder:
-        """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy one of its own."""
+        """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy its own."""
         return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
 
     def _set_ratios(self, spec: VaeSpec) -> None:

@@ -18,9 +18,9 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def has_native_bf16(place: torch.device) -> bool:
+def has_native_bf16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 as fast as it can."""
-    return place.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError,)

@@ -74,7 +74,7 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a run is led by: the prompt, and with ``cfg`` above 1 also what to lead away from."""
+    """The conditioning of a run: the prompt, and with ``cfg`` above 1 also what to lead away from."""
 
     positive: list
     negative: list | None = None
@@ -130,8 +130,8 @@ def _resized_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     """A noise mask at the latent's size: [B or 1, 1, ...] (comfy.utils.reshape_mask)."""
     dims = samples.ndim - 2
     if mask.ndim < samples.ndim:
-        places = (-1, 1) if dims == 2 else (1, 1, -1)
-        mask = mask.reshape(*places, *mask.shape[-2:])
+        shape = (-1, 1) if dims == 2 else (1, 1, -1)
+        mask = mask.reshape(*shape, *mask.shape[-2:])
     if mask.shape[2:] == samples.shape[2:]:
         return mask
     return functional.interpolate(mask, size=samples.shape[2:], mode="bilinear" if dims == 2 else "trilinear")
@@ -140,11 +140,11 @@ def _resized_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
 def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
     """A denoiser that keeps the latent where the mask is 0 (ComfyUI's KSamplerX0Inpaint)."""
 
-    def held(x, sigma, **given):
+    def denoise_free_part(x, sigma, **given):
         known = samples if model.spec.family.video else model.sampling.mix(sigma, noise, samples)
         return denoise(x * mask + known * (1 - mask), sigma, **given) * mask + samples * (1 - mask)
 
-    return held
+    return denoise_free_part
 
 
 def _guided(model: Model, guidance: Guidance, mask, hints: dict) -> Callable:

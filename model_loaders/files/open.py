@@ -82,13 +82,13 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     import torch
 
     _refuse_compressed(file)
-    held = _load_pytorch(file)
+    content = _load_pytorch(file)
     for name in ("state_dict", "model", "module"):
-        if isinstance(held, dict) and isinstance(held.get(name), dict):
-            held = held[name]
-    if not isinstance(held, dict):
-        raise UnusableFile(f"{file} contains {type(held).__name__}, not a dictionary of tensors")
-    tensors = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict):
+        raise UnusableFile(f"{file} contains {type(content).__name__}, not a dictionary of tensors")
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     return {key: Entry(tuple(value.shape), partial(_itself, value)) for key, value in tensors.items()}, {}
 
 

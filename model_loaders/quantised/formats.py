@@ -257,7 +257,7 @@ def _value_of(checkpoint, layer: str, format: Format, parts: Mapping[str, Entry]
         made = torch.empty(shape, dtype=dtype)
         try:
             for start in range(0, shape[0], ROWS):
-                rows = slice(start, min(start + ROWS, shape[0]))  # nvfp4's scales go on to a whole tile
+                rows = slice(start, min(start + ROWS, shape[0]))  # nvfp4's scales fill a whole tile
                 made[rows].copy_(format.rows(tensors, rows))
         except (RuntimeError, IndexError) as error:
             raise UnusableFile(f"{checkpoint.path}: {layer} does not fit its format {format.name} ({error})") from error
