@@ -55,7 +55,8 @@ def editor(graph: dict, note: str) -> dict:
     columns = {node_id: _column(graph, node_id) for node_id in graph}
     ordered = sorted(graph, key=columns.__getitem__)
     links: list[list] = []
-    nodes, height = [], Counter()
+    nodes: list[dict] = []
+    height: Counter[int] = Counter()
     for order, node_id in enumerate(ordered):
         inputs = _inputs(graph, node_id, links)
         index = [40 + columns[node_id] * COLUMN, 60 + height[columns[node_id]] * ROW]
