@@ -33,7 +33,7 @@ ALLOWED = {
     "nodes": {"torch", "sana.host", "sana.samplers", "sana.model_loaders", "sana.media"},
     "host": set(),
     "host.comfyui": {"torch", "sana.samplers", "sana.model_loaders", "sana.media"} | COMFY,
-    "host.embedded": {"torch", "numpy", "PIL", "tqdm", "sana.samplers", "sana.model_loaders", "sana.media"},
+    "host.embedded": {"torch", "numpy", "PIL", "av", "tqdm", "sana.samplers", "sana.model_loaders", "sana.media"},
 }
 """What each room may import besides itself and the standard library; ``sana.X``: another room of ours."""
 

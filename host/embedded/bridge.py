@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import control, progress, runtime, vae
-from .folders import Folders
+from .folders import Folders, expand_prefix
 
 
 class EmbeddedHost:
@@ -77,7 +77,7 @@ class EmbeddedHost:
         return vae_object.frames(samples)
 
     def save_target(self, prefix, width, height):
-        return self.folders.save_target(prefix)
+        return self.folders.save_target(expand_prefix(prefix, width, height))
 
     def shown(self, target, files, animated):
         return {"images": [str(file) for file in files]}

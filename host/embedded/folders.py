@@ -1,15 +1,22 @@
-"""Where the embedded host reads and writes: ComfyUI's folder names under chosen places."""
+"""Where the embedded host reads and writes: ComfyUI's folder names below chosen folders. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import SaveTarget
 
 KINDS = ("diffusers", "diffusion_models", "checkpoints", "text_encoders", "vae", "loras", "controlnet")
+SUBFOLDERS = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
+"""Where ComfyUI looks for a kind, in its order, if not only in the folder of the kind's name."""
+
+ANNOTATIONS = {"[output]": "output", "[input]": "input", "[temp]": "temp"}
+"""What a file's name may end with in a workflow, and the folder that it names."""
 
 
 def _base() -> Path:
@@ -18,14 +25,31 @@ def _base() -> Path:
 
 @dataclass
 class Folders:
-    """models/KIND, input and output, below the working directory unless set."""
+    """models/KIND, input, output and temp, below the working directory unless set."""
 
     models: list[Path] = field(default_factory=lambda: [_base() / "models"])
     input: Path = field(default_factory=lambda: _base() / "input")
     output: Path = field(default_factory=lambda: _base() / "output")
+    temp: Path = field(default_factory=lambda: _base() / "temp")
 
     def roots(self, kind: str) -> list[Path]:
-        return [Path(root) / kind for root in self.models]
+        """The folders that hold models of a kind, the first one first."""
+        return [Path(root) / name for root in self.models for name in SUBFOLDERS.get(kind, (kind,))]
+
+    def input_file(self, name: str) -> Path:
+        """The path of a file that a workflow names: below input, or with ``[output]`` or ``[temp]`` at its end there.
+
+        Links are followed wherever they lead; FileNotFoundError for a file that is missing, ValueError for a name
+        that leaves its folder.
+        """
+        folder, rest = self.input, name
+        for ending, kind in ANNOTATIONS.items():
+            if name.endswith(ending):
+                folder, rest = getattr(self, kind), name[: -len(ending) - 1]
+        path = _below(folder, rest)
+        if not _is_file(path):
+            raise FileNotFoundError(f"there is no file {rest[:200]!r} in {folder}")
+        return path
 
     def save_target(self, prefix: str) -> SaveTarget:
         """Where files of ``prefix``, which may name folders, are saved next; ValueError where it leaves the output."""
@@ -42,3 +66,44 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_relative_to(Path(folder).resolve()):
         raise ValueError(f"{name!r} leads out of {folder}; give a name inside it")
     return path
+
+
+def _below(folder: Path, name: str) -> Path:
+    """``name`` below ``folder`` by its letters alone, so that a link in between counts as what it is called."""
+    base = os.path.abspath(folder)  # noqa: PTH100 - resolve() follows links
+    path = Path(os.path.abspath(os.path.join(base, name)))  # noqa: PTH100, PTH118
+    if not path.is_relative_to(base):
+        raise ValueError(f"{name!r} leads out of {folder}; give a name inside it")
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; one that the system cannot even look for is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def expand_prefix(prefix: str, width: int, height: int) -> str:
+    """A filename prefix with ComfyUI's ``%year%`` … ``%second%``, ``%width%`` and ``%height%`` filled in."""
+    now = time.localtime()
+    date = {"month": now.tm_mon, "day": now.tm_mday, "hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec}
+    values = {"width": width, "height": height, "year": now.tm_year, **{key: f"{n:02}" for key, n in date.items()}}
+    for key, value in values.items():
+        prefix = prefix.replace(f"%{key}%", str(value))
+    return prefix
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why files cannot be written into a folder that may still have to be made, or None. Leaves nothing behind."""
+    for existing in (folder, *folder.absolute().parents):
+        try:
+            if existing.exists():
+                with tempfile.TemporaryFile(dir=existing):
+                    return None
+        except NotADirectoryError:
+            return f"{existing} is a file; choose a folder"
+        except (OSError, ValueError) as error:
+            return f"cannot write into {existing}: {getattr(error, 'strerror', None) or error}"
+    return None
