@@ -13,6 +13,9 @@ from pathlib import Path
 ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
 """Where ComfyUI looks for a kind of model, in its order, if not only in the folder of the kind's name."""
 
+LONGEST_MESSAGE = 500
+"""Characters of one of ComfyUI's errors that are told; it repeats the value that it refuses, however long."""
+
 PAUSE = 0.05
 """Seconds between two looks at what ComfyUI reports."""
 
@@ -81,15 +84,25 @@ def check(loop, graph: Mapping) -> list[str]:
     problems = list(dict.fromkeys(_node_problems(node_errors)))
     if not valid and not problems:
         problems = [": ".join(filter(None, (error.get("message"), error.get("details"))))]
-    if problems:
+    if problems := problems or _dropped(graph, outputs):
         raise ValueError("\n".join(problems))
     return outputs
+
+
+def _dropped(graph: Mapping, outputs: list[str]) -> list[str]:
+    """Output nodes that ComfyUI would leave out without a word: before 0.33 one that is linked to itself."""
+    kinds = {node_id: node["class_type"] for node_id, node in graph.items() if node_id not in outputs}
+    return [
+        f"node {node_id} ({_display_name(kind)}) cannot run: is it linked to itself?"
+        for node_id, kind in kinds.items()
+        if getattr(known_classes()[kind], "OUTPUT_NODE", False)
+    ]
 
 
 def _node_problems(node_errors: Mapping) -> Iterator[str]:
     for node_id, found in (node_errors or {}).items():
         where = f"node {node_id} ({_display_name(found['class_type'])})"
-        yield from (f"{where}: {_message(problem)}" for problem in found["errors"])
+        yield from (f"{where}: {_message(problem)}"[:LONGEST_MESSAGE] for problem in found["errors"])
 
 
 def _message(problem: Mapping) -> str:
@@ -97,6 +110,8 @@ def _message(problem: Mapping) -> str:
     details = problem["details"]
     if problem.get("type") == "custom_validation_failed":
         return details.partition(" - ")[2] or problem["message"]
+    if problem.get("type", "").startswith("exception"):
+        return f"it cannot be checked: {details or problem['message']}"
     return f"{details}: {problem['message']}" if details else problem["message"]
 
 
