@@ -1,4 +1,4 @@
-"""Where the embedded host reads and writes: ComfyUI's folder names under chosen places."""
+"""Where the embedded host reads and writes: ComfyUI's folder names below chosen folders. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from ...media.prefixes import expanded
 from ..contract import SaveTarget
 
 KINDS = ("diffusers", "diffusion_models", "checkpoints", "text_encoders", "vae", "loras", "controlnet")
+SUBFOLDERS = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
+"""Where ComfyUI looks for a kind, in its order, if not only in the folder of the kind's name."""
+
+ANNOTATIONS = {"[output]": "output", "[input]": "input", "[temp]": "temp"}
+"""What a file's name may end with in a workflow, and the folder that it names."""
 
 
 def _base() -> Path:
@@ -27,7 +32,23 @@ class Folders:
     temp: Path = field(default_factory=lambda: _base() / "temp")
 
     def roots(self, kind: str) -> list[Path]:
-        return [Path(root) / kind for root in self.models]
+        """The folders that hold models of a kind, the first one first."""
+        return [Path(root) / name for root in self.models for name in SUBFOLDERS.get(kind, (kind,))]
+
+    def input_file(self, name: str) -> Path:
+        """The path of a file that a workflow names: below input, or with ``[output]`` or ``[temp]`` at its end there.
+
+        Links are followed wherever they lead; FileNotFoundError for a file that is missing, ValueError for a name
+        that leaves its folder.
+        """
+        folder, rest = self.input, name
+        for ending, kind in ANNOTATIONS.items():
+            if name.endswith(ending):
+                folder, rest = getattr(self, kind), name[: -len(ending) - 1]
+        path = _below(folder, rest)
+        if not _is_file(path):
+            raise FileNotFoundError(f"there is no file {rest[:200]!r} in {folder}")
+        return path
 
     def save_target(self, prefix: str, width: int, height: int, folder: Path | None = None) -> SaveTarget:
         """Where files of ``prefix``, which may name folders, are saved next below ``folder`` (the output folder).
@@ -47,9 +68,18 @@ class Folders:
         return {"prompt": prompt} if prompt else {}
 
 
-def inside(folder: Path, name: str) -> Path:
-    """``name`` below ``folder``; ValueError where it would lead out of it."""
-    path = (Path(folder) / name).resolve()
-    if not path.is_relative_to(Path(folder).resolve()):
+def _below(folder: Path, name: str) -> Path:
+    """``name`` below ``folder`` by its letters alone, so that a link in between counts as what it is called."""
+    base = os.path.abspath(folder)  # noqa: PTH100 - resolve() follows links
+    path = Path(os.path.abspath(os.path.join(base, name)))  # noqa: PTH100, PTH118
+    if not path.is_relative_to(base):
         raise ValueError(f"{name!r} leads out of {folder}; give a name inside it")
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; one that the system cannot even look for is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
