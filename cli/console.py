@@ -18,7 +18,7 @@ class CannotPrint(OSError):
 
 
 class _Tolerant(io.RawIOBase):
-    """A stream's bytes; what nobody reads any more is dropped, so that a run goes on to its end."""
+    """A stream's bytes; what nobody reads any more is dropped, so that a run continues to its end."""
 
     def __init__(self, buffer, name: str):
         self.buffer, self.label = buffer, name
@@ -33,7 +33,7 @@ class _Tolerant(io.RawIOBase):
         return self.buffer.isatty()
 
     def close(self) -> None:
-        """Stays open: ComfyUI puts text streams of its own over these bytes and drops ours."""
+        """Stays open: ComfyUI puts its own text streams over these bytes and drops ours."""
 
     def write(self, data) -> int:
         try:

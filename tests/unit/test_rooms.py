@@ -23,7 +23,7 @@ ALLOWED = {
     "nodes": {"torch", "sana.host", *BELOW},
     "host": {"sana.host.comfyui", "sana.host.embedded"},
     "host.comfyui": {"torch", "PIL", "tqdm", "sana.host", *BELOW, *COMFY},
-    "host.embedded": {"torch", "numpy", "PIL", "tqdm", "sana.host", *BELOW},
+    "host.embedded": {"torch", "numpy", "PIL", "av", "tqdm", "sana.host", *BELOW},
 }
 """What a room may import besides itself and the standard library; ``sana.X``: another room of ours."""
 

@@ -45,7 +45,7 @@ NAMES = ("said", "told", "held", "asked", "fitting", "place", "places", "fine", 
 
 EXCEPTIONS = {
     ("docs/core-nodes.md", "windows?|windowed"): "ComfyUI's context windows along time",
-    ("model_loaders/text_encoder.py", "windows?|windowed"): "sliding_window of transformers' Gemma2Config",
+    ("model_loaders/gemma_config.py", "windows?|windowed"): "sliding_window of transformers' Gemma2Config",
     ("samplers/noise.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "draw from a random distribution",
     ("nodes/latents.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/sampling.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
