@@ -27,8 +27,8 @@ COMFY = {
 }
 ALLOWED = {
     "samplers": {"torch"},
-    "model_loaders": {"torch", "diffusers", "transformers", "tokenizers", "safetensors", "bitsandbytes"}
-    | {"bs4", "ftfy"},
+    "model_loaders": {"torch", "diffusers", "transformers", "tokenizers", "sentencepiece", "safetensors"}
+    | {"bitsandbytes", "bs4", "ftfy"},
     "media": {"torch", "numpy", "PIL", "imageio_ffmpeg"},
     "nodes": {"torch", "sana.host", "sana.samplers", "sana.model_loaders", "sana.media"},
     "host": set(),
