@@ -30,6 +30,7 @@ GEMMA_2_2B = {
 """Gemma-2-2B's published numbers that shapes do not tell; what a config.json leaves out is this as well."""
 
 NUMBERS = {
+    "head_dim": (int, 2, 4096),
     "query_pre_attn_scalar": (int, 1, 2**20),
     "sliding_window": (int, 1, 2**24),
     "max_position_embeddings": (int, 1, 2**24),
@@ -43,8 +44,8 @@ NUMBERS = {
 OPTIONAL = ("attn_logit_softcapping", "final_logit_softcapping")
 """Numbers that may be null: nothing is capped then."""
 
-MOST_LAYERS, WIDEST_HEAD = 256, 4096
-"""Gemma-2's largest has 46 layers, and heads of 256 channels at most."""
+MOST_LAYERS = 256
+"""Gemma-2's largest has 46."""
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
 
@@ -55,17 +56,15 @@ def read_config(checkpoint: Checkpoint, file: Path | None, entries: Mapping | No
     UnusableFile where an entry does not agree with the weights or is not a number that a Gemma-2 can have.
     """
     entries = {} if entries is None else entries
-    known = {key: entries[key] for key in GEMMA_2_2B if key in entries}
-    config = {**GEMMA_2_2B, **known, "rope_theta": _rope_theta(file, entries)}
+    config = GEMMA_2_2B | {key: entries[key] for key in GEMMA_2_2B if key in entries}
+    config["rope_theta"] = _rope_theta(file, entries)
     _check_names(file, config, entries)
-    for key, (kind, least, most) in NUMBERS.items():
+    for key, limits in NUMBERS.items():
         if config[key] is not None or key not in OPTIONAL:
-            config[key] = _number(file, key, config[key], kind, least, most)
-    config.update(_sizes(checkpoint, file, _number(file, "head_dim", config["head_dim"], int, 2, WIDEST_HEAD)))
-    for key in entries.keys() & config.keys() - known.keys():
-        if type(entries[key]) is not int or entries[key] != config[key]:
-            _refuse(file, key, entries[key], f"but the weights have {config[key]}")
-    return config | _layer_types(file, entries, config["num_hidden_layers"])
+            config[key] = _number(file, key, config[key], *limits)
+    sizes = _sizes(checkpoint, file, config["head_dim"])
+    _check_sizes(file, entries, sizes, config["head_dim"])
+    return config | sizes | _layer_types(file, entries, sizes["num_hidden_layers"])
 
 
 def _refuse(file: Path | None, key: str, value: object, reason: str):
@@ -121,6 +120,14 @@ def _sizes(checkpoint: Checkpoint, file: Path | None, head: int) -> dict:
         "num_attention_heads": query // head,
         "num_key_value_heads": key // head,
     }
+
+
+def _check_sizes(file: Path | None, entries: Mapping, sizes: Mapping, head: int) -> None:
+    for key, size in sizes.items():
+        value = entries.get(key, size)
+        if type(value) is not int or value != size:
+            channels = f" of {head} channels" if key.endswith("heads") else ""
+            _refuse(file, key, value, f"but the weights have {size}{channels}")
 
 
 def _layer_types(file: Path | None, entries: Mapping, layers: int) -> dict:
