@@ -29,8 +29,8 @@ def _os_errors(method: Callable) -> Callable:
         except av.FFmpegError as error:
             if isinstance(error, OSError):
                 raise
-            told = f"{self.kind.encoder} failed: {error.strerror}"
-            raise OSError(error.errno, f"{told} ({error.filename})" if error.filename else told) from error
+            message = f"{self.kind.encoder} failed: {error.strerror}"
+            raise OSError(error.errno, f"{message} ({error.filename})" if error.filename else message) from error
 
     return run
 
@@ -80,7 +80,7 @@ class Encoder:
                 self._flush()
                 self.container.close()
         finally:
-            with suppress(av.FFmpegError):  # after an error the first one is told; a second close does nothing
+            with suppress(av.FFmpegError):  # after an error the first one is reported; a second close does nothing
                 self.container.close()
 
     @_os_errors

@@ -46,7 +46,7 @@ def check_prefix(prefix: str, output: Path | None = None) -> None:
     if parts[0] == "..":
         raise ValueError(f"filename_prefix is {prefix!r}, which leads out of the output folder; give a name inside it")
     if parts[-1] == ".":
-        raise ValueError(f"filename_prefix is {prefix!r}, which is no name; give one such as video/Sana")
+        raise ValueError(f"filename_prefix is {prefix!r}, which is not a name; give one such as video/Sana")
     _check_length(prefix, [*parts[:-1], parts[-1] + LONGEST_TAIL], Path(output or ".").absolute())
     if output is not None:
         check_folder(Path(output) / Path(stem).parent)
@@ -97,13 +97,13 @@ def _limit(folder: Path, name: str, otherwise: int) -> int:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
-    return next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    return next((parent for parent in (folder, *folder.parents) if os.path.lexists(parent)), folder)
 
 
 def _writable(folder: Path) -> bool:
     if os.name != "nt":
         return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
-    try:  # os.access knows nothing of Windows' access lists; this file is gone when it is closed
+    try:  # os.access does not see Windows' access lists; this file is gone when it is closed
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

@@ -77,7 +77,7 @@ class PreviewImage(SaveImage):
 
     def save(self, images, folders, prompt):
         prefix = "ComfyUI_temp_" + "".join(random.choices(string.ascii_lowercase, k=5))
-        return {"ui": {"images": _saved(images, folders, folders.temp, prefix, prompt)}, "result": (images,)}
+        return {"ui": {"previews": _saved(images, folders, folders.temp, prefix, prompt)}, "result": (images,)}
 
 
 def _message(check, *given):
