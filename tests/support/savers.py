@@ -15,9 +15,12 @@ from pathlib import Path
 FRAMES = 3
 
 
+STEP = 0.9 / 64
+
+
 def colour(process: int, save: int) -> list[float]:
-    """A twelfth or more from every other in one channel: more than lossy compression changes."""
-    return [0.2 + 0.12 * (save % 6), 0.2 + 0.12 * (save // 6), 0.3 + 0.4 * process]
+    """One of 64 greys, a STEP apart: grey is the same for every version's conversion to RGB."""
+    return [0.05 + STEP * (2 * save + process)] * 3
 
 
 def frames(process: int, save: int, count: int):

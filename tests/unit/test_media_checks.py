@@ -232,8 +232,8 @@ def test_an_error_of_who_makes_the_frames_stays_as_it_is(tmp_path, error):
 WRONG = [
     ("", "give a name"),
     ("  ", "give a name"),
-    (".", "is no name"),
-    ("a/..", "is no name"),
+    (".", "is not a name"),
+    ("a/..", "is not a name"),
     ("..", "leads out"),
     ("../a", "leads out"),
     ("a/../../b", "leads out"),
@@ -396,8 +396,8 @@ def test_comfyui_reads_one_name_of_a_saving_node():
 
 def test_preview_image_says_where(embedded, tmp_path):
     saved = core_nodes.PreviewImage().save(moving_bar(2), embedded.folders, {"1": {}})
-    assert len(saved["ui"]["images"]) == 2
-    for path in saved["ui"]["images"]:
+    assert len(saved["ui"]["previews"]) == 2
+    for path in saved["ui"]["previews"]:
         with Image.open(path) as image:
             assert image.size == (48, 32) and Path(path).parent == tmp_path / "temp"
 
