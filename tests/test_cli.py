@@ -86,7 +86,7 @@ def test_set_by_title_keeps_texts_texts(run):
         ("4.denoise=NaN", "from 0.0 to 1.0"),
         ("4.add_noise=perhaps", "choose one of enable, disable"),
         ("1.pipeline=absent", "no pipeline folder called 'absent'; looked in"),
-        ("1.pipeline=../tiny", "is no name"),
+        ("1.pipeline=../tiny", "is not the name"),
         ("2.text=5", None),
     ],
 )
