@@ -72,6 +72,7 @@ def tolerant_streams() -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """A message of ours on standard error; what could steer a terminal is shown as an escape."""
-    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    print(f"sana-nodes: {shown}", file=sys.stderr, flush=True)
+    """Messages of ours on standard error, one a line; what could steer a terminal is shown as an escape."""
+    for line in text.splitlines() or [""]:
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        print(f"sana-nodes: {shown}", file=sys.stderr, flush=True)

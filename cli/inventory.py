@@ -27,22 +27,29 @@ WIDGETS = {
 
 def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
     """Lines for a person: every model found, then what each example workflow lacks."""
-    places = Folders()
-    if roots is not None:
-        places.models = roots
-    elif comfyui is not None:
-        places.models = [comfyui / "models"]
-    lines = [f"models in {', '.join(str(root) for root in places.models)}"]
-    for kind in KINDS:
-        lines += [f"  {kind}/{name}: {what}" for name, what in found(places, kind)]
-    if len(lines) == 1:
-        lines.append("  none: sana-nodes get lists the published models and downloads them here")
+    places, notes = _places(roots, comfyui)
+    problems: list[folders.Problem] = []
+    lines = [f"  {kind}/{name}: {what}" for kind in KINDS for name, what in found(places, kind, problems)]
+    lines = lines or ["  none: sana-nodes get lists the published models and downloads them here"]
+    lines = [f"models in {', '.join(str(root) for root in places.models)}", *notes, *lines]
+    unread = dict.fromkeys(f"  skipped: {problem.path}: {problem.reason}" for problem in problems)
+    lines += unread
     lines += [f"  missing: {what}" for what in missing_parts(places)]
     lines.append("example workflows")
     for example in sorted(examples.glob("*.json")):
         missing = lacking(json.loads(example.read_text(encoding="utf-8")), places)
         lines.append(f"  {example.name}: {'can run' if not missing else 'lacks ' + ', '.join(missing)}")
     return lines
+
+
+def _places(roots: list[Path] | None, comfyui: Path | None) -> tuple[Folders, list[str]]:
+    """Where to look, and lines about what a ComfyUI's extra_model_paths.yaml adds."""
+    from .extra_paths import add_extra_paths
+
+    places = Folders() if roots is None and comfyui is None else Folders(models=roots or [comfyui / "models"])
+    wrong = add_extra_paths(places, comfyui) if roots is None and comfyui else None
+    extra = [f"  and {kind} in {path}" for k in (places.preferred, places.more) for kind in k for path in k[kind]]
+    return places, [*extra, *([f"  skipped: {wrong}"] if wrong else [])]
 
 
 def missing_parts(places: Folders) -> list[str]:
@@ -68,12 +75,12 @@ def _paths(places: Folders, kind: str) -> list[Path]:
     return [folders.find_model(roots, name, "model") for name in folders.list_models(roots)]
 
 
-def found(places: Folders, kind: str) -> list[tuple[str, str]]:
-    """Name and description of each model of a kind."""
+def found(places: Folders, kind: str, problems: list[folders.Problem] | None = None) -> list[tuple[str, str]]:
+    """Name and description of each model of a kind; ``problems`` gets what cannot be read."""
     roots = places.roots(kind)
     if kind == "diffusers":
-        return [(name, _pipeline(roots, name)) for name in folders.list_folders(roots, "model_index.json")]
-    return [(name, _checkpoint(roots, name)) for name in folders.list_models(roots)]
+        return [(name, _pipeline(roots, name)) for name in folders.list_folders(roots, "model_index.json", problems)]
+    return [(name, _checkpoint(roots, name)) for name in folders.list_models(roots, problems)]
 
 
 def _pipeline(roots: list[Path], name: str) -> str:
@@ -108,5 +115,6 @@ def lacking(graph: dict, places: Folders) -> list[str]:
 
 
 def models_command(options: argparse.Namespace) -> int:
+    """Print the report; ``options``: models."""
     print("\n".join(report([options.models] if options.models else None, find_comfyui(), EXAMPLES)))
     return 0

@@ -24,16 +24,22 @@ def _base() -> Path:
 
 @dataclass
 class Folders:
-    """models/KIND, input, output and temp, below the working directory unless set."""
+    """models/KIND, input, output and temp, below the working directory unless set.
+
+    ``preferred`` and ``more``: further folders of a kind, before and after those.
+    """
 
     models: list[Path] = field(default_factory=lambda: [_base() / "models"])
     input: Path = field(default_factory=lambda: _base() / "input")
     output: Path = field(default_factory=lambda: _base() / "output")
     temp: Path = field(default_factory=lambda: _base() / "temp")
+    preferred: dict[str, list[Path]] = field(default_factory=dict)
+    more: dict[str, list[Path]] = field(default_factory=dict)
 
     def roots(self, kind: str) -> list[Path]:
         """The folders that hold models of a kind, the first one first."""
-        return [Path(root) / name for root in self.models for name in SUBFOLDERS.get(kind, (kind,))]
+        usual = [Path(root) / name for root in self.models for name in SUBFOLDERS.get(kind, (kind,))]
+        return [*self.preferred.get(kind, []), *usual, *self.more.get(kind, [])]
 
     def input_file(self, name: str) -> Path:
         """The path of a file that a workflow names: below input, or with ``[output]`` or ``[temp]`` at its end there.
