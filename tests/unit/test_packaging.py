@@ -19,6 +19,7 @@ ROOT = tiny.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "yaml": "pyyaml",
     "bs4": "beautifulsoup4",
 }
 """The distribution that brings a module, where their names differ."""
