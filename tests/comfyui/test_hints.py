@@ -111,8 +111,9 @@ def steep(width: int, height: int) -> torch.Tensor:
 def test_a_single_row_is_still_an_image(both):
     from sana_nodes.media.pictures import cover
 
-    assert cover(torch.rand(2, 1, 3), 64, 32).shape == (32, 64, 3)
-    assert cover(torch.rand(1, 4, 3), 32, 64).shape == (64, 32, 3)
+    for rows, columns, width, height in ((2, 1, 64, 32), (1, 4, 32, 64)):
+        covered = cover(torch.full((rows, columns, 3), 0.6), width, height)
+        assert covered.shape == (height, width, 3) and (covered - 0.6).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
