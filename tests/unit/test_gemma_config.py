@@ -149,7 +149,7 @@ HOSTILE = {
 def test_what_gemma_is_not_built_from_is_not_read(folder, module, key):
     loaded = load_text_encoder(folder(**{key: HOSTILE[key]}))
     made = loaded.module.config
-    assert made._attn_implementation == module.config._attn_implementation == "eager"
+    assert made._attn_implementation == module.config._attn_implementation in ("eager", "sdpa")
     plain = load_text_encoder(folder()).module.config.to_dict()
     assert made.to_dict() == plain
     with torch.no_grad():

@@ -8,9 +8,11 @@ import shutil
 import drawing
 import gemma
 import pytest
+import spieces
 import tiny
 import torch
 from safetensors.torch import save_file
+from sana_nodes.model_loaders import gemma_tokenizer
 from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.text_encoder import load_text_encoder
 
@@ -117,6 +119,48 @@ def test_a_tokenizer_beside_the_file(write, file, spiece, theirs, folder, kind, 
 def test_a_file_without_a_tokenizer_says_where_it_looked(write, file):
     write(model=None)
     with pytest.raises(FileNotFoundError, match="no tokenizer.json or tokenizer.model for .*looked in"):
+        load_text_encoder(file)
+
+
+NO_BYTES = {
+    "a scalar": torch.tensor(7, dtype=torch.uint8),
+    "floats": torch.rand(4000),
+    "halves": torch.rand(4000).half(),
+    "whole numbers": torch.arange(4000),
+    "signed bytes": torch.arange(100, dtype=torch.int8),
+    "a matrix": torch.zeros(40, 40, dtype=torch.uint8),
+    "16 MB and one": torch.zeros(gemma_tokenizer.MOST_BYTES + 1, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("name", NO_BYTES)
+def test_a_spiece_model_that_is_no_row_of_bytes(write, file, theirs, name):
+    write(model=None, spiece_model=NO_BYTES[name])
+    with pytest.raises(
+        UnusableFile, match="tiny_gemma.safetensors: its spiece_model is not a row of at most 16,777,216"
+    ):
+        load_text_encoder(file)
+    shutil.copy(theirs.folder / "tokenizer.json", file.parent)
+    assert load_text_encoder(file).tokenizer.encode("a ring") == theirs("a ring").input_ids
+
+
+@pytest.mark.parametrize("model", [b"", b"\x08", b"{}"], ids=repr)
+def test_a_spiece_model_that_is_none(write, file, model):
+    write(model=None, spiece_model=torch.tensor(list(model), dtype=torch.uint8))
+    with pytest.raises(UnusableFile, match="its spiece_model (holds no|is not Gemma-2's) SentencePiece model"):
+        load_text_encoder(file)
+
+
+@pytest.mark.parametrize("kind", ["spiece_model", "tokenizer.json"])
+def test_a_tokenizer_of_more_tokens_than_the_weights(write, file, theirs, kind):
+    words = [(f"q{n}", -1.0, 1) for n in range(600)]
+    write(model=spieces.model(words) if kind == "spiece_model" else None)
+    if kind == "tokenizer.json":
+        table = json.loads((theirs.folder / kind).read_text(encoding="utf-8"))
+        table["model"]["vocab"]["far"] = 10**9
+        (file.parent / kind).write_text(json.dumps(table), encoding="utf-8")
+    known = "887" if kind == "spiece_model" else "1000000001"
+    with pytest.raises(UnusableFile, match=f"the tokenizer of .* knows {known} tokens and its weights only 800"):
         load_text_encoder(file)
 
 
