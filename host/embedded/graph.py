@@ -154,7 +154,7 @@ def _node_problems(key: str, plan: Plan, folders: Folders | None) -> Iterator[st
 def _ignored(name: str, value: object, declared: Declaration) -> str:
     """A note of an input that a node does not have; ValueError for a link to it, at which ComfyUI fails later."""
     if is_link(value):
-        raise ValueError(f"is none of its inputs, and another node is connected to it; they are {declared.names()}")
+        raise ValueError(f"is not one of its inputs, and another node is connected to it; they are {declared.names()}")
     return f"there is no input {short(name)}, and its value is ignored; the inputs are {declared.names()}"
 
 
