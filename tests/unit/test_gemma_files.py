@@ -243,7 +243,7 @@ def test_comfyuis_own_gemma_is_refused_with_the_reason(home, reference, spiece, 
     data = {"spiece_model": torch.frombuffer(bytearray(spiece), dtype=torch.uint8)}
     clip = type("CLIP", (), {"tokenizer": getattr(module, tokenizer)(tokenizer_data=data)})()
     with pytest.raises(
-        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with SanaLoadText.*soft caps"
+        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with Sana Load Text.*soft caps"
     ):
         drawing.call("SanaEncodePrompt", clip=clip, text="x")
     hosts._current = None
