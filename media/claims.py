@@ -39,7 +39,7 @@ class Claim:
     """``path`` is this run's until it is published or released; ``part`` is the hidden file to write meanwhile."""
 
     def __init__(self, names: Names, number: int, part: Path):
-        self.names, self.number, self.part = names, number, part
+        self.names, self.number, self.part, self.over = names, number, part, False
 
     @property
     def path(self) -> Path:
@@ -54,12 +54,16 @@ class Claim:
         while True:
             try:
                 _rename_to_new(self.part, self.path)
+                self.over = True
                 return self.path
             except FileExistsError:
                 self._move_on()
 
     def release(self) -> None:
-        self.part.unlink(missing_ok=True)
+        """Give an unpublished name up; after that a part file of this name is another run's."""
+        if not self.over:
+            self.over = True
+            self.part.unlink(missing_ok=True)
 
     def _move_on(self) -> None:
         following = _claim_range(self.names, 1, self.number + 1)[0]
@@ -135,7 +139,7 @@ def _claim(path: Path) -> Path | None:
     except FileExistsError:
         return None
     if os.path.lexists(path):  # asked after the claim: a run that published it has given its own claim up
-        part.unlink()
+        part.unlink(missing_ok=True)
         return None
     return part
 

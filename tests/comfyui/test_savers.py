@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import wave
 
 import av
@@ -192,6 +193,18 @@ def test_one_wrong_input_is_one_message_before_anything_runs(server, change, mes
     assert list(told) == ["2"] and len(told["2"]["errors"]) == 1, told
     assert message in json.dumps(told["2"]["errors"])
     assert sorted((server.home / "output").rglob("*")) == folders, "a check makes nothing"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_linked_folder_is_taken_where_comfyui_takes_it(server, tmp_path):
+    """ComfyUI 0.33 refuses a link that leads out of the output folder while it saves, we before anything runs."""
+    (server.home / "output" / "linked").symlink_to(tmp_path, target_is_directory=True)
+    core = server.run(saving("SaveImage", filename_prefix="linked/core"))
+    ours = saving(filename_prefix="linked/clip")
+    if core["status"]["status_str"] == "success":
+        assert saved(server, ours)[0].is_file()
+    else:
+        assert "link that leads out" in server.refusal(ours) and not list(tmp_path.iterdir())
 
 
 def test_a_name_of_240_bytes_saves(server):

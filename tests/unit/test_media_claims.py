@@ -119,6 +119,17 @@ def test_what_is_not_published_is_released(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["Sana_00001_.png"]
 
 
+def test_a_published_name_is_not_released_again(tmp_path):
+    """A batch is still running when its first image is moved away and another run claims that name."""
+    with claimed(numbered(tmp_path), 2) as mine:
+        mine[0].publish().rename(tmp_path / "moved.png")
+        with claimed(numbered(tmp_path)) as (theirs,):
+            assert theirs.path.name == "Sana_00001_.png"
+            mine[0].release()
+            assert theirs.part.exists()
+            theirs.publish()
+
+
 def test_a_claim_that_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     real = claims._claim
 
