@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ LONGEST_MESSAGE = 500
 
 PAUSE = 0.05
 """Seconds between two looks at what ComfyUI reports."""
+
+
+GRACE = 10
+"""Seconds that an interrupted run has to end."""
 
 
 class NodeFailed(RuntimeError):
@@ -124,7 +129,7 @@ def run(loop, server, graph: Mapping, outputs: list[str], started: Callable[[str
         while not (history := server.prompt_queue.get_history(prompt_id=prompt_id)):
             _report_started(loop, server, graph, started)
     except KeyboardInterrupt:
-        _interrupt()
+        _interrupt(server, prompt_id)
         raise
     _report_started(loop, server, graph, started)
     entry = history[prompt_id]
@@ -146,10 +151,14 @@ def _report_started(loop, server, graph: Mapping, started: Callable[[str, str], 
             started(node_id, _display_name(graph[node_id]["class_type"]))
 
 
-def _interrupt() -> None:
+def _interrupt(server, prompt_id: str) -> None:
+    """Stop a run, and wait a little for its node to notice, so that no file stays half written."""
     import nodes
 
     nodes.interrupt_processing()
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and not server.prompt_queue.get_history(prompt_id=prompt_id):
+        time.sleep(PAUSE)
 
 
 def _paths(output: Mapping, kind: str) -> list[str]:

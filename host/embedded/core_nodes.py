@@ -241,8 +241,8 @@ def _lay(canvas, layer, x: int, y: int, mask):
     seen = canvas.shape[-2] - top + min(0, top), canvas.shape[-1] - left + min(0, left)
     kept = torch.ones_like(layer) if mask is None else _mask_of(mask, layer)
     kept, layer = kept[..., : seen[0], : seen[1]], layer[..., : seen[0], : seen[1]]
-    window = (..., slice(top, top + rows), slice(left, left + columns))
-    canvas[window] = kept * layer + (torch.ones_like(kept) - kept) * canvas[window]
+    area = (..., slice(top, top + rows), slice(left, left + columns))
+    canvas[area] = kept * layer + (torch.ones_like(kept) - kept) * canvas[area]
     return canvas
 
 
