@@ -75,6 +75,21 @@ def test_a_file_that_is_not_whole_gets_no_name(tmp_path, monkeypatch, format, da
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", list(VIDEO_FORMATS))
+@pytest.mark.parametrize("damage", list(DAMAGE.values())[:2], ids=list(DAMAGE)[:2])
+def test_a_file_that_libav_leaves_cut_short_gets_no_name(tmp_path, monkeypatch, format, damage):
+    real = encoder.Encoder.__exit__
+
+    def leave(self, *error):
+        real(self, *error)
+        damage(next(tmp_path.iterdir()))
+
+    monkeypatch.setattr(encoder.Encoder, "__exit__", leave)
+    with pytest.raises(CannotWrite, match="cannot write .*; nothing is saved"):
+        write(tmp_path, format)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("format", [format for format in VIDEO_FORMATS if format != "webp"])
 def test_a_lost_frame_is_found(tmp_path, monkeypatch, format):
     """The encoder is given one frame less than it counts. (A webp's frame before it is shown for longer.)"""
