@@ -254,7 +254,7 @@ WRONG = [
     ("a/../../b", "leads out"),
     ("/abs/a", "absolute"),
     ("a\0b", "no file name can hold"),
-    ("a\ud800b", "surrogate"),
+    *([] if os.name == "nt" else [("a\ud800b", "surrogate")]),  # Windows' names hold it
     ("n" * 244, "and the output folder takes names of 255"),
     ("日" * 82, "has 246 bytes"),
     ("f" * 256 + "/a", "takes names of 255"),
@@ -297,7 +297,7 @@ def test_prefixes_that_do(tmp_path, embedded, prefix):
 
 def test_a_shorter_limit_of_the_file_system(tmp_path, monkeypatch):
     """An encrypted home folder takes names of 143 bytes."""
-    monkeypatch.setattr(os, "pathconf", lambda folder, name: 143 if name == "PC_NAME_MAX" else 4096)
+    monkeypatch.setattr(os, "pathconf", lambda folder, name: 143 if name == "PC_NAME_MAX" else 4096, raising=False)
     with pytest.raises(ValueError, match="takes names of 143"):
         prefixes.check_prefix("n" * 132, tmp_path)
     prefixes.check_prefix("n" * 131, tmp_path)
