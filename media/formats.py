@@ -16,6 +16,8 @@ from pathlib import Path
 
 from . import gif, webp
 
+logger = logging.getLogger(__name__)
+
 BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
 """libavutil's numbers: primaries, transfer and matrix bt709 are each 1, and so is the range tv (16 to 235)."""
 
@@ -151,7 +153,7 @@ def available() -> tuple[str, ...]:
     """The formats whose encoders are installed, in the table's order; those left out are named in the log once."""
     missing = {name: row.encoder for name, row in VIDEO_FORMATS.items() if not has_encoder(row.encoder)}
     for name, encoder in missing.items():
-        logging.warning("%s is not available: PyAV here has no %s encoder. pip install --upgrade av", name, encoder)
+        logger.warning("%s is not available: PyAV here has no %s encoder. pip install --upgrade av", name, encoder)
     return tuple(name for name in VIDEO_FORMATS if name not in missing)
 
 

@@ -10,10 +10,11 @@ TRAILER = b";"
 def finish(path: Path, texts: dict[str, str], milliseconds: int) -> None:
     """Add comment extensions, ``name:json`` each, before the end of a file."""
     with path.open("r+b") as file:
-        file.seek(-1, 2)
+        end = max(file.seek(0, 2) - 1, 0)
+        file.seek(end)
         if file.read(1) != TRAILER:
             raise ValueError("the gif file is not whole")
-        file.seek(-1, 2)
+        file.seek(end)
         for name, text in texts.items():
             file.write(_comment(f"{name}:{text}".encode()))
         file.write(TRAILER)

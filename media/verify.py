@@ -12,6 +12,15 @@ class Damaged(ValueError):
     """A file that does not hold what was written to it."""
 
 
+def finish(path: Path, kind: VideoFormat, texts: dict[str, str], milliseconds: int) -> None:
+    """Add what libav leaves to be added; Damaged where its file is not whole."""
+    try:
+        if kind.finish is not None:
+            kind.finish(path, texts, milliseconds)
+    except ValueError as error:
+        raise Damaged(str(error)) from error
+
+
 def check_video(path: Path, kind: VideoFormat, size: tuple[int, int], frames: int, milliseconds: int, sound: bool):
     """Damaged where a file has not one video of ``size`` (width, height) and ``frames`` frames, and its sound.
 

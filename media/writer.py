@@ -27,6 +27,8 @@ from .pixels import check_frames, has_alpha, to_bytes
 from .prefixes import check_folder
 from .sound import Sound
 
+logger = logging.getLogger(__name__)
+
 FPS = (0.01, 1000)
 """The lowest and the highest frames per second."""
 
@@ -107,9 +109,9 @@ def write_video(
 
 def _warn(kind: VideoFormat, format: str, fps: float, first: torch.Tensor) -> None:
     if has_alpha(first):
-        logging.warning("%s holds no alpha: the video is saved without it", format)
+        logger.warning("%s holds no alpha: the video is saved without it", format)
     if kind.fastest is not None and fps > kind.fastest:
-        logging.warning(
+        logger.warning(
             "%s at %g frames per second plays slowly: players show at most %g; choose mp4-h264 or webm-vp9",
             format,
             fps,
@@ -148,8 +150,7 @@ def _encode(claim: Claim, kind: VideoFormat, frames: Iterator[np.ndarray], fps, 
             encoder.add(frame)
             claim.touch()
     milliseconds = round(encoder.count / rate * 1000)
-    if kind.finish is not None:
-        kind.finish(claim.part, texts, milliseconds)
+    verify.finish(claim.part, kind, texts, milliseconds)
     verify.check_video(claim.part, kind, size, encoder.count, milliseconds, sound is not None)
 
 
@@ -189,7 +190,7 @@ def write_frames(
     check_frames(frames)
     alpha = frame_format(format).alpha
     if has_alpha(frames) and not alpha:
-        logging.warning("%s holds no alpha: the images are saved without it", format)
+        logger.warning("%s holds no alpha: the images are saved without it", format)
     return write_images(path, (to_bytes(frame, alpha) for frame in frames), len(frames), format, tags)
 
 
@@ -212,7 +213,7 @@ def _tags_within(kind: FrameFormat, format: str, texts: dict[str, str]) -> dict[
     """The tags that a format has room for; the log says what is left out."""
     kept = texts if kind.tag_limit is None else tagging.within(texts, kind.tag_limit)
     if missing := texts.keys() - kept.keys():
-        logging.warning(
+        logger.warning(
             "a %s file holds %d bytes of tags: saved without %s; png and webp hold all of it",
             format,
             kind.tag_limit,
