@@ -218,7 +218,7 @@ def test_a_folder_without_usable_weights_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no .*model.safetensors.*asks for a licence first"):
         load_text_encoder(path)
     (path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UnusableFile, match="holds its weights as pytorch_model.bin alone; get the folder's safetens"):
+    with pytest.raises(UnusableFile, match="has its weights only as pytorch_model.bin; get the folder's safetens"):
         load_text_encoder(path)
 
 

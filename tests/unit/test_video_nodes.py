@@ -49,7 +49,7 @@ def test_pictures_of_other_modes_are_converted(parts, channels):
     plain = image.expand(-1, -1, -1, 3) if channels == 1 else image[..., :3]
     mine, same = (filming.latent(parts[2], picture)["samples"] for picture in (image, plain))
     assert drawing.difference(mine, same) < drawing.ROUNDING
-    with pytest.raises(ValueError, match="give pictures of 1, 3 or 4 channels"):
+    with pytest.raises(ValueError, match="give images of 1, 3 or 4 channels"):
         filming.latent(parts[2], torch.rand(1, 64, 64, 2))
 
 
