@@ -41,7 +41,9 @@ other:
     is_default: true
     unet: unet
     clip: encoders
-    vae: first
+    vae: |
+        first
+        second
 empty:
 """
 
@@ -51,7 +53,7 @@ def test_extra_model_paths(comfyui, tmp_path):
     folders = Folders(models=[comfyui / "models"])
     assert add_extra_paths(folders, comfyui) is None
     disk, big, own = tmp_path / "disk", tmp_path / "big", comfyui / "models"
-    assert folders.roots("vae") == [big / "first", own / "vae", disk / "VAE"]
+    assert folders.roots("vae") == [big / "second", big / "first", own / "vae", disk / "VAE"]
     assert folders.roots("loras") == [own / "loras", disk / "Lora", disk / "LyCORIS"]
     assert folders.roots("diffusion_models") == [big / "unet", own / "unet", own / "diffusion_models"]
     assert folders.roots("text_encoders") == [big / "encoders", own / "text_encoders", own / "clip"]

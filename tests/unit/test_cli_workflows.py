@@ -135,8 +135,9 @@ def tags(path: str) -> dict:
         return {name: json.loads(text) for name, text in image.text.items()}
 
 
-def test_settings_keep_the_type_of_the_widget(run):
-    """1984 in a text stays a text, 64 in a number is one, False is a BOOLEAN; whatever the file has there."""
+@pytest.mark.parametrize("text", ["1984", "1e3", "true", '["1", 0]'])
+def test_settings_keep_the_type_of_the_widget(run, text):
+    """1984 and 1e3 in a text stay texts, 3.0 in a number is one, False is a BOOLEAN; whatever the file has there."""
     graph = json.loads(json.dumps(GRAPH))
     graph["3"] = {"class_type": "SanaSelectFrames", "inputs": {"images": ["1", 0], "start": 0, "count": 0, "stride": 1}}
     graph["4"] = {
@@ -144,12 +145,12 @@ def test_settings_keep_the_type_of_the_widget(run):
         "inputs": {"destination": ["1", 0], "source": ["3", 0], "x": 0, "y": 0, "resize_source": True},
     }
     graph["2"]["inputs"] = {"images": ["4", 0], "filename_prefix": 5}
-    settings = ["2.filename_prefix=1984", "3.count=1", "4.resize_source=False", '4.source=["1", 0]', "4.x=3.0"]
+    settings = [f"2.filename_prefix={text}", "3.count=1", "4.resize_source=False", '4.source=["1", 0]', "4.x=3.0"]
     code, out, err = run(graph, *[part for setting in settings for part in ("--set", setting)])
     assert code == 0, err
-    assert Path(out.strip()).name == "1984_00001_.png"
+    assert Path(out.strip()).name == f"{text}_00001_.png"
     saved = {key: node["inputs"] for key, node in tags(out.strip())["prompt"].items()}
-    assert saved["2"]["filename_prefix"] == "1984" and saved["4"]["resize_source"] is False
+    assert saved["2"]["filename_prefix"] == text and saved["4"]["resize_source"] is False
     assert saved["4"]["source"] == ["1", 0] and saved["4"]["x"] == 3 and type(saved["4"]["x"]) is int
 
 

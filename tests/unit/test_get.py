@@ -32,7 +32,7 @@ class Hub(ThreadingHTTPServer):
         self.cut_after: int | None = None
         self.refused_then = False
         self.refusal: tuple[int, str] | None = None
-        self.commit = COMMIT
+        self.commit, self.later = COMMIT, COMMIT
         self.resolved: list[str] = []
         self.flips = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -40,6 +40,14 @@ class Hub(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def commit_of(self, path: str) -> str:
+        """The commit that a listing names; the branch moves on to ``later`` after the first."""
+        revision = path.partition("/revision/")[2]
+        if len(revision) == len(COMMIT):
+            return revision
+        commit, self.commit = self.commit, self.later
+        return commit
 
     def sibling(self, name: str) -> dict:
         """What the hub says of a file; a sha256 for what git-lfs holds."""
@@ -91,7 +99,13 @@ class Answers(BaseHTTPRequestHandler):
             self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, body)
         elif path.startswith(f"/api/models/{hub.repository}"):
             siblings = [hub.sibling(name) for name in hub.files]
-            info = {"id": hub.repository, "sha": hub.commit, "siblings": siblings, "tags": [], "private": False}
+            info = {
+                "id": hub.repository,
+                "sha": hub.commit_of(path),
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            }
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
         elif path.startswith(f"/{hub.repository}/resolve/"):
             revision, name = path.split("/resolve/")[1].split("/", 1)
@@ -226,9 +240,9 @@ def test_a_flipped_byte_on_the_disk_is_found(hub, tmp_path):
 
 def test_all_files_are_of_the_listings_commit(hub, tmp_path):
     """Each file is asked for by the commit that the listing named, never by a branch that may move on."""
-    hub.commit = "f" * 40
+    hub.commit, hub.later = "e" * 40, "f" * 40
     assert run(hub, tmp_path, "dc-ae-1.1", "--to", "models").returncode == 0
-    assert set(hub.resolved) == {hub.commit}
+    assert set(hub.resolved) == {"e" * 40}
 
 
 def test_what_a_person_reads_when_it_is_not_available(hub, tmp_path, capsys):
