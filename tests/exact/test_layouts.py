@@ -326,7 +326,7 @@ def test_a_checkpoint_that_holds_more_than_the_transformer(tmp_path):
     twice = {"patch_embed.proj.bias": torch.zeros(64)}
     for more, said in (
         ({"first_stage_model.encoder.weight": torch.zeros(1)}, r"1 unknown \(such as first_stage_model"),
-        (twice, "the keys .* are both patch_embed.proj.bias"),
+        (twice, "the keys .* both map to patch_embed.proj.bias"),
     ):
         save_file({**weights, **more}, tmp_path / "m.safetensors")
         with pytest.raises(UnusableFile, match=said):
