@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,30 +62,47 @@ def test_extra_model_paths(comfyui, tmp_path):
     assert folders.roots("text_encoders") == [big / "encoders", own / "text_encoders", own / "clip"]
 
 
-@pytest.mark.comfyui
-@pytest.mark.skipif(tiny.COMFYUI is None, reason="COMFYUI_PATH names no ComfyUI")
-def test_extra_model_paths_as_comfyui_reads_them(comfyui, tmp_path):
-    """The same file through ComfyUI's own reader, in a process of its own."""
-    import json
-    import subprocess
-    import sys
+IN_COMFYUI = pytest.mark.skipif(tiny.COMFYUI is None, reason="COMFYUI_PATH names no ComfyUI")
+KINDS = ("vae", "loras", "diffusion_models", "text_encoders")
 
-    (comfyui / "extra_model_paths.yaml").write_text(EXTRA.format(absolute=tmp_path / "big"))
+
+def comfyui_roots(base: Path, step: str, argument: Path) -> dict[str, list[Path]]:
+    """Where a real ComfyUI over the base directory looks for each kind, after a step of Python in its process."""
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); file, base = sys.argv[2:]; "
+        "import json, sys; sys.path.insert(0, sys.argv[1]); base, argument = sys.argv[2:]; "
         "sys.argv = ['main.py', '--base-directory', base, '--cpu']; import comfy.options; "
-        "comfy.options.enable_args_parsing(); import folder_paths; from utils import extra_config; "
-        "extra_config.load_extra_path_config(file); "
-        "print(json.dumps({kind: folder_paths.get_folder_paths(kind) for kind in "
-        "('vae', 'loras', 'diffusion_models', 'text_encoders')}))"
+        f"comfy.options.enable_args_parsing(); import folder_paths; {step}; "
+        f"print(json.dumps({{kind: folder_paths.get_folder_paths(kind) for kind in {KINDS}}}))"
     )
-    arguments = [str(tiny.COMFYUI), str(comfyui / "extra_model_paths.yaml"), str(comfyui)]
+    arguments = [str(tiny.COMFYUI), str(base), str(argument)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+    return {kind: list(map(Path, paths)) for kind, paths in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+@pytest.mark.comfyui
+@IN_COMFYUI
+def test_extra_model_paths_as_comfyui_reads_them(comfyui, tmp_path):
+    file = comfyui / "extra_model_paths.yaml"
+    file.write_text(EXTRA.format(absolute=tmp_path / "big"))
+    step = "from utils import extra_config; extra_config.load_extra_path_config(argument)"
     folders = Folders(models=[comfyui / "models"])
     assert add_extra_paths(folders, comfyui) is None
-    for kind, paths in json.loads(done.stdout.splitlines()[-1]).items():
-        assert folders.roots(kind) == [Path(path) for path in paths]
+    for kind, roots in comfyui_roots(comfyui, step, file).items():
+        assert folders.roots(kind) == roots
+
+
+@pytest.mark.comfyui
+@IN_COMFYUI
+def test_a_models_folder_comes_first_in_comfyui_with_older_names_too(comfyui, tmp_path):
+    for name in ("unet", "diffusion_models", "clip", "vae"):
+        (tmp_path / "ours" / name).mkdir(parents=True)
+    step = "from pathlib import Path; from sana_nodes.host.comfyui import process; process.add_models(Path(argument))"
+    found = comfyui_roots(comfyui, step, tmp_path / "ours")
+    ours = Folders(models=[tmp_path / "ours"])
+    for kind in KINDS:
+        expected = [root for root in ours.roots(kind) if root.is_dir()]
+        assert found[kind][: len(expected)] == expected
 
 
 def test_models_in_the_further_folders_are_listed(comfyui, tmp_path, capsys):
