@@ -27,17 +27,17 @@ WIDGETS = {
 
 def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
     """Lines for a person: every model found, then what each example workflow lacks."""
-    places, notes = _places(roots, comfyui)
+    searched, notes = _places(roots, comfyui)
     problems: list[folders.Problem] = []
-    lines = [f"  {kind}/{name}: {what}" for kind in KINDS for name, what in found(places, kind, problems)]
+    lines = [f"  {kind}/{name}: {what}" for kind in KINDS for name, what in found(searched, kind, problems)]
     lines = lines or ["  none: sana-nodes get lists the published models and downloads them here"]
-    lines = [f"models in {', '.join(str(root) for root in places.models)}", *notes, *lines]
+    lines = [f"models in {', '.join(str(root) for root in searched.models)}", *notes, *lines]
     unread = dict.fromkeys(f"  skipped: {problem.path}: {problem.reason}" for problem in problems)
     lines += unread
-    lines += [f"  missing: {what}" for what in missing_parts(places)]
+    lines += [f"  missing: {what}" for what in missing_parts(searched)]
     lines.append("example workflows")
     for example in sorted(examples.glob("*.json")):
-        missing = lacking(json.loads(example.read_text(encoding="utf-8")), places)
+        missing = lacking(json.loads(example.read_text(encoding="utf-8")), searched)
         lines.append(f"  {example.name}: {'can run' if not missing else 'lacks ' + ', '.join(missing)}")
     return lines
 
@@ -46,17 +46,17 @@ def _places(roots: list[Path] | None, comfyui: Path | None) -> tuple[Folders, li
     """Where to look, and lines about what a ComfyUI's extra_model_paths.yaml adds."""
     from .extra_paths import add_extra_paths
 
-    places = Folders() if roots is None and comfyui is None else Folders(models=roots or [comfyui / "models"])
-    wrong = add_extra_paths(places, comfyui) if roots is None and comfyui else None
-    extra = [f"  and {kind} in {path}" for k in (places.preferred, places.more) for kind in k for path in k[kind]]
-    return places, [*extra, *([f"  skipped: {wrong}"] if wrong else [])]
+    searched = Folders() if roots is None and comfyui is None else Folders(models=roots or [comfyui / "models"])
+    wrong = add_extra_paths(searched, comfyui) if roots is None and comfyui else None
+    extra = [f"  and {kind} in {path}" for k in (searched.preferred, searched.more) for kind in k for path in k[kind]]
+    return searched, [*extra, *([f"  skipped: {wrong}"] if wrong else [])]
 
 
-def missing_parts(places: Folders) -> list[str]:
+def missing_parts(searched: Folders) -> list[str]:
     """What the transformers that lie alone need beside them, with where the published one goes."""
 
     def kinds(*names: str) -> set[Kind]:
-        return {kind for name in names for path in _paths(places, name) for kind in kinds_of(path) or ()}
+        return {kind for name in names for path in _paths(searched, name) for kind in kinds_of(path) or ()}
 
     transformers = kinds("diffusion_models", "checkpoints") & set(TRANSFORMERS)
     encoders, autoencoders = kinds("text_encoders"), kinds("vae")
@@ -70,14 +70,14 @@ def missing_parts(places: Folders) -> list[str]:
     return lines
 
 
-def _paths(places: Folders, kind: str) -> list[Path]:
-    roots = places.roots(kind)
+def _paths(searched: Folders, kind: str) -> list[Path]:
+    roots = searched.roots(kind)
     return [folders.find_model(roots, name, "model") for name in folders.list_models(roots)]
 
 
-def found(places: Folders, kind: str, problems: list[folders.Problem] | None = None) -> list[tuple[str, str]]:
+def found(searched: Folders, kind: str, problems: list[folders.Problem] | None = None) -> list[tuple[str, str]]:
     """Name and description of each model of a kind; ``problems`` gets what cannot be read."""
-    roots = places.roots(kind)
+    roots = searched.roots(kind)
     if kind == "diffusers":
         return [(name, _pipeline(roots, name)) for name in folders.list_folders(roots, "model_index.json", problems)]
     return [(name, _checkpoint(roots, name)) for name in folders.list_models(roots, problems)]
@@ -98,7 +98,7 @@ def _checkpoint(roots: list[Path], name: str) -> str:
         return f"unusable: {error}"
 
 
-def lacking(graph: dict, places: Folders) -> list[str]:
+def lacking(graph: dict, searched: Folders) -> list[str]:
     """The model files that a workflow names and that are not there."""
     missing = []
     for node in graph.values():
@@ -106,7 +106,7 @@ def lacking(graph: dict, places: Folders) -> list[str]:
             if node["class_type"] != class_type:
                 continue
             name = node["inputs"][key]
-            roots = [root for kind in kinds for root in places.roots(kind)]
+            roots = [root for kind in kinds for root in searched.roots(kind)]
             try:
                 folders.find_model(roots, name, "model")
             except (FileNotFoundError, ValueError):

@@ -18,6 +18,9 @@ from .noise import expand_like, noise_after_start, noise_where_empty
 MAX_ANGLE = 1.5708
 """diffusers' first timestep: pi/2, rounded up."""
 
+LEAST_ANGLE = 1e-6
+"""Smaller ones are zero to a schedule that is scaled by them."""
+
 
 def network_time(t: torch.Tensor) -> torch.Tensor:
     """The transformer's timestep s = sin t / (cos t + sin t), in [0, 1], for angles t."""
@@ -167,7 +170,7 @@ def _default_angles(steps: int, first: float, middle: float) -> list[float]:
 
 
 def _check_angle(name: str, value: float) -> None:
-    if not math.isfinite(value) or not 0.0 < value <= MAX_ANGLE + 1e-4:
+    if not math.isfinite(value) or not LEAST_ANGLE <= value <= MAX_ANGLE + 1e-4:
         raise ValueError(f"{name} is {value}; give an angle above 0 and at most {MAX_ANGLE} (pi/2)")
 
 

@@ -168,3 +168,10 @@ def test_max_angle_is_diffusers_first():
     call = inspect.signature(SanaSprintPipeline.__call__).parameters
     assert call["max_timesteps"].default == trigflow.MAX_ANGLE
     assert call["intermediate_timesteps"].default == 1.3
+
+
+@pytest.mark.parametrize("angle", [5e-324, 1e-300, 0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("denoise", [1.0, 0.5])
+def test_an_angle_that_makes_no_schedule_is_an_error(angle, denoise):
+    with pytest.raises(ValueError, match="give an angle above 0"):
+        scm_sigmas(1, angle, 1.3, denoise)
