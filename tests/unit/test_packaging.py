@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "bs4": "beautifulsoup4",
+    "yaml": "pyyaml",
 }
 """The distribution that brings a module, where their names differ."""
 
