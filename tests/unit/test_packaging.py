@@ -98,7 +98,7 @@ def test_the_reader_of_imports_sees_them():
         "import os.path\nfrom . import x\ndef f():\n    import yaml\n    from PIL.Image import open\nimport comfy.ops"
     )
     assert imported(source) == {"yaml", "PIL", "comfy"}
-    assert undeclared({"yaml", "PIL", "comfy"}, {"pillow"}) == {"yaml"}
+    assert undeclared({"yaml", "PIL", "comfy"}, {"pillow"}) == {"pyyaml"}
 
 
 def test_requirements_are_the_dependencies_without_torch():
