@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..host.embedded.folders import Folders
 
@@ -42,7 +43,7 @@ def _entries(config: object, beside: Path) -> Iterator[tuple[str, Path, bool]]:
                 yield KINDS.get(kind, kind), Path(os.path.normpath(beside / base / path)), first
 
 
-def _mapping(value: object, name: str) -> Mapping:
+def _mapping(value: object, name: str) -> Mapping[Any, Any]:
     if not isinstance(value, (Mapping, type(None))):
         raise ValueError(f"{name} is not a table")
     return value or {}

@@ -46,8 +46,12 @@ def _places(roots: list[Path] | None, comfyui: Path | None) -> tuple[Folders, li
     """Where to look, and lines about what a ComfyUI's extra_model_paths.yaml adds."""
     from .extra_paths import add_extra_paths
 
-    searched = Folders() if roots is None and comfyui is None else Folders(models=roots or [comfyui / "models"])
-    wrong = add_extra_paths(searched, comfyui) if roots is None and comfyui else None
+    if roots is not None:
+        return Folders(models=roots), []
+    if comfyui is None:
+        return Folders(), []
+    searched = Folders(models=[comfyui / "models"])
+    wrong = add_extra_paths(searched, comfyui)
     extra = [f"  and {kind} in {path}" for k in (searched.preferred, searched.more) for kind in k for path in k[kind]]
     return searched, [*extra, *([f"  skipped: {wrong}"] if wrong else [])]
 

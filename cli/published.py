@@ -99,11 +99,33 @@ def _download(row: Published, target: Path) -> Path:
     files = needed_files(names, row.variant, row.folder)
     if not any(name.endswith(".safetensors") for name in files):
         raise CannotGet(f"{row.repository} holds no safetensors weights any more (it holds {', '.join(names[:5])})")
-    huggingface_hub.snapshot_download(row.repository, revision=info.sha, allow_patterns=files, local_dir=target)
+    _download_files(row.repository, info.sha, files, target)
     sums = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.rfilename in files and file.lfs}
     for name in _damaged(target, sums):
         _download_again(row, name, info.sha, target, sums[name])
     return target
+
+
+ATTEMPTS = 5
+"""The number of attempts at a download whose connection breaks inside a file."""
+
+
+def _download_files(repository: str, commit: str, files: list[str], target: Path) -> None:
+    """snapshot_download that resumes: before huggingface_hub 1.0 it gives up where a connection breaks in a file."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=files, local_dir=target)
+            break
+        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
+            raise
+        except OSError as error:
+            if error.errno is not None or attempt == ATTEMPTS:  # an error of the disk has a number
+                raise
+    if missing := [name for name in files if not (target / name).is_file()]:  # without a server it only warns
+        raise ConnectionError(f"{missing[0]} did not arrive")
 
 
 def _download_again(row: Published, name: str, commit: str, target: Path, expected: str) -> None:

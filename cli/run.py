@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .calls import PACK, BadCall, failure, find_comfyui
 from .workflows import apply_settings, read_workflow
@@ -34,7 +35,8 @@ def run_embedded(graph: dict, options: argparse.Namespace) -> int:
     from ..host.embedded import progress
 
     progress.shown = True
-    folders = host.use("embedded").folders
+    embedded: Any = host.use("embedded")
+    folders = embedded.folders
     folders.models = [options.models] if options.models else folders.models
     folders.input, folders.output = options.input or folders.input, options.output or folders.output
     _check_output(folders.output)
@@ -80,7 +82,7 @@ def _check_output(folder: Path) -> None:
         raise BadCall(f"the output folder cannot be used: {error}") from error
 
 
-def _declared(graph: Mapping, classes: Mapping[str, type], settings: list[str]) -> dict[str, dict[str, tuple]]:
+def _declared(graph: Mapping, classes: Mapping[str, Any], settings: list[str]) -> dict[str, dict[str, tuple]]:
     """The inputs of the graph's node classes, where there are settings to read by them."""
     found = {}
     for name in {node["class_type"] for node in graph.values()} & set(classes) if settings else ():

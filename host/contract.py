@@ -102,7 +102,7 @@ class Host(Protocol):
         ``negative`` and a ``cfg`` other than 1 make it classifier-free guidance.
         """
 
-    def vae_spec(self, vae: Any) -> Any:
+    def vae_spec(self, vae: Any, /) -> Any:
         """The VaeSpec of a VAE, of ours or the host's own; ValueError for a VAE that SANA does not use."""
 
     def decode_frames(self, vae: Any, samples: Any) -> Iterator:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Encoder:
             if kind.finish is None:
                 self.container.metadata.update(texts)
             self.video = self._video_stream(size, quality)
-            self.audio = None if sound is None else self._audio_stream()
+            self.audio: Any = None if sound is None else self._audio_stream()
             self.graph = _graph(kind, size, self.clock)
         except BaseException:
             self.container.close()
@@ -94,7 +95,7 @@ class Encoder:
         self._drain()
         self.count += 1
         if self.sound is not None:
-            self._add_sound()
+            self._add_sound(self.sound)
 
     def _time_stamp(self) -> int:
         """The frame's beginning in ticks: the exact time rounded, so that the average rate is right."""
@@ -111,14 +112,14 @@ class Encoder:
                 return
             self.container.mux(self.video.encode(frame))
 
-    def _add_sound(self) -> None:
+    def _add_sound(self, sound: Sound) -> None:
         import av
 
-        samples = self.sound.until(self.heard, self.count / self.rate)
+        samples = sound.until(self.heard, self.count / self.rate)
         if not samples.shape[1]:
             return
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self.sound.layout)
-        frame.sample_rate, frame.pts, frame.time_base = self.sound.rate, self.heard, Fraction(1, self.sound.rate)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=sound.layout)
+        frame.sample_rate, frame.pts, frame.time_base = sound.rate, self.heard, Fraction(1, sound.rate)
         self.heard += samples.shape[1]
         self.container.mux(self.audio.encode(frame))
 

@@ -26,8 +26,8 @@ def exif(texts: dict[str, str]) -> bytes:
 
 def within(texts: dict[str, str], limit: int | None) -> dict[str, str]:
     """As much of ``texts`` as an EXIF block of ``limit`` bytes holds: all, else the workflow, else the prompt."""
-    choices = [texts, *({name: texts[name]} for name in ("workflow", "prompt") if name in texts)]
-    return next((some for some in choices if limit is None or len(exif(some)) <= limit), {})
+    parts: list[dict[str, str]] = [{name: texts[name]} for name in ("workflow", "prompt") if name in texts]
+    return next((some for some in (texts, *parts) if limit is None or len(exif(some)) <= limit), {})
 
 
 def image_options(name: str, texts: dict[str, str]) -> dict:

@@ -60,7 +60,7 @@ def check_video(fps: float, format: str, quality: int, audio: Mapping | None = N
     if kind.sound is None and not sounds.is_empty(audio):
         raise ValueError(f"{format} has no sound: choose mp4-h264, webm-vp9 or mkv-ffv1, or leave audio out")
     sound = None if kind.sound is None else sounds.checked(audio)
-    _check_encoders(format, kind.encoder, *([kind.sound.encoder] if sound else []))
+    _check_encoders(format, kind.encoder, *([kind.sound.encoder] if kind.sound and sound else []))
     return sound
 
 
@@ -165,7 +165,7 @@ def _claimed(path: Path | Names, count: int = 1) -> Iterator[list[Claim]]:
     except CannotWrite:
         raise
     except SourceFailed as error:
-        raise error.__cause__ from None
+        raise (error.__cause__ or error) from None
     except verify.Damaged as error:
         raise CannotWrite(f"cannot write {first}: {error}; nothing is saved") from error
     except OSError as error:
@@ -174,7 +174,7 @@ def _claimed(path: Path | Names, count: int = 1) -> Iterator[list[Claim]]:
 
 def reason(error: OSError) -> str:
     """Why the system or libav failed, and what to do where that is known."""
-    return REASONS.get(error.errno) or error.strerror or str(error)
+    return REASONS.get(error.errno or 0) or error.strerror or str(error)
 
 
 def write_frame(path: Path, frame: torch.Tensor, tags: dict | None = None) -> Path:

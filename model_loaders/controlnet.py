@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..networks.controlnet import ControlNetSpec
 from .files.build import build_from_config, load_strictly
@@ -22,7 +23,7 @@ HINT = "Give Sana Load ControlNet a SANA ControlNet (models/controlnet)."
 class LoadedControlNet:
     """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     spec: ControlNetSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .files.checkpoint import Checkpoint, UnusableFile
 
 EMBEDDING = "embed_tokens.weight"
 
-GEMMA_2_2B = {
+GEMMA_2_2B: dict[str, Any] = {
     "model_type": "gemma2",
     "head_dim": 256,
     "query_pre_attn_scalar": 256,
@@ -73,7 +74,7 @@ def _refuse(file: Path | None, key: str, value: object, reason: str):
     )
 
 
-def _number(file: Path | None, key: str, value: object, kind: type, least: float, most: float):
+def _number(file: Path | None, key: str, value: Any, kind: type, least: float, most: float):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not least <= value <= most or value != kind(value):
         _refuse(file, key, value, f"where a number from {least} to {most} belongs")

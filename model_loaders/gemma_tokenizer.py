@@ -8,10 +8,12 @@ tokenizer.json can take for ever on a prompt. Neither tokenizer_config.json nor 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from .files.checkpoint import UnusableFile
 
@@ -40,13 +42,23 @@ KEEP_SPACES = bytes((0x1A, 4, 0x20, 0, 0x28, 1))
 SCORE_AND_TYPE = re.compile(rb"(?:\x15.{4})?(?:\x18([\x01-\x06]))?", re.DOTALL)
 
 
-class GemmaTokenizer:
+class GemmaTokenizer(ABC):
     """What our code asks of a tokenizer, answered as transformers' Gemma tokenizer does.
 
     ``len()`` is one more than the highest token id.
     """
 
     bos_token_id: int
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of some tokens."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]: ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text`` after that of <bos>. ValueError for a text that UTF-8 cannot hold."""
@@ -77,7 +89,7 @@ class SpieceTokenizer(GemmaTokenizer):
         return self._processor.get_piece_size()
 
     def _encode(self, text: str) -> list[int]:
-        ids = []
+        ids: list[int] = []
         for part in self._apart.split(text):
             ids += [SPECIAL.index(part)] if part in SPECIAL else self._processor.encode(part)
         return ids
@@ -156,7 +168,7 @@ def _sentencepiece():
     return sentencepiece
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of one protocol buffer message: number and value; 4- and 8-byte values come as bytes."""
     at = 0
 
@@ -191,14 +203,20 @@ def _check_model(data: bytes, where: str) -> list[str]:
     symbols = [(text, kind) for text, kind in pieces if kind != NORMAL]
     if len(symbols) > MOST_SYMBOLS:
         raise ValueError(f"it has {len(symbols):,} symbols; Gemma-2's has 505")
-    _check_gemma([text for text, _ in pieces[: len(SPECIAL)]], *settings.values(), where)
+    _check_gemma(
+        [text for text, _ in pieces[: len(SPECIAL)]],
+        settings[TRAINER],
+        settings[NORMALIZER],
+        settings[DENORMALIZER],
+        where,
+    )
     return [text.decode("utf-8") for text, kind in symbols if kind == USER_DEFINED]
 
 
 def _read_model(data: bytes) -> tuple[list[tuple[bytes, int]], dict[int, dict]]:
     """Text and type of each piece, and the settings of trainer, normalizer and denormalizer; stops where too much."""
     pieces, others = [], 0
-    settings = {TRAINER: {}, NORMALIZER: {}, DENORMALIZER: {}}
+    settings: dict[int, dict] = {TRAINER: {}, NORMALIZER: {}, DENORMALIZER: {}}
     for number, value in _fields(data):
         if number == PIECE:
             pieces.append(_piece(value))

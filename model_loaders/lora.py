@@ -98,23 +98,23 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
     flat = {name.replace(".", "_"): name for name in layers}
     tensors, strays, matched = {}, [], set()
     for key in checkpoint:
-        found = _split(key)
-        layer = found and _layer(found[0], layers, flat)
-        if layer is None:
+        name, part = _split(key) or (key, None)
+        layer = part and _layer(name, layers, flat)
+        if not layer:
             strays.append(key)
             continue
         matched.add(layer)
-        tensors[f"{layer}.{found[1]}"] = checkpoint[key]
+        tensors[f"{layer}.{part}"] = checkpoint[key]
     if not matched:
         raise UnusableFile(
             f"{path}: none of its {len(strays)} keys (such as {strays[0]}) matches a layer of this model; "
             "it was made for another model"
         )
-    matched = tuple(sorted(matched))
-    for layer in matched:
+    changed = tuple(sorted(matched))
+    for layer in changed:
         _check_parts(path, layer, layers[layer], tensors)
-    _add_alphas(path, tensors, matched, _peft_config(checkpoint))
-    return LoadedLora(tensors, matched, tuple(strays), Path(path))
+    _add_alphas(path, tensors, changed, _peft_config(checkpoint))
+    return LoadedLora(tensors, changed, tuple(strays), Path(path))
 
 
 def _split(key: str) -> tuple[str, str] | None:
@@ -145,11 +145,11 @@ def _check_parts(path: Path, layer: str, shape: tuple[int, ...], tensors: Mappin
     if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha))):
         raise UnusableFile(f"{path}: {layer}.alpha holds {alpha.numel()} values where one finite number belongs")
     up, down = tensors.get(f"{layer}.lora_up.weight"), tensors.get(f"{layer}.lora_down.weight")
-    if (up is None) != (down is None):
+    if up is None and down is None:
+        return
+    if up is None or down is None:
         missing = "lora_up" if up is None else "lora_down"
         raise UnusableFile(f"{path}: {layer} lacks its {missing}; download the file again")
-    if up is None:
-        return
     if min(up.ndim, down.ndim) < 2 or not up.is_floating_point() or not down.is_floating_point():
         raise UnusableFile(f"{path}: the matrices of {layer} are not of two or more dimensions of floating numbers")
     changes = up.shape[0], math.prod(down.shape[1:])

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ UNUSED = (SPIECE, "lm_head.weight", "logit_scale", "rotary_emb.inv_freq")
 class LoadedTextEncoder:
     """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     tokenizer: GemmaTokenizer
     spec: TextEncoderSpec
     path: Path

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, TransformerSpec
 from .files.build import build_from_config, load_strictly
@@ -27,7 +28,7 @@ VIDEO_HEAD_DIMS = (112, 32)
 class LoadedTransformer:
     """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     spec: TransformerSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..networks.latent_spaces import VaeSpec
 from .autoencoders import dc_ae, ltx2, wan
@@ -20,7 +21,7 @@ HINT = "Give Sana Load VAE a DC-AE, a Wan 2.1 VAE or an LTX-2 video VAE (models/
 class LoadedVae:
     """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     spec: VaeSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)

@@ -31,10 +31,10 @@ class Library:
 
 REQUIRED = (
     Library("torch", "2.6.0", "torch", "every model"),
-    Library("diffusers", "0.37.0", "diffusers", "SANA's transformers, VAEs and ControlNets"),
+    Library("diffusers", "0.38.0", "diffusers", "SANA's transformers, VAEs and ControlNets"),
     Library("transformers", "4.54.0", "transformers", "the Gemma-2 text encoder"),
     Library("tokenizers", "0.21.0", "tokenizers", "the text encoder's tokenizer"),
-    Library("safetensors", "0.4.5", "safetensors", "reading weight files"),
+    Library("safetensors", "0.8.0", "safetensors", "reading weight files"),
     Library("einops", "0.7.0", "einops", "reordering tensors"),
 )
 """What every loader needs. pyproject.toml and requirements.txt hold the same bounds."""

@@ -22,7 +22,8 @@ def check_plain(parts: Mapping, layer: str) -> None:
 
 def patched(weight, parts: Mapping, strength: float):
     """A layer's ``weight`` with the ``parts`` of a plain LoRA, in its own dtype."""
-    return changed(weight, *pieces(parts), strength)
+    up, down, scale, magnitude = pieces(parts)
+    return changed(weight, up, down, scale, magnitude, strength)
 
 
 def pieces(parts: Mapping) -> tuple:

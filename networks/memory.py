@@ -35,7 +35,8 @@ class TransformerMemory:
 
     def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
         """``shape``: [B, C, H, W] or [B, C, F, H, W] of the latents in one call; ``timed``: per-token timesteps."""
-        batch, channels, cells = *shape[:2], math.prod(shape[2:])
+        batch, channels = shape[:2]
+        cells = math.prod(shape[2:])
         tokens = batch * cells // math.prod(self.patch)
         prompt, halves, modulation = batch * captions, 2 * self.mlp_ratio, 13 if timed else 0
         widths = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def stored_dtype(module: torch.nn.Module, wanted: torch.dtype | None = None) -> 
     counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
         counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
-    return max(counts, key=counts.get)
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def compute_dtype(stored: torch.dtype, native_bf16: bool) -> torch.dtype:
@@ -114,7 +115,7 @@ def _subclass(kind: type, cast: type) -> type:
     return type(kind.__name__, (kind, cast), {})
 
 
-def _casting_class(kind: type, casting: Mapping[type, type]) -> type | None:
+def _casting_class(kind: Any, casting: Mapping[type, type]) -> type | None:
     if kind in casting:
         return casting[kind]
     base = next((known for known in casting if issubclass(kind, known)), None)

@@ -52,7 +52,7 @@ VIDEO_INSTRUCTION = "\n".join(
 )
 """SanaVideoPipeline's complex_human_instruction."""
 
-INSTRUCTIONS = {"image": IMAGE_INSTRUCTION, "video": VIDEO_INSTRUCTION, "none": "", "custom": None}
+INSTRUCTIONS = {"image": IMAGE_INSTRUCTION, "video": VIDEO_INSTRUCTION, "none": "", "custom": ""}
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ def choose_instruction(name: str, custom: str | None = None) -> str:
     """The text of the instruction ``name``."""
     if name not in INSTRUCTIONS:
         raise ValueError(f"instruction is {name!r}; choose one of {', '.join(INSTRUCTIONS)}")
-    if name == "custom":
-        return custom or ""
-    return INSTRUCTIONS[name]
+    return (custom or "") if name == "custom" else INSTRUCTIONS[name]
 
 
 def clean_prompt(prompt: str, clean_caption: bool = False) -> str:

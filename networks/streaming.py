@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -104,7 +104,7 @@ class Tiled:
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         rows, columns = piece.shape[-2] // self.ratio, piece.shape[-1] // self.ratio
-        total = weights = None
+        total: Any = None
         for top in self.tiles.starts(rows):
             for left in self.tiles.starts(columns):
                 tile = self._tile(piece, top, left)
@@ -152,8 +152,8 @@ def _ramp(length: int, fade: int, before: bool, after: bool) -> torch.Tensor:
     return ramp
 
 
-DECODERS = {"wan": WanDecoder, "ltx2": Ltx2Decoder}
-ENCODERS = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
+DECODERS: dict[str, Callable[..., Coder]] = {"wan": WanDecoder, "ltx2": Ltx2Decoder}
+ENCODERS: dict[str, Callable[..., Coder]] = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
 """By the key of the latent space; an encoder returns the mode of the distribution."""
 
 

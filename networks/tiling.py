@@ -96,7 +96,8 @@ def _tile(x: torch.Tensor, core: Core, halo: int, down: int = 1) -> torch.Tensor
 
 def _inside(core: Core, halo: int, up: int = 1) -> Core:
     """The position of a tile's own cells in its result, without the halo."""
-    return tuple(slice(min(halo, s.start) * up, (min(halo, s.start) + s.stop - s.start) * up) for s in core)
+    rows, columns = (slice(min(halo, s.start) * up, (min(halo, s.start) + s.stop - s.start) * up) for s in core)
+    return rows, columns
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ _Stage = _Local | _Attention
 
 def _stages(layers: list) -> list[_Stage]:
     """Each attention block as one stage, and the layers between attention blocks as one stage."""
-    stages = []
+    stages: list[_Stage] = []
     for local, group in groupby(layers, lambda layer: isinstance(layer, _Layer)):
         blocks = list(group)
         stages += [_Local(blocks)] if local else map(_Attention, blocks)

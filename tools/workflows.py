@@ -80,7 +80,7 @@ def _column(graph: dict, node_id: str) -> int:
 def _inputs(graph: dict, node_id: str, links: list[list]) -> list[dict]:
     """A node's sockets; the links into them are numbered on and added to ``links``."""
     given, kinds = graph[node_id]["inputs"], signature(graph[node_id]["class_type"])[0]
-    inputs = []
+    inputs: list[dict] = []
     for key in kinds:
         if not is_link(given.get(key)) and not (kinds[key].isupper() and _socket(kinds[key])):
             continue

@@ -71,8 +71,8 @@ class ComfyHost:
     def sampler(self, function):
         return comfy.samplers.KSAMPLER(function)
 
-    def sample(self, patcher, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
-        guider = sampling.guider(patcher, positive, negative, cfg)
+    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+        guider = sampling.guider(model, positive, negative, cfg)
         return sampling.sample(guider, latent, noise, sigmas, function, seed, options)
 
     def vae_spec(self, vae_object):

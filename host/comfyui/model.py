@@ -19,7 +19,7 @@ from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
 from ...networks.families import TransformerSpec
-from ...networks.latent_spaces import DC_AE, LTX2, WAN
+from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.transformer import network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
@@ -159,7 +159,11 @@ class SanaVideo(SanaBaseModel):
         return latent_image
 
 
-LATENT_FORMATS = {DC_AE: SanaLatentFormat, WAN: comfy.latent_formats.Wan21, LTX2: comfy.latent_formats.LTXV}
+LATENT_FORMATS: dict[LatentSpace | None, type] = {
+    DC_AE: SanaLatentFormat,
+    WAN: comfy.latent_formats.Wan21,
+    LTX2: comfy.latent_formats.LTXV,
+}
 """ComfyUI's formats of the latent spaces that it knows, and ours of DC-AE's."""
 
 
@@ -208,7 +212,7 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: b
 
     module = use_comfy_ops(loaded.module, wanted, cast or stored)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
-    module.__class__ = _comfy_class(type(module))
+    module.__class__ = _comfy_class(module.__class__)
     make = SanaVideo if loaded.spec.family.video else SanaBaseModel
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")

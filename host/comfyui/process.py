@@ -147,7 +147,7 @@ def _report_started(loop, server, graph: Mapping, started: Callable[[str, str], 
     while not server.messages.empty():
         event, data, *_ = server.messages.get_nowait()
         node_id = data.get("node") if event == "executing" and isinstance(data, Mapping) else None
-        if started and node_id in graph:
+        if started and isinstance(node_id, str) and node_id in graph:
             started(node_id, _display_name(graph[node_id]["class_type"]))
 
 

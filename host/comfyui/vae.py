@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 import comfy.model_management
 import comfy.sd
@@ -134,7 +135,8 @@ class SanaVAE(comfy.sd.VAE):
 
     def _set_ratios(self, spec: VaeSpec) -> None:
         """Pixels and frames per latent cell, as core nodes read them."""
-        self.downscale_ratio = self.upscale_ratio = spec.spatial_ratio
+        self.downscale_ratio: Any = spec.spatial_ratio
+        self.upscale_ratio: Any = spec.spatial_ratio
         if spec.is_video:
             sides = (spec.spatial_ratio, spec.spatial_ratio)
             self.latent_dim = 3

@@ -40,6 +40,7 @@ class AppliedControl:
 
     def hint(self, samples: torch.Tensor) -> torch.Tensor:
         """The latent of its images at the size of the latent that is sampled."""
+        assert self.vae is not None, "check_vae refuses a ControlNet without a VAE"
         ratio, encode = self.vae.spec.spatial_ratio, self.vae.encode
         return hint_latent(self.net.spec, self.images, samples.shape, ratio, cover, encode).to(
             self.net.device, self.net.dtype
@@ -65,7 +66,7 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
 def apply(conditionings: list[list], applied: AppliedControl) -> list[list]:
     """The conditionings with one more ControlNet each."""
     vae = applied.vae.spec if applied.vae else None
-    check_vae(applied.net.spec, vae, vae and vae.latent_channels, bool(vae and vae.is_video))
+    check_vae(applied.net.spec, vae, vae.latent_channels if vae else None, bool(vae and vae.is_video))
     return [
         [[states, {**options, "control": (*options.get("control", ()), applied)}] for states, options in conditioning]
         for conditioning in conditionings

@@ -21,7 +21,7 @@ CHANNELS = ("red", "green", "blue")
 
 class LoadImage:
     DISPLAY_NAME = "Load Image"
-    RETURN_TYPES = ("IMAGE", "MASK")
+    RETURN_TYPES: tuple[str, ...] = ("IMAGE", "MASK")
     FUNCTION = "load"
 
     @classmethod

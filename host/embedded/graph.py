@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .core_nodes import CORE_NODES
 from .folders import Folders
@@ -158,7 +159,7 @@ def _ignored(name: str, value: object, declared: Declaration) -> str:
     return f"there is no input {short(name)}, and its value is ignored; the inputs are {declared.names()}"
 
 
-def _checked(name: str, value: object, declared: Declaration, plan: Plan) -> object:
+def _checked(name: str, value: Any, declared: Declaration, plan: Plan) -> object:
     """An input's value as its node takes it, or its link; ValueError says what is wrong."""
     if not is_link(value):
         return converted(name, value, declared)
@@ -200,8 +201,9 @@ def run(
     nothing of the workflow is written into files. Raises BadWorkflow before any node runs, NodeFailed after.
     """
     plan, outcome = check(graph, classes, folders), Outcome()
-    for note in plan.notes if noted else ():
-        noted(note)
+    if noted:
+        for note in plan.notes:
+            noted(note)
     signatures: dict[str, str] = {}
     first: dict[str, str] = {}
     for key in plan.order:
@@ -224,7 +226,8 @@ def _sign(key: str, node: Mapping, signatures: dict[str, str]) -> str:
 
 
 def _repeat(twin: str, key: str, outcome: Outcome) -> None:
-    for results in (outcome.values, outcome.saved, outcome.previews):
+    kept: tuple[dict[str, Any], ...] = (outcome.values, outcome.saved, outcome.previews)
+    for results in kept:
         if twin in results:
             results[key] = results[twin]
 

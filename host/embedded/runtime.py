@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -39,7 +40,7 @@ class Clip:
     """CLIP: Gemma-2 and its tokenizer."""
 
     module: torch.nn.Module
-    tokenizer: object
+    tokenizer: Any
     spec: TextEncoderSpec
     device: torch.device
 
@@ -89,7 +90,7 @@ class Guidance:
 @contextmanager
 def _with_loras(model: Model):
     """The LoRAs of a MODEL in its weights, which are put back afterwards."""
-    kept = {}
+    kept: dict[torch.nn.Parameter, torch.Tensor] = {}
     try:
         for loaded, strength in model.loras:
             for layer in loaded.layers:

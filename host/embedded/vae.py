@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ class _Run:
     output, output_dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, vae: Vae, what: str):
-        self.vae, self.device, self.dtype, self.what, self.bar = vae, vae.device, vae.dtype, what, None
+        self.vae, self.device, self.dtype, self.what = vae, vae.device, vae.dtype, what
+        self.bar: Any = None
 
     def report(self, done: int, total: int) -> None:
         if self.bar is None:

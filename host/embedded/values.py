@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 """The kinds of input that have a widget, and what ComfyUI makes of a value for each."""
@@ -27,7 +28,7 @@ def short(value: object) -> str:
 class Declaration:
     """What a node class declares: its inputs by name, and which of them it checks itself (None: all of them)."""
 
-    cls: type
+    cls: Any
     name: str
     required: Mapping[str, tuple]
     optional: Mapping[str, tuple]
@@ -35,14 +36,14 @@ class Declaration:
     own: frozenset[str] | None
 
     @classmethod
-    def of(cls, class_type: str, node_class: type) -> Declaration:
+    def of(cls, class_type: str, node_class: Any) -> Declaration:
         """``name`` is what the canvas calls a node of the class."""
         inputs = node_class.INPUT_TYPES()
         name = getattr(node_class, "DISPLAY_NAME", class_type)
-        kinds = (inputs.get(kind, {}) for kind in ("required", "optional", "hidden"))
-        return cls(node_class, name, *kinds, _validated_names(node_class))
+        required, optional, hidden = (inputs.get(kind, {}) for kind in ("required", "optional", "hidden"))
+        return cls(node_class, name, required, optional, hidden, _validated_names(node_class))
 
-    def spec(self, name: str) -> tuple | None:
+    def spec(self, name: str) -> Any:
         """The kind and the options of an input, None for one that the class does not have."""
         return self.required.get(name) or self.optional.get(name)
 
@@ -85,7 +86,7 @@ def converted(name: str, value: object, declared: Declaration) -> object:
     return value
 
 
-def _as(kind: str, value: object, spec: tuple) -> object:
+def _as(kind: str, value: Any, spec: tuple) -> Any:
     try:
         value = CONVERSIONS[kind](value)
     except (TypeError, ValueError, OverflowError) as error:

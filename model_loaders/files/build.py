@@ -44,7 +44,7 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
     Entries that the class does not have are ignored. UnusableFile if the config.json does not describe
     such a model; errors with a config from shapes are not the file's and are raised unchanged.
     """
-    known = inspect.signature(make_class.__init__).parameters
+    known = inspect.signature(make_class).parameters
     config = from_shapes() if own is None else own
     arguments = {key: value for key, value in config.items() if key in known}
     if own is None:

@@ -32,7 +32,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"{path} does not exist")
     config_file = path / "config.json" if path.is_dir() else path.with_suffix(".json")
     config = read_json(config_file) if config_file.is_file() else None
-    entries, metadata = {}, {}
+    entries: dict[str, Entry] = {}
+    metadata: dict[str, str] = {}
     for file in weight_files(path):
         found, header = _open_pytorch(file) if file.suffix in PYTORCH_SUFFIXES else _open_safetensors(file)
         metadata.update(header)
@@ -41,8 +42,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         entries.update(found)
     if not entries:
         raise UnusableFile(f"{path} has no tensors")
-    config_file = config_file if config is not None else None
-    return with_quantised_layers(Checkpoint(path, entries, config, metadata, config_file))
+    own_config = None if config is None else config_file
+    return with_quantised_layers(Checkpoint(path, entries, config, metadata, own_config))
 
 
 def _open_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -15,7 +15,7 @@ from ..files.kinds import Kind
 WRAPPERS = re.compile(r"\b(main|op_list)\.")
 """Names of containers: a residual connection, a sequence."""
 
-TOP = {
+TOP: dict[str, tuple[str, ...]] = {
     r"encoder\.project_in\.conv\.conv\.": ("encoder.conv_in.conv.",),
     r"encoder\.project_in\.conv\.": ("encoder.conv_in.",),
     r"encoder\.project_out\.0\.conv\.": ("encoder.conv_out.",),
@@ -24,7 +24,7 @@ TOP = {
     r"decoder\.project_out\.2\.conv\.conv\.": ("decoder.conv_out.conv.",),
     r"decoder\.project_out\.2\.conv\.": ("decoder.conv_out.",),
 }
-BLOCK = {
+BLOCK: dict[str, tuple[str, ...]] = {
     r"context_module\.qkv\.conv\.": ("attn.to_q.", "attn.to_k.", "attn.to_v."),
     r"context_module\.aggreg\.(\d+)\.0\.": (r"attn.to_qkv_multiscale.\1.proj_in.",),
     r"context_module\.aggreg\.(\d+)\.1\.": (r"attn.to_qkv_multiscale.\1.proj_out.",),

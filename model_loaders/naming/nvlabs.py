@@ -57,8 +57,10 @@ BLOCK = {
 }
 """Prefix of a name to the prefixes of its tensor's equal parts in diffusers."""
 
-OF_TRANSFORMER = ((r"blocks\.(\d+)\.", "transformer_blocks.{}.", BLOCK),)
-OF_CONTROLNET = (
+Blocks = tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...]
+
+OF_TRANSFORMER: Blocks = ((r"blocks\.(\d+)\.", "transformer_blocks.{}.", BLOCK),)
+OF_CONTROLNET: Blocks = (
     (r"controlnet\.(\d+)\.copied_block\.", "transformer_blocks.{}.", BLOCK),
     (r"controlnet\.(\d+)\.after_proj\.", "controlnet_blocks.{}.", {"": ("",)}),
 )
@@ -70,7 +72,7 @@ class Names:
     """``top``: prefixes of names outside of blocks. ``left_out``: a pattern for names that are ignored."""
 
     top: dict[str, tuple[str, ...]]
-    blocks: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = OF_TRANSFORMER
+    blocks: Blocks = OF_TRANSFORMER
     left_out: str = LEFT_OUT
 
 

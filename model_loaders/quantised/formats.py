@@ -128,10 +128,10 @@ def _is_beside(key: str, formats: Mapping[str, dict]) -> bool:
 
 def _formats_by_marks(checkpoint: Checkpoint) -> dict[str, dict]:
     """The options of each quantised layer in ComfyUI's marks or metadata."""
-    layers = {}
+    layers: dict[str, object] = {}
     if METADATA in checkpoint.metadata:
-        layers = _json(checkpoint, checkpoint.metadata[METADATA]).get("layers")
-        layers = layers if isinstance(layers, dict) else {}
+        found = _json(checkpoint, checkpoint.metadata[METADATA]).get("layers")
+        layers = found if isinstance(found, dict) else {}
     for key in checkpoint:
         if key.endswith(f".{MARK}"):
             layers[key.removesuffix(f".{MARK}")] = _json(checkpoint, _mark_bytes(checkpoint, key))
@@ -159,8 +159,7 @@ def _json(checkpoint: Checkpoint, text: str | bytes) -> dict:
 
 
 def _checked_options(checkpoint: Checkpoint, layer: str, options: object) -> dict:
-    name = options.get("format") if isinstance(options, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(options, dict) or not isinstance(options.get("format"), str):
         raise UnusableFile(f"{checkpoint.path}: {layer} is marked as quantised without a format name")
     return options
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -306,3 +307,53 @@ def test_no_node_downloads():
         if not {"tests", ".venv"} & set(name.parts) and "huggingface_hub" in file.read_text(encoding="utf-8")
     ]
     assert users == [Path(published.__file__).resolve().relative_to(tiny.REPOSITORY)]
+
+
+@pytest.fixture
+def repository(monkeypatch):
+    """A hub in name only: what snapshot_download does is up to each test."""
+    import huggingface_hub
+
+    files = [SimpleNamespace(rfilename=name, lfs=None) for name in ("config.json", WEIGHTS)]
+    info = SimpleNamespace(siblings=files, sha="commit")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+
+    def downloads(*steps):
+        calls = iter(steps)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **given: next(calls)(given["local_dir"]))
+        return calls
+
+    return downloads
+
+
+def arrive(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", WEIGHTS):
+        (folder / name).write_bytes(FILES[name])
+
+
+def fail(error):
+    def step(folder):
+        raise error
+
+    return step
+
+
+def test_a_download_that_breaks_inside_a_file_goes_on(repository, tmp_path):
+    """huggingface_hub before 1.0 gives up there, with an OSError that has no number."""
+    repository(fail(OSError("Connection broken")), fail(OSError("Connection broken")), arrive)
+    assert (published.get(ROW, tmp_path) / WEIGHTS).is_file()
+
+
+def test_a_full_disk_is_not_tried_again(repository, tmp_path):
+    left = repository(fail(OSError(28, "No space left on device")), arrive)
+    with pytest.raises(published.CannotGet, match="No space left"):
+        published.get(ROW, tmp_path)
+    assert next(left) is arrive
+
+
+def test_a_download_without_the_weights_is_no_success(repository, tmp_path):
+    """Where the server goes away in the middle, snapshot_download warns and returns the folder as it is."""
+    repository(lambda folder: None)
+    with pytest.raises(published.CannotGet, match="config.json did not arrive"):
+        published.get(ROW, tmp_path)
