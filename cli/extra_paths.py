@@ -40,7 +40,7 @@ def _entries(config: object, beside: Path) -> Iterator[tuple[str, Path, bool]]:
             if not isinstance(paths, str):
                 raise ValueError(f"{section}.{kind} is not a text")
             for path in filter(None, paths.split("\n")):
-                yield KINDS.get(kind, kind), Path(os.path.normpath(beside / base / path)), first
+                yield KINDS.get(str(kind), str(kind)), Path(os.path.normpath(beside / base / path)), first
 
 
 def _mapping(value: object, name: str) -> Mapping[Any, Any]:
