@@ -7,7 +7,6 @@ are always named ``<layer>.lora_up.weight``, ``<layer>.lora_down.weight``, ``<la
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..networks.lora import MAGNITUDE
-from .files.checkpoint import Checkpoint, UnusableFile
+from .files.checkpoint import Checkpoint, UnusableFile, json_object
 from .files.folders import WEIGHT_SUFFIXES
 from .files.kinds import Kind, require_kind
 from .files.open import open_checkpoint, read_json
@@ -169,12 +168,7 @@ def _peft_config(checkpoint: Checkpoint) -> dict:
     """PEFT's configuration of the LoRA: from the file's header, or its adapter_config.json; else empty."""
     text = checkpoint.metadata.get(METADATA_KEY)
     if text:
-        try:
-            table = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UnusableFile(f"{checkpoint.path}: its {METADATA_KEY} is not JSON ({error})") from error
-        if not isinstance(table, dict):
-            raise UnusableFile(f"{checkpoint.path}: its {METADATA_KEY} is not a JSON object")
+        table = json_object(text, f"{checkpoint.path}: its {METADATA_KEY}")
         return {key.removeprefix("transformer."): value for key, value in table.items()}
     beside = checkpoint.path.parent / "adapter_config.json"
     return read_json(beside) if beside.is_file() and _is_own_config(checkpoint.path) else {}

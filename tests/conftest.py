@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for work do not take a core from others
 
+import gemma
 import platforms
 import tiny
 from in_process import start_comfyui
@@ -117,3 +118,18 @@ def pytest_configure(config):
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash[LINKS]:
         terminalreporter.write_line(config.stash[LINKS])
+
+
+@pytest.fixture(scope="session")
+def spiece() -> bytes:
+    """Gemma's kind of SentencePiece model, small and trained here."""
+    return gemma.spiece()
+
+
+@pytest.fixture(scope="session")
+def theirs(spiece, tmp_path_factory):
+    """transformers' tokenizer of the same pieces; the folder with its tokenizer.json is its ``folder``."""
+    folder = tmp_path_factory.mktemp("converted")
+    tokenizer = gemma.converted(spiece, folder)
+    tokenizer.folder = folder
+    return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,17 @@ import torch
 
 class UnusableFile(ValueError):
     """A weight file or folder that cannot be used. The message has the reason and what to do."""
+
+
+def json_object(text: str | bytes, where: str) -> dict:
+    """The JSON object in a text of a file; UnusableFile, which ``where`` begins, if it is not one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnusableFile(f"{where} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UnusableFile(f"{where} is not a JSON object")
+    return value
 
 
 Value = Callable[[torch.dtype], torch.Tensor]

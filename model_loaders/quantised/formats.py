@@ -9,7 +9,6 @@ host loads the model, so the same weights give the same values with and without 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from functools import partial
 import torch
 from einops import rearrange
 
-from ..files.checkpoint import Checkpoint, Entry, UnusableFile, Value
+from ..files.checkpoint import Checkpoint, Entry, UnusableFile, Value, json_object
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +127,14 @@ def _is_beside(key: str, formats: Mapping[str, dict]) -> bool:
 
 def _formats_by_marks(checkpoint: Checkpoint) -> dict[str, dict]:
     """The options of each quantised layer in ComfyUI's marks or metadata."""
+    where = f"{checkpoint.path}: its description of quantised layers"
     layers: dict[str, object] = {}
     if METADATA in checkpoint.metadata:
-        found = _json(checkpoint, checkpoint.metadata[METADATA]).get("layers")
+        found = json_object(checkpoint.metadata[METADATA], where).get("layers")
         layers = found if isinstance(found, dict) else {}
     for key in checkpoint:
         if key.endswith(f".{MARK}"):
-            layers[key.removesuffix(f".{MARK}")] = _json(checkpoint, _mark_bytes(checkpoint, key))
+            layers[key.removesuffix(f".{MARK}")] = json_object(_mark_bytes(checkpoint, key), where)
     return {layer: _checked_options(checkpoint, layer, options) for layer, options in layers.items()}
 
 
@@ -146,16 +146,6 @@ def _mark_bytes(checkpoint: Checkpoint, key: str) -> bytes:
     if len(mark.shape) != 1 or mark.shape[0] > MOST_MARK_BYTES or (value := mark.read()).dtype != torch.uint8:
         raise UnusableFile(f"{checkpoint.path}: {key} does not hold the bytes of a JSON object")
     return bytes(value.tolist())
-
-
-def _json(checkpoint: Checkpoint, text: str | bytes) -> dict:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnusableFile(f"{checkpoint.path}: its description of quantised layers is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UnusableFile(f"{checkpoint.path}: its description of quantised layers is not a JSON object")
-    return value
 
 
 def _checked_options(checkpoint: Checkpoint, layer: str, options: object) -> dict:

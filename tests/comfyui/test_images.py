@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from sana_nodes import NODE_CLASS_MAPPINGS
-from sana_nodes import host as hosts
-from sana_nodes.host.embedded import graph as executor
 from server import Server
 
 
@@ -27,20 +24,6 @@ def server(home, reference, sana_reference):
     tiny.write_lora(home / "models" / "loras" / "two.safetensors", 2)
     with Server(home) as running:
         yield running
-
-
-@pytest.fixture
-def embedded(home, tmp_path):
-    """Run a graph on the embedded host: its pictures, uint8 [B, H, W, 3]."""
-    folders = hosts.use("embedded").folders
-    folders.models, folders.input, folders.output = [home / "models"], home / "input", tmp_path
-
-    def pictures(graph):
-        saved = executor.run(graph, NODE_CLASS_MAPPINGS, folders).saved
-        return np.stack([np.asarray(Image.open(path)) for paths in saved.values() for path in paths])
-
-    yield pictures
-    hosts._current = None
 
 
 GRAPHS = {

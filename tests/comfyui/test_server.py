@@ -14,8 +14,6 @@ import tiny
 import torch
 from PIL import Image
 from sana_nodes import NODE_CLASS_MAPPINGS
-from sana_nodes import host as hosts
-from sana_nodes.host.embedded import graph as executor
 from server import Server
 
 
@@ -23,20 +21,6 @@ from server import Server
 def server(home, reference):
     with Server(home) as running:
         yield running
-
-
-@pytest.fixture
-def embedded(home, tmp_path):
-    """Run a graph on the embedded host: its pictures, uint8 [B, H, W, 3]."""
-    folders = hosts.use("embedded").folders
-    folders.models, folders.input, folders.output = [home / "models"], home / "input", tmp_path
-
-    def pictures(graph):
-        saved = executor.run(graph, NODE_CLASS_MAPPINGS, folders).saved
-        return np.stack([np.asarray(Image.open(path)) for paths in saved.values() for path in paths])
-
-    yield pictures
-    hosts._current = None
 
 
 def test_every_node_is_there_with_our_inputs(server):

@@ -15,9 +15,6 @@ import tiny
 import torch
 from PIL import Image
 from reading import decoded, tags_in
-from sana_nodes import NODE_CLASS_MAPPINGS
-from sana_nodes import host as hosts
-from sana_nodes.host.embedded import graph as executor
 from server import Server
 
 
@@ -28,15 +25,6 @@ def server(home, video_references):
         link.symlink_to(tiny.VIDEO_DEMO, target_is_directory=True)
     with Server(home) as running:
         yield running
-
-
-@pytest.fixture
-def embedded(home, tmp_path):
-    """Run a graph on the embedded host: the files that it saved."""
-    folders = hosts.use("embedded").folders
-    folders.models, folders.input, folders.output = [home / "models"], home / "input", tmp_path
-    yield lambda graph: [p for paths in executor.run(graph, NODE_CLASS_MAPPINGS, folders).saved.values() for p in paths]
-    hosts._current = None
 
 
 def files(server, graph) -> list:
@@ -61,7 +49,7 @@ EXAMPLES = ["sana_video_text_to_video", "sana_video_image_to_video", "sana_video
 
 @pytest.mark.skipif(not tiny.VIDEO_DEMO.is_dir(), reason="the video demo weights are not there")
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_play(server, embedded, name):
+def test_examples_play(server, embedded_files, name):
     graph = json.loads((graphs.EXAMPLES / f"{name}.json").read_text())
     workflow = json.loads((graphs.EXAMPLES.parent / f"{name}.json").read_text())
     prompt_id = server.post(
@@ -79,22 +67,22 @@ def test_examples_play(server, embedded, name):
         assert float(stream.average_rate) == 8.0
     assert len(decoded(path)) == (33 if name == "sana_video_continue" else 17)
     assert tags_in(path) == {"workflow": workflow, "prompt": graph}
-    (here,) = embedded(graph)
+    (here,) = embedded_files(graph)
     assert (decoded(path) - decoded(here)).abs().mean() < 0.002, "H.264 is not the same to the bit"
 
 
 @pytest.mark.parametrize("pipeline", ["tiny-video", "tiny-video-ltx2"])
 @pytest.mark.parametrize("inputs", [{}, {"solver": "euler", "cfg": 1.0}, {"batch_size": 2}], ids=str)
-def test_the_same_frames_on_both_hosts(server, embedded, pipeline, inputs):
+def test_the_same_frames_on_both_hosts(server, embedded_files, pipeline, inputs):
     graph = lossless(pipeline=pipeline, **inputs)
-    assert drawing.same_pixels(frames_of(server, graph), decoded(embedded(graph)[0]))
+    assert drawing.same_pixels(frames_of(server, graph), decoded(embedded_files(graph)[0]))
 
 
-def test_from_a_picture_the_same_frames_on_both_hosts(server, embedded, home):
+def test_from_a_picture_the_same_frames_on_both_hosts(server, embedded_files, home):
     pixels = np.random.default_rng(1).integers(0, 256, (100, 140, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(home / "input" / "start.png")
     graph = graphs.from_picture(lossless(), "start.png")
-    assert drawing.same_pixels(frames_of(server, graph), decoded(embedded(graph)[0]))
+    assert drawing.same_pixels(frames_of(server, graph), decoded(embedded_files(graph)[0]))
 
 
 @pytest.mark.parametrize("solver", ["dpm_solver++", "euler"])
@@ -170,14 +158,14 @@ def test_create_video_and_save_video(server):
     assert (decoded(saved[".mp4"]) - decoded(saved[".mkv"])).abs().mean() < 0.1
 
 
-def test_decode_and_save_in_pieces_gives_the_same_frames(server, embedded):
+def test_decode_and_save_in_pieces_gives_the_same_frames(server, embedded_files):
     whole, pieces = lossless(frames=17), lossless(frames=17)
     given = pieces.pop("6")["inputs"]
     pieces.pop("5")
     given.pop("images")
     pieces["6"] = graphs.node("SanaDecodeSaveVideo", samples=["4", 0], vae=["1", 2], **given)
     assert drawing.same_pixels(frames_of(server, whole), frames_of(server, pieces))
-    assert drawing.same_pixels(frames_of(server, whole), decoded(embedded(pieces)[0]))
+    assert drawing.same_pixels(frames_of(server, whole), decoded(embedded_files(pieces)[0]))
 
 
 @pytest.mark.parametrize("node", ["VAEDecodeTiled", "VAEEncode"])

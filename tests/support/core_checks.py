@@ -15,16 +15,22 @@ from core_nodes import call, load_nodes, one, same, where_different
 CHECKS = {}
 
 
-def node(*names: str):
-    """The check of one core node, or of several that are alike: it is called with each name."""
+def into(table: dict):
+    """A decorator for the check of one core node, or of several that are alike: it is called with each name."""
 
-    def register(check):
-        for name in names:
-            assert name not in CHECKS, f"{name} has two checks"
-            CHECKS[name] = lambda rig, name=name: check(rig, name) if len(names) > 1 else check(rig)
-        return check
+    def of(*names: str):
+        def register(check):
+            for name in names:
+                assert name not in table, f"{name} has two checks"
+                table[name] = lambda rig, name=name: check(rig, name) if len(names) > 1 else check(rig)
+            return check
 
-    return register
+        return register
+
+    return of
+
+
+node = into(CHECKS)
 
 
 def mean(*tensors):

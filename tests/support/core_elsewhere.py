@@ -1,6 +1,6 @@
 """What a core node does with a family that docs/core-nodes.md does not say it works with, by the node's name.
 
-The rows "not read", "pictures only" and "video only", and "works since" in a ComfyUI that is older.
+The rows "not read", "images only" and "video only", and "works since" in a ComfyUI that is older.
 """
 
 from __future__ import annotations
@@ -8,23 +8,15 @@ from __future__ import annotations
 import drawing
 import pytest
 import torch
-from core_checks import mask_of_the_second_quarter
+from core_checks import into, mask_of_the_second_quarter
 from core_checks_model import check_windows, photo
 from core_nodes import call, one, same
 
 ELSEWHERE = {}
 
 
-def elsewhere(*names: str):
-    """What happens with one core node, or with several that are alike: it is called with each name."""
-
-    def register(check):
-        for name in names:
-            assert name not in ELSEWHERE, f"{name} has two checks"
-            ELSEWHERE[name] = lambda rig, name=name: check(rig, name) if len(names) > 1 else check(rig)
-        return check
-
-    return register
+elsewhere = into(ELSEWHERE)
+"""What happens with a core node where its row is not 'works' or 'unsupported'."""
 
 
 @elsewhere("FluxGuidance", "FluxDisableGuidance")

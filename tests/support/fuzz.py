@@ -28,6 +28,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import platforms
 import tiny
 import torch
 from safetensors.torch import save_file
@@ -348,7 +349,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         models = prepared(place)
-        _limit_memory()
+        platforms.limit_memory(MEMORY)
         counts, wrong = Counter(), []
         for number in range(given.first, given.first + given.cases):
             kind, said = outcome(number, place, models, place / "pipeline")
@@ -370,14 +371,6 @@ def check(cases: int) -> None:
     done = subprocess.run(command, cwd=tiny.REPOSITORY, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert f"{cases} cases" in done.stdout and "0 ended wrongly" in done.stdout
-
-
-def _limit_memory() -> None:
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

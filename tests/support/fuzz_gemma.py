@@ -13,7 +13,6 @@ import copy
 import json
 import os
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import gemma
+import platforms
 import spieces
 import tiny
 from sana_nodes.model_loaders.files.checkpoint import UnusableFile
@@ -161,7 +161,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         samples = samples_in(Path(name))
         load_spiece(samples["spiece"], "here")
-        _limit_memory()
+        platforms.limit_memory(MEMORY)
         counts, wrong = Counter(), 0
         for number in range(given.first, given.first + given.cases):
             said = outcome(number, Path(name), samples)
@@ -171,12 +171,6 @@ def main() -> int:
                 sys.stdout.write(f"case {number}: {said}\n")
     sys.stdout.write(f"{given.cases} cases ({dict(counts)}), {wrong} ended wrongly\n")
     return 1 if wrong else 0
-
-
-def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def limit_memory(more: int) -> None:
+    """Let this process take so many bytes more than it has, and end with MemoryError beyond; Linux alone."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 class _Counters(ctypes.Structure):
     """Windows' PROCESS_MEMORY_COUNTERS, the part that is read."""
 

@@ -19,20 +19,6 @@ from sana_nodes.model_loaders.text_encoder import load_text_encoder
 pytest.importorskip("google.protobuf", reason="transformers reads a tokenizer.model with protobuf")
 
 
-@pytest.fixture(scope="module")
-def spiece() -> bytes:
-    return gemma.spiece()
-
-
-@pytest.fixture(scope="module")
-def theirs(spiece, tmp_path_factory):
-    """transformers' tokenizer of the same pieces; the folder with its tokenizer.json is its ``folder``."""
-    folder = tmp_path_factory.mktemp("converted")
-    tokenizer = gemma.converted(spiece, folder)
-    tokenizer.folder = folder
-    return tokenizer
-
-
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "encoders" / gemma.FILE

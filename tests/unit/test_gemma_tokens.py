@@ -32,19 +32,6 @@ NAMED = [
 """Texts that name pieces: the special ones, and those that spaces become too."""
 
 
-@pytest.fixture(scope="module")
-def spiece() -> bytes:
-    return gemma.spiece()
-
-
-@pytest.fixture(scope="module")
-def theirs(spiece, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("converted")
-    tokenizer = gemma.converted(spiece, folder)
-    tokenizer.folder = folder
-    return tokenizer
-
-
 @pytest.fixture(params=["spiece", "json"])
 def mine(request, spiece, theirs):
     if request.param == "spiece":

@@ -9,6 +9,7 @@ import time
 import pytest
 import tiny
 import torch
+from platforms import peak_memory
 from safetensors.torch import save_file
 from sana_nodes.model_loaders.files import folders
 from sana_nodes.model_loaders.files.checkpoint import UnusableFile
@@ -203,12 +204,6 @@ CONFIGS = {
 }
 
 
-def peak() -> int:
-    """Bytes that the process has held at most, of which one test can tell its own growth."""
-    resource = pytest.importorskip("resource", reason="this system does not tell a process's peak memory")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 @pytest.mark.parametrize("key", CONFIGS)
 def test_a_config_costs_no_more_than_its_file(tmp_path, key):
     from sana_nodes.model_loaders.transformer import load_transformer
@@ -218,10 +213,10 @@ def test_a_config_costs_no_more_than_its_file(tmp_path, key):
     file = tmp_path / "m" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, key: CONFIGS[key]}))
-    before, start = peak(), time.process_time()
+    before, start = peak_memory(), time.process_time()
     with pytest.raises(UnusableFile, match="config.json"):
         load_transformer(tmp_path / "m")
-    assert peak() - before < 64 << 20 and time.process_time() - start < 2.0
+    assert peak_memory() - before < 64 << 20 and time.process_time() - start < 2.0
 
 
 @pytest.mark.parametrize("key", ["encoder_layers_per_block", "decoder_block_out_channels", "latent_channels"])
@@ -233,10 +228,10 @@ def test_an_autoencoders_config_costs_no_more_either(tmp_path, key):
     config = json.loads(file.read_text())
     value = [10**6] * len(config[key]) if isinstance(config[key], list) else 10**8
     file.write_text(json.dumps({**config, key: value}))
-    before, start = peak(), time.process_time()
+    before, start = peak_memory(), time.process_time()
     with pytest.raises(UnusableFile, match="config.json"):
         load_vae(tmp_path / "m")
-    assert peak() - before < 64 << 20 and time.process_time() - start < 2.0
+    assert peak_memory() - before < 64 << 20 and time.process_time() - start < 2.0
 
 
 def test_a_compressed_pytorch_file_is_not_inflated(tmp_path):
@@ -252,7 +247,7 @@ def test_a_compressed_pytorch_file_is_not_inflated(tmp_path):
         for entry in plain.infolist():
             small.writestr(entry.filename, plain.read(entry))
     assert (tmp_path / "small.pth").stat().st_size < 2 << 20
-    before = peak()
+    before = peak_memory()
     with pytest.raises(UnusableFile, match="compressed archive"):
         load_transformer(tmp_path / "small.pth")
-    assert peak() - before < 64 << 20
+    assert peak_memory() - before < 64 << 20
