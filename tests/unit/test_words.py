@@ -57,14 +57,6 @@ EXCEPTIONS = {
 OTHER_NAMES = r"\.pictures\b|\bpictures\.py|\bWindows\b"
 """media/pictures.py, which keeps the name that the architecture gives it, and the operating system."""
 
-NOT_YET = {
-    "cli/inventory.py",
-    "cli/published.py",
-    "host/embedded/core_nodes.py",
-    "host/embedded/graph.py",
-}
-"""Files whose wording is still to be changed: take a file out when it is. None is added."""
-
 
 def files(patterns: tuple[str, ...]) -> list[str]:
     return sorted({f.relative_to(ROOT).as_posix() for pattern in patterns for f in ROOT.glob(pattern)})
@@ -149,26 +141,20 @@ def literals_of(source: str) -> list[str]:
 ALL = [*modules(), *files(DOCUMENTS), *files(WORKFLOWS)]
 
 
-def allowed(name: str, term: str) -> bool:
-    return name in NOT_YET or (name, term) in EXCEPTIONS
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_terms(name):
-    found = {term: where for term, where in terms_in(text_of(name)).items() if not allowed(name, term)}
+    found = {term: where for term, where in terms_in(text_of(name)).items() if (name, term) not in EXCEPTIONS}
     assert not found, "\n".join(f"…{where}…: write {TERMS[term]}" for term, where in found.items())
 
 
 @pytest.mark.parametrize("name", modules())
 def test_identifiers_name_the_thing(name):
-    found = {word for word in names_in(read(name)) if not allowed(name, word)}
+    found = {word for word in names_in(read(name)) if (name, word) not in EXCEPTIONS}
     assert not found
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_nodes_are_named_as_the_canvas_shows_them(name):
-    if name in NOT_YET:
-        pytest.skip("its wording is still to be changed")
     texts = literals_of(read(name)) if name.endswith(".py") else [text_of(name)]
     for text in texts:
         assert not class_keys_in(text) and not unknown_nodes_in(text), text[:200]
