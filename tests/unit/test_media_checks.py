@@ -118,7 +118,7 @@ def test_a_wrong_size_is_found(tmp_path, monkeypatch, format):
 
 @pytest.mark.parametrize("format", SOUNDING)
 def test_lost_sound_is_found(tmp_path, monkeypatch, format):
-    monkeypatch.setattr(encoder.Encoder, "_add_sound", lambda self: None)
+    monkeypatch.setattr(encoder.Encoder, "_add_sound", lambda self, sound: None)
     with pytest.raises(CannotWrite, match="its sound read back as False, and not True"):
         write(tmp_path, format, audio=tone(1.0))
     assert not list(tmp_path.iterdir())
