@@ -1,9 +1,10 @@
 """Set up Sana Nodes from a fresh clone, with nothing but Python and its package index.
 
-    python bootstrap.py demo [PROMPT]   make .venv, install, draw a picture with the demo weights
+    python bootstrap.py demo [PROMPT]   make .venv, install, generate an image with the demo weights
     python bootstrap.py test [ARGS]     make .venv, install, run the tests (ARGS go to pytest)
 
-Works on Linux, Windows and macOS, with Python 3.10 to 3.13, with or without a graphics card.
+Written for Linux, Windows and macOS, with Python 3.10 to 3.13, with or without a graphics card. The versions that
+it installs are those of constraints.txt; SANA_NODES_VERSIONS=oldest takes constraints-oldest.txt, newest takes none.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 FOLDER = ROOT / ".venv"
 PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+CONSTRAINTS = {"tested": "constraints.txt", "oldest": "constraints-oldest.txt", "newest": None}
+"""The file of versions for each value of SANA_NODES_VERSIONS."""
 
 
-def install() -> None:
-    """Make .venv and install this folder with its tests' needs, at the versions of constraints.txt."""
+def install(versions: str) -> None:
+    """Make .venv and install this folder with its tests' needs; ``versions``: a key of CONSTRAINTS."""
     if not PYTHON.exists():
         venv.create(FOLDER, with_pip=True, clear=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[test]"], check=True)
+    file = CONSTRAINTS[versions]
+    constraints = ["-c", str(ROOT / file)] if file else ["--upgrade", "--upgrade-strategy", "eager"]
+    subprocess.run([*pip, *constraints, "-e", f"{ROOT}[test]"], check=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +39,15 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in ("demo", "test"):
         sys.stderr.write(__doc__)
         return 2
-    install()
+    versions = os.environ.get("SANA_NODES_VERSIONS") or "tested"
+    if versions not in CONSTRAINTS:
+        sys.stderr.write(f"SANA_NODES_VERSIONS is {versions!r}; choose one of {', '.join(CONSTRAINTS)}\n")
+        return 2
+    try:
+        install(versions)
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"the installation into {FOLDER} failed; its reason is above ({error.cmd[-1]})\n")
+        return 1
     command = ["-m", "sana_nodes", "demo"] if arguments[0] == "demo" else ["-m", "pytest"]
     return subprocess.run([str(PYTHON), *command, *arguments[1:]], cwd=ROOT).returncode
 

@@ -1,11 +1,11 @@
-"""What loading a transformer takes at its peak, against the bytes of the weights that stay.
+"""Peak memory while a transformer is loaded, relative to the memory of the loaded weights.
 
     python benchmarks/loading.py [--host embedded|comfyui] [--folder DIR] [LAYOUT …]
 
-SANA-Sprint 0.6B of constant weights is written in each layout and loaded in a process of its own, where every weight
-that the host keeps is then read once. Peak resident memory above what the imports take is divided by the bytes of
-those weights: 1.0 is the weights alone. What stays of scaled fp8 is in the computation dtype (float32 on a CPU), so its
-bound is about that and not about the file.
+SANA-Sprint 0.6B with constant weights is saved in each layout and loaded in a separate process, which then reads every
+loaded weight once. The peak of resident memory, without that of the imports, is divided by the bytes of the loaded
+weights: 1.0 is the weights only. Scaled fp8 weights are loaded in the compute dtype (float32 on a CPU), so the ratio is
+to that and not to the file.
 """
 
 from __future__ import annotations
@@ -44,16 +44,18 @@ LAYOUTS = {
     "scaled-fp8": (".safetensors", torch.bfloat16, layouts.scaled_fp8),
     "scaled-fp8-nvlabs": (".safetensors", torch.bfloat16, lambda weights: layouts.scaled_fp8(layouts.nvlabs(weights))),
 }
-"""Each layout's suffix, the dtype of its weights, and how their names are written."""
+"""The suffix of each layout, the dtype of its weights, and the function for their names."""
 
 
-def write(layout: str, folder: Path) -> Path:
+def write(layout: str, folder: Path, layers: int = SPRINT_06B["num_layers"]) -> Path:
+    """A file of constant weights; fewer ``layers`` make a smaller model of the same parts."""
     from diffusers import SanaTransformer2DModel
     from safetensors.torch import save_file
 
     suffix, dtype, named = LAYOUTS[layout]
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in SanaTransformer2DModel(**SPRINT_06B).state_dict().items()}
+        network = SanaTransformer2DModel(**{**SPRINT_06B, "num_layers": layers})
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
     weights = named({name: torch.full(shape, 0.01).to(dtype) for name, shape in shapes.items()})
     path = folder / f"{layout}{suffix}"
     if suffix == ".pth":
@@ -80,20 +82,21 @@ peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") 
 before = peak()
 model = here.model(load_transformer(path), "default")
 module = model.model.diffusion_model if name == "comfyui" else model.module
-total = sum(p.view(torch.uint8).sum().item() for p in module.parameters())
+pages = (page for p in module.parameters() for page in p.view(torch.uint8).flatten().split(1 << 16))
+total = sum(page.sum().item() for page in pages)  # sum() widens what it adds up to eight bytes
 assert total > 0
 print(peak() - before, sum(p.numel() * p.itemsize for p in module.parameters()))
 """
 
 
 def cost(path: Path, host: str, comfyui: str = "") -> tuple[int, int]:
-    """Bytes at the peak above the baseline, with every weight read once, and bytes of the weights that stay."""
+    """Peak bytes above the baseline after every weight was read once, and bytes of the loaded weights."""
     command = [sys.executable, "-c", MEASURE, host, str(path), comfyui]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
-    peak, stays = done.stdout.split()[-2:]
-    return int(peak), int(stays)
+    peak, loaded = done.stdout.split()[-2:]
+    return int(peak), int(loaded)
 
 
 def main() -> None:
@@ -102,14 +105,16 @@ def main() -> None:
     parser.add_argument("--host", default="embedded", choices=("embedded", "comfyui"))
     parser.add_argument("--folder", type=Path, help="where the files are written (2.4 GB for the largest)")
     arguments = parser.parse_args()
+    if not Path("/proc/self/status").exists():
+        parser.error("the peak of memory is read from /proc, which only Linux has")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for layout in arguments.layouts or LAYOUTS:
             path = write(layout, Path(folder))
             size = path.stat().st_size
-            peak, stays = cost(path, arguments.host, os.environ.get("COMFYUI_PATH", ""))
+            peak, loaded = cost(path, arguments.host, os.environ.get("COMFYUI_PATH", ""))
             path.unlink()
-            said = "" if peak <= LIMIT * stays else f": above {LIMIT}"
-            print(f"{layout}: file {size:,}, stays {stays:,}, peak {peak:,}, {peak / stays:.3f}{said}", flush=True)
+            remark = "" if peak <= LIMIT * loaded else f": above {LIMIT}"
+            print(f"{layout}: file {size:,}, loaded {loaded:,}, peak {peak:,}, {peak / loaded:.3f}{remark}", flush=True)
 
 
 if __name__ == "__main__":

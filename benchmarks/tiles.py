@@ -1,8 +1,8 @@
-"""A big picture there and back in windows, against the whole: time, seams, and the whole's own error.
+"""Encode and decode a large image in tiles and untiled: time, seams, and the error of the autoencoder.
 
-    python benchmarks/tiles.py [--size 4096] [--window 1024]
+    python benchmarks/tiles.py [--size 4096] [--tile 1024]
 
-The trained demo VAE in float32 on the CPU. The whole picture needs about 16 GB of memory at 4096 pixels.
+The demo VAE in float32 on the CPU. The untiled passes need about 16 GB of memory at 4096 pixels.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def timed(what: str, call):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--tile", type=int, default=1024)
     arguments = parser.parse_args()
     autoencoder, pixels = big_images.demo_autoencoder(), big_images.image(arguments.size)
-    windows = Tiling(arguments.window, torch.device("cpu"), torch.float32)
-    latents = timed("encode, whole", lambda: autoencoder.encode(pixels).latent)
-    tiled_latents = timed("encode, windows", lambda: windows.encode(autoencoder, pixels))
-    whole = timed("decode, whole", lambda: autoencoder.decode(latents).sample)
-    tiled = timed("decode, windows", lambda: windows.decode(autoencoder, tiled_latents))
+    tiling = Tiling(arguments.tile, torch.device("cpu"), torch.float32)
+    latents = timed("encode, untiled", lambda: autoencoder.encode(pixels).latent)
+    tiled_latents = timed("encode, tiles", lambda: tiling.encode(autoencoder, pixels))
+    whole = timed("decode, untiled", lambda: autoencoder.decode(latents).sample)
+    tiled = timed("decode, tiles", lambda: tiling.decode(autoencoder, tiled_latents))
     print(f"latents differ by at most {(tiled_latents - latents).abs().max():.2e} of {latents.abs().max():.1f}")
     print(f"pixels differ by at most {(tiled - whole).abs().max() * 127.5:.4f} of 255")
-    print(f"neighbours differ by at most {big_images.seam(tiled, whole):.4f} of 255 more than in the whole picture")
-    print(f"the whole picture differs from its original by {(whole - pixels).abs().mean() * 127.5:.2f} in the mean")
+    print(f"neighbours differ by at most {big_images.seam(tiled, whole):.4f} of 255 more than untiled")
+    print(f"the untiled image differs from the original by {(whole - pixels).abs().mean() * 127.5:.2f} on average")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The peak of PyTorch's allocated memory during a call, without a graphics card and without computing anything.
+"""The peak of PyTorch's allocated memory during a call, without a graphics card and without computation.
 
-``traced_peak`` runs a call on meta tensors and counts the storages that live at once: a storage begins when an
-operation returns it and ends when the last tensor on it is gone, so views, aliases and in-place operations count
-once. Scaled dot-product attention counts as the fused kernel that it is on a card: its output alone. What a kernel
-takes for itself while it runs (a convolution's workspace) is not seen. ``allocated_peak`` is the same of PyTorch's
-real CPU allocator, from its profiler, and ``cuda_peak`` of a card.
+``traced_peak`` runs a call on meta tensors and counts the storages that exist at the same time: from the operation that
+returns a storage until its last tensor is deleted, so views, aliases and in-place operations count once. Scaled
+dot-product attention counts as a fused kernel, as on a graphics card: only its output. The workspace of a kernel (of a
+convolution, for example) is not included. ``allocated_peak`` is the same for PyTorch's CPU allocator, from its
+profiler, and ``cuda_peak`` for a graphics card.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Counting(TorchDispatchMode):
 
 @torch.no_grad()
 def traced_peak(call: Callable[[], object]) -> int:
-    """Bytes that ``call`` allocates at once on meta tensors, its result among them, what it was given not."""
+    """Peak bytes that ``call`` allocates on meta tensors, with its result and without its inputs."""
     with _FusedAttention(), _Counting() as counting:
         result = call()
     peak = counting.peak
@@ -68,7 +68,7 @@ def traced_peak(call: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def allocated_peak(call: Callable[[], object]) -> int:
-    """The same of PyTorch's CPU allocator: the highest sum of its allocations and frees."""
+    """The same for PyTorch's CPU allocator: the highest sum of its allocations and frees."""
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = call()
@@ -83,7 +83,7 @@ def allocated_peak(call: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def cuda_peak(call: Callable[[], object]) -> int:
-    """The same of a card, where all that ``call`` was given already is."""
+    """The same for a graphics card that already has the inputs of ``call``."""
     call()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from .calls import BadCall
+from .console import CannotPrint, tell, tolerant_streams
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended, as shells have it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 1 when a node failed, 2 for an unusable call or workflow."""
-    options = _parser().parse_args(arguments)
-    if options.command is not _get:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        return options.command(options)
-    except BadCall as error:
-        print(f"sana-nodes: {error}", file=sys.stderr)
-        return 2
+    """Run a command; returns its exit code.
+
+    0; 1 when a node or a download failed; 2 for an unusable call or workflow; 130 where Ctrl-C ended it.
+    """
+    with tolerant_streams():
+        options = _parser().parse_args(arguments)
+        if options.command is not _get:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        try:
+            return options.command(options)
+        except BadCall as error:
+            tell(str(error))
+            return 2
+        except CannotPrint as error:
+            tell(str(error))
+            return 1
+        except KeyboardInterrupt:
+            tell("interrupted")
+            return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--input", type=Path, metavar="DIR", help="input folder (default: ./input, or ComfyUI's)")
     run.add_argument("--output", type=Path, metavar="DIR", help="output folder (default: ./output, or ComfyUI's)")
     run.add_argument("--host", choices=("auto", "comfyui", "embedded"), default="auto")
+    run.add_argument("--no-metadata", action="store_true", help="leave the workflow out of the files that are saved")
     run.add_argument("--json", action="store_true", help="print one JSON object instead of a line per file")
     run.set_defaults(command=_run)
     models = commands.add_parser("models", help="what is found where, and what each example workflow lacks")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
+
+from .console import tell
 
 PACK = Path(__file__).resolve().parent.parent
 EXAMPLES = PACK / "example_workflows" / "api"
@@ -16,7 +17,7 @@ class BadCall(ValueError):
 
 def failure(error: Exception) -> int:
     """Print why a command failed; its exit code."""
-    print(f"sana-nodes: {error}", file=sys.stderr)
+    tell(str(error))
     return 1
 
 

@@ -19,4 +19,5 @@ def demo_command(options: argparse.Namespace) -> int:
     workflow, key, usual = VIDEO if options.video else IMAGE
     graph = read_workflow(workflow)
     next(node for node in graph.values() if key in node["inputs"])["inputs"][key] = options.prompt or usual
-    return run_embedded(graph, argparse.Namespace(models=MODELS, input=None, output=options.output, json=False))
+    fixed: dict = {"models": MODELS, "input": None, "set": [], "no_metadata": False, "json": False}
+    return run_embedded(graph, argparse.Namespace(output=options.output, **fixed))

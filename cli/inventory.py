@@ -27,29 +27,40 @@ WIDGETS = {
 
 def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
     """Lines for a person: every model found, then what each example workflow lacks."""
-    places = Folders()
-    if roots is not None:
-        places.models = roots
-    elif comfyui is not None:
-        places.models = [comfyui / "models"]
-    lines = [f"models in {', '.join(str(root) for root in places.models)}"]
-    for kind in KINDS:
-        lines += [f"  {kind}/{name}: {what}" for name, what in found(places, kind)]
-    if len(lines) == 1:
-        lines.append("  none: sana-nodes get lists the published models and downloads them here")
-    lines += [f"  missing: {what}" for what in missing_parts(places)]
+    searched, notes = _places(roots, comfyui)
+    problems: list[folders.Problem] = []
+    lines = [f"  {kind}/{name}: {what}" for kind in KINDS for name, what in found(searched, kind, problems)]
+    lines = lines or ["  none: sana-nodes get lists the published models and downloads them here"]
+    lines = [f"models in {', '.join(str(root) for root in searched.models)}", *notes, *lines]
+    unread = dict.fromkeys(f"  skipped: {problem.path}: {problem.reason}" for problem in problems)
+    lines += unread
+    lines += [f"  missing: {what}" for what in missing_parts(searched)]
     lines.append("example workflows")
     for example in sorted(examples.glob("*.json")):
-        missing = lacking(json.loads(example.read_text(encoding="utf-8")), places)
+        missing = lacking(json.loads(example.read_text(encoding="utf-8")), searched)
         lines.append(f"  {example.name}: {'can run' if not missing else 'lacks ' + ', '.join(missing)}")
     return lines
 
 
-def missing_parts(places: Folders) -> list[str]:
+def _places(roots: list[Path] | None, comfyui: Path | None) -> tuple[Folders, list[str]]:
+    """Where to look, and lines about what a ComfyUI's extra_model_paths.yaml adds."""
+    from .extra_paths import add_extra_paths
+
+    if roots is not None:
+        return Folders(models=roots), []
+    if comfyui is None:
+        return Folders(), []
+    searched = Folders(models=[comfyui / "models"])
+    wrong = add_extra_paths(searched, comfyui)
+    extra = [f"  and {kind} in {path}" for k in (searched.preferred, searched.more) for kind in k for path in k[kind]]
+    return searched, [*extra, *([f"  skipped: {wrong}"] if wrong else [])]
+
+
+def missing_parts(searched: Folders) -> list[str]:
     """What the transformers that lie alone need beside them, with where the published one goes."""
 
     def kinds(*names: str) -> set[Kind]:
-        return {kind for name in names for path in _paths(places, name) for kind in kinds_of(path) or ()}
+        return {kind for name in names for path in _paths(searched, name) for kind in kinds_of(path) or ()}
 
     transformers = kinds("diffusion_models", "checkpoints") & set(TRANSFORMERS)
     encoders, autoencoders = kinds("text_encoders"), kinds("vae")
@@ -63,17 +74,17 @@ def missing_parts(places: Folders) -> list[str]:
     return lines
 
 
-def _paths(places: Folders, kind: str) -> list[Path]:
-    roots = places.roots(kind)
+def _paths(searched: Folders, kind: str) -> list[Path]:
+    roots = searched.roots(kind)
     return [folders.find_model(roots, name, "model") for name in folders.list_models(roots)]
 
 
-def found(places: Folders, kind: str) -> list[tuple[str, str]]:
-    """Name and description of each model of a kind."""
-    roots = places.roots(kind)
+def found(searched: Folders, kind: str, problems: list[folders.Problem] | None = None) -> list[tuple[str, str]]:
+    """Name and description of each model of a kind; ``problems`` gets what cannot be read."""
+    roots = searched.roots(kind)
     if kind == "diffusers":
-        return [(name, _pipeline(roots, name)) for name in folders.list_folders(roots, "model_index.json")]
-    return [(name, _checkpoint(roots, name)) for name in folders.list_models(roots)]
+        return [(name, _pipeline(roots, name)) for name in folders.list_folders(roots, "model_index.json", problems)]
+    return [(name, _checkpoint(roots, name)) for name in folders.list_models(roots, problems)]
 
 
 def _pipeline(roots: list[Path], name: str) -> str:
@@ -91,7 +102,7 @@ def _checkpoint(roots: list[Path], name: str) -> str:
         return f"unusable: {error}"
 
 
-def lacking(graph: dict, places: Folders) -> list[str]:
+def lacking(graph: dict, searched: Folders) -> list[str]:
     """The model files that a workflow names and that are not there."""
     missing = []
     for node in graph.values():
@@ -99,7 +110,7 @@ def lacking(graph: dict, places: Folders) -> list[str]:
             if node["class_type"] != class_type:
                 continue
             name = node["inputs"][key]
-            roots = [root for kind in kinds for root in places.roots(kind)]
+            roots = [root for kind in kinds for root in searched.roots(kind)]
             try:
                 folders.find_model(roots, name, "model")
             except (FileNotFoundError, ValueError):
@@ -108,5 +119,6 @@ def lacking(graph: dict, places: Folders) -> list[str]:
 
 
 def models_command(options: argparse.Namespace) -> int:
+    """Print the report; ``options``: models."""
     print("\n".join(report([options.models] if options.models else None, find_comfyui(), EXAMPLES)))
     return 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .calls import PACK, BadCall, failure, find_comfyui
 from .workflows import apply_settings, read_workflow
 
 
 def run_command(options: argparse.Namespace) -> int:
+    """Run ``options.workflow``; returns the exit code. BadCall for what cannot run, before anything does."""
     graph = read_workflow(options.workflow)
-    apply_settings(graph, options.set)
     for name in ("models", "input"):
         folder = getattr(options, name)
         if folder is not None and not folder.is_dir():
@@ -21,64 +23,72 @@ def run_command(options: argparse.Namespace) -> int:
     comfyui = find_comfyui() if options.host != "embedded" else None
     if options.host == "comfyui" and comfyui is None:
         raise BadCall("no ComfyUI found: set COMFYUI_PATH to a ComfyUI folder, or use --host embedded")
-    run = run_in_comfyui if comfyui else run_embedded
-    return run(graph, options, comfyui)
+    if comfyui is None:
+        return run_embedded(graph, options)
+    return _run_in_comfyui(graph, options, comfyui)
 
 
-def _announce(graph: dict):
-    def started(node_id: str, *_):
-        print(f"node {node_id} ({graph[node_id]['class_type']})", file=sys.stderr, flush=True)
-
-    return started
-
-
-def _report(saved: dict[str, list[str]], as_json: bool) -> int:
-    files = {node_id: paths for node_id, paths in saved.items() if paths}
-    if as_json:
-        print(json.dumps({"saved": [path for paths in files.values() for path in paths], "nodes": files}))
-    else:
-        for paths in files.values():
-            print("\n".join(paths))
-    return 0
-
-
-def run_embedded(graph: dict, options: argparse.Namespace, _=None) -> int:
+def run_embedded(graph: dict, options: argparse.Namespace) -> int:
+    """Run a graph without ComfyUI; ``options``: models, input, output, set, no_metadata and json of ``run``."""
     from .. import NODE_CLASS_MAPPINGS, host
     from ..host.embedded import graph as executor
     from ..host.embedded import progress
 
     progress.shown = True
-    folders = host.use("embedded").folders
+    embedded: Any = host.use("embedded")
+    folders = embedded.folders
     folders.models = [options.models] if options.models else folders.models
     folders.input, folders.output = options.input or folders.input, options.output or folders.output
+    _check_output(folders.output)
+    apply_settings(graph, options.set, _declared(graph, executor.known_classes(NODE_CLASS_MAPPINGS), options.set))
     try:
-        outcome = executor.run(graph, NODE_CLASS_MAPPINGS, folders, _announce(graph))
+        outcome = executor.run(graph, NODE_CLASS_MAPPINGS, folders, _started, _noted, not options.no_metadata)
     except executor.BadWorkflow as error:
         raise BadCall(str(error)) from error
     except executor.NodeFailed as error:
         return failure(error)
-    return _report(outcome.saved, options.json)
+    return _report(outcome.saved, outcome.previews, options.json)
 
 
-def run_in_comfyui(graph: dict, options: argparse.Namespace, comfyui: Path) -> int:
+def _run_in_comfyui(graph: dict, options: argparse.Namespace, comfyui: Path) -> int:
     from ..host.comfyui import process
 
-    kept = sys.stdout
-    sys.stdout = sys.stderr
+    if options.output:
+        _check_output(options.output)
+    output, sys.stdout = sys.stdout, sys.stderr
     try:
         loop, server = process.start(comfyui, PACK, _comfyui_arguments(options))
         if options.models:
             process.add_models(options.models.resolve())
+        apply_settings(graph, options.set, _declared(graph, process.known_classes(), options.set))
         try:
             outputs = process.check(loop, graph)
         except ValueError as error:
             raise BadCall(str(error)) from error
-        outcome = process.run(server, graph, outputs, _announce(graph))
+        outcome = process.run(loop, server, graph, outputs, _started)
     except process.NodeFailed as error:
         return failure(error)
     finally:
-        sys.stdout = kept
-    return _report(outcome.saved, options.json)
+        sys.stdout = output
+    return _report(outcome.saved, outcome.previews, options.json)
+
+
+def _check_output(folder: Path) -> None:
+    from ..media.prefixes import check_folder
+
+    try:
+        check_folder(folder)
+    except OSError as error:
+        raise BadCall(f"the output folder cannot be used: {error}") from error
+
+
+def _declared(graph: Mapping, classes: Mapping[str, Any], settings: list[str]) -> dict[str, dict[str, tuple]]:
+    """The inputs of the graph's node classes, where there are settings to read by them."""
+    found = {}
+    for name in {node["class_type"] for node in graph.values()} & set(classes) if settings else ():
+        inputs = classes[name].INPUT_TYPES()
+        found[name] = {**inputs.get("required", {}), **inputs.get("optional", {})}
+    return found
 
 
 def _comfyui_arguments(options: argparse.Namespace) -> list[str]:
@@ -88,6 +98,25 @@ def _comfyui_arguments(options: argparse.Namespace) -> list[str]:
     for name in ("input", "output"):
         folder = getattr(options, name)
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             arguments += [f"--{name}-directory", str(folder.resolve())]
-    return arguments
+    return [*arguments, "--disable-metadata"] if options.no_metadata else arguments
+
+
+def _started(node_id: str, name: str) -> None:
+    print(f"node {node_id} ({name})", file=sys.stderr, flush=True)
+
+
+def _noted(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _report(saved: Mapping[str, list[str]], previews: Mapping[str, list[str]], as_json: bool) -> int:
+    """Print the files, each once: what was saved, then what was only previewed."""
+    files = {node_id: paths for node_id, paths in saved.items() if paths}
+    lists = [list(dict.fromkeys(path for paths in found.values() for path in paths)) for found in (saved, previews)]
+    if as_json:
+        print(json.dumps({"saved": lists[0], "previews": lists[1], "nodes": files}))
+    else:
+        for path in [*lists[0], *lists[1]]:
+            print(path)
+    return 0

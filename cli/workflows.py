@@ -3,58 +3,154 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from .calls import BadCall
 
+DEEPEST = 100
+"""How deep the values of a workflow may be nested; what runs them copies and prints them recursively."""
 
-def read_workflow(path: Path) -> dict:
-    """An API-format graph from a file; BadCall says how to make one of anything else."""
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def read_workflow(path: Path) -> dict[str, dict]:
+    """An API-format graph from a file: node id to an object with a ``class_type`` text and an ``inputs`` object.
+
+    BadCall says what is wrong with a file that holds anything else.
+    """
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        graph = _parse(path.read_bytes())
     except OSError as error:
         raise BadCall(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise BadCall(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise BadCall(f"{path} is not JSON: {reason}") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
         raise BadCall(
             f"{path} is a workflow in the editor's format; in ComfyUI choose Workflow > Export (API) "
             "and give the file that it saves"
         )
-    if isinstance(graph, dict) and isinstance(graph.get("prompt"), dict):
-        graph = graph["prompt"]
-    if not isinstance(graph, dict) or not all(isinstance(node, dict) for node in graph.values()):
+    wrapped = graph.get("prompt") if isinstance(graph, dict) else None
+    graph = wrapped if isinstance(wrapped, dict) and "class_type" not in wrapped else graph
+    if not isinstance(graph, dict):
         raise BadCall(f"{path} is not a workflow: an object of nodes in API format was expected")
-    return graph
+    if not graph:
+        raise BadCall(f"{path} has no nodes")
+    return {node_id: _checked(path, node_id, node) for node_id, node in graph.items()}
 
 
-def apply_settings(graph: dict, settings: list[str]) -> None:
-    """Apply ``NODE.INPUT=VALUE`` texts to a graph in place; NODE is an id or a title."""
+def _parse(data: bytes):
+    """JSON as the standard has it: no NaN, and no key twice in one object, of which one would be lost."""
+    text = data.decode(json.detect_encoding(data))
+    return json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number, object_pairs_hook=_unique)
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _whole_number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"a number in it has {len(digits)} digits") from None
+
+
+def _unique(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key[:100]!r} occurs twice")
+    return found
+
+
+def _checked(path: Path, node_id: str, node: object) -> dict:
+    """A node whose parts have the types that an executor relies on; BadCall where one has not."""
+    where = f"{path}: node {node_id[:100]}"
+    if not isinstance(node, dict):
+        raise BadCall(f"{path} is not a workflow: node {node_id[:100]} is not an object in API format")
+    if "class_type" not in node:
+        raise BadCall(f"{where} has no class_type; save the workflow in API format (Workflow > Export (API))")
+    if not isinstance(node["class_type"], str):
+        raise BadCall(f"{where}: class_type is not a text")
+    if not isinstance(node.get("inputs", {}), dict):
+        raise BadCall(f"{where}: inputs is not an object")
+    if not _shallow(node):
+        raise BadCall(f"{where}: its values are nested more than {DEEPEST} deep")
+    meta = {"_meta": node["_meta"]} if isinstance(node.get("_meta"), dict) else {}
+    return {"inputs": {}, **{key: value for key, value in node.items() if key != "_meta"}, **meta}
+
+
+def _shallow(value: object) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for item in level for child in _children(item)]
+    return not level
+
+
+def _children(value: object):
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def title(node: Mapping) -> str:
+    """What the canvas calls a node: its title, else its class."""
+    return str(node.get("_meta", {}).get("title", node["class_type"]))
+
+
+def apply_settings(graph: dict, settings: list[str], declared: Mapping[str, Mapping[str, tuple]]) -> None:
+    """Apply ``NODE.INPUT=VALUE`` texts to a graph in place; NODE is an id or a title.
+
+    ``declared``: by class name the inputs of the classes that are known, name to what INPUT_TYPES says of it. A
+    value becomes what its input takes, so that 1984 stays a text where a text is asked for.
+    """
     for setting in settings:
         target, equals, text = setting.partition("=")
         name, dot, key = target.rpartition(".")
         if not equals or not dot or not name or not key:
             raise BadCall(f"--set {setting!r} is not of the form NODE.INPUT=VALUE")
-        inputs = graph[_node_called(graph, name)].setdefault("inputs", {})
-        inputs[key] = text if isinstance(inputs.get(key), str) else _value(text)
+        node = graph[_node_called(graph, name)]
+        specs = declared.get(node["class_type"])
+        if specs is not None and key not in specs:
+            inputs = ", ".join(specs) or "none"
+            raise BadCall(f"--set {target}: a {title(node)} node has no input {key!r}; its inputs are {inputs}")
+        kind = specs[key][0] if specs else _kind_of(node["inputs"].get(key))
+        node["inputs"][key] = _value(target, text, kind)
 
 
-def _value(text: str):
-    try:
-        return json.loads(text)
-    except ValueError:
+def _kind_of(value: object) -> str | None:
+    """The kind of a widget, by the value that it has."""
+    kinds = {str: "STRING", bool: "BOOLEAN", int: "INT", float: "FLOAT"}
+    return kinds.get(type(value))
+
+
+def _value(target: str, text: str, kind: str | list | None) -> object:
+    """A text as a value for an input of a kind (a list: its choices); what cannot be one is left for the check."""
+    if kind == "STRING":
         return text
+    if isinstance(kind, list):
+        return next((option for option in kind if str(option) == text), text)
+    if kind == "BOOLEAN" and text.lower() in BOOLEANS:
+        return BOOLEANS[text.lower()]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    if kind == "BOOLEAN" and not isinstance(value, list):
+        raise BadCall(f"--set {target}={text[:100]}: give true or false")
+    if not _shallow(value):
+        raise BadCall(f"--set {target}: the value is nested more than {DEEPEST} deep")
+    return value
 
 
 def _node_called(graph: dict, name: str) -> str:
     if name in graph:
         return name
-    titled = [i for i, node in graph.items() if node.get("_meta", {}).get("title", node.get("class_type")) == name]
+    titled = [node_id for node_id, node in graph.items() if title(node) == name]
     if len(titled) == 1:
         return titled[0]
     if titled:
         raise BadCall(f"--set {name}: the nodes {', '.join(titled)} all have this title; use an id")
-    known = ", ".join(
-        f"{i} ({node.get('_meta', {}).get('title', node.get('class_type'))})" for i, node in graph.items()
-    )
+    known = ", ".join(f"{node_id} ({title(node)})" for node_id, node in list(graph.items())[:30])
     raise BadCall(f"--set {name}: no node has this id or title; the workflow has {known}")

@@ -1,7 +1,7 @@
-"""The demo's prompt language: what a sentence says and the picture it stands for.
+"""The prompt language of the demo: each prompt and its image.
 
-A sentence such as ``a red ring on the left of a blue background`` has exactly one picture, so
-the demo weights can be trained without a data set and tests can check that they understand.
+A prompt such as ``a red ring on the left of a blue background`` has exactly one image, so the demo
+weights are trained without a data set and tests can check that images match their prompts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHAPES = ("circle", "square", "triangle", "ring", "cross", "diamond")
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the language: ``shape`` in ``colour`` at ``place`` on ``background``."""
+    """One image of the language: ``shape`` in ``colour`` at ``place`` on ``background``."""
 
     colour: str
     shape: str
@@ -63,10 +63,10 @@ def all_scenes() -> list[Scene]:
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """Distance to the edge of ``shape`` of radius ``r`` centred on the origin, negative inside.
+    """Distance to the edge of ``shape`` with radius ``r`` centred on the origin, negative inside.
 
-    ``x`` grows to the right and ``y`` downwards, as in a picture. Corners are exact only up to
-    rounding of the outside, which an edge one pixel wide does not show.
+    ``x`` increases to the right and ``y`` downwards, as in an image. Outside of corners the distance is
+    approximate, which is not visible with an edge of one pixel.
     """
     if shape == "circle":
         return torch.hypot(x, y) - r
@@ -82,11 +82,11 @@ def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tenso
         upright = torch.maximum(x.abs() - 0.3 * r, y.abs() - r)
         flat = torch.maximum(y.abs() - 0.3 * r, x.abs() - r)
         return torch.minimum(upright, flat)
-    raise ValueError(f"unknown shape {shape!r}; the demo draws {', '.join(SHAPES)}")
+    raise ValueError(f"unknown shape {shape!r}; choose one of {', '.join(SHAPES)}")
 
 
 def coverage(shape: str, centre: tuple[float, float], radius: float = RADIUS, size: int = SIZE) -> torch.Tensor:
-    """How much of each pixel the shape covers: [size, size] in [0, 1], antialiased over one pixel."""
+    """The coverage of each pixel by the shape: [size, size] in [0, 1], antialiased over one pixel."""
     axis = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(axis - centre[1], axis - centre[0], indexing="ij")
     distance = signed_distance(shape, x, y, torch.tensor(radius))
@@ -94,8 +94,8 @@ def coverage(shape: str, centre: tuple[float, float], radius: float = RADIUS, si
 
 
 def render(scene: Scene, size: int = SIZE, radius: float = RADIUS, centre=None) -> torch.Tensor:
-    """The picture of a scene: [3, size, size] in [0, 1]."""
+    """The image of a scene: [3, size, size] in [0, 1]."""
     alpha = coverage(scene.shape, centre or PLACES[scene.place], radius, size)
-    ink = torch.tensor(COLOURS[scene.colour]).div(255).view(3, 1, 1)
-    paper = torch.tensor(COLOURS[scene.background]).div(255).view(3, 1, 1)
-    return alpha * ink + (1 - alpha) * paper
+    foreground = torch.tensor(COLOURS[scene.colour]).div(255).view(3, 1, 1)
+    background = torch.tensor(COLOURS[scene.background]).div(255).view(3, 1, 1)
+    return alpha * foreground + (1 - alpha) * background

@@ -1,6 +1,6 @@
-"""Draw loss curves: ``python demo/plot_curves.py FOLDER PICTURE NAME …`` (needs matplotlib).
+"""Plot loss curves: ``python demo/plot_curves.py FOLDER IMAGE NAME …`` (needs matplotlib).
 
-NAME: autoencoder and sprint, or video_autoencoder and video; FOLDER holds NAME_curve.json.
+NAME: autoencoder and sprint, or video_autoencoder and video; FOLDER contains NAME_curve.json.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 
-def smoothed(values: list[float], window: int = 25) -> list[float]:
-    return [
-        sum(values[max(0, i - window) : i + 1]) / len(values[max(0, i - window) : i + 1]) for i in range(len(values))
-    ]
+def smoothed(values: list[float], width: int = 25) -> list[float]:
+    return [sum(values[max(0, i - width) : i + 1]) / len(values[max(0, i - width) : i + 1]) for i in range(len(values))]
 
 
 TITLES = {
@@ -24,7 +22,7 @@ TITLES = {
 }
 
 
-def main(folder: Path, picture: Path, names: list[str]) -> None:
+def main(folder: Path, image: Path, names: list[str]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,7 +38,7 @@ def main(folder: Path, picture: Path, names: list[str]) -> None:
         axis.set_xlabel("step")
         axis.legend()
     figure.tight_layout()
-    figure.savefig(picture, dpi=90)
+    figure.savefig(image, dpi=90)
 
 
 if __name__ == "__main__":

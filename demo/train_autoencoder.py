@@ -1,12 +1,12 @@
-"""Train the demo's AutoencoderDC: SANA's 32-times-smaller, 32-channel latent, small enough to ship.
+"""Train the demo's AutoencoderDC: SANA's 32-channel latent at 1/32 of the size, small enough to ship.
 
     python demo/train_autoencoder.py --output demo/models/diffusers/sana-sprint-demo
 
-The pictures are the language's own (language.py), drawn fresh for every batch with shapes of
-every size and place, so nothing is read from disk and the run repeats from its seed.
-Most steps see 128-pixel windows around the shapes' edges, the last ones whole pictures.
-Loss: L1 + L2 + L1 of the horizontal and vertical differences (for crisp edges) + a small pull on
-the latents; noise on the latent while decoding, so that a sampler's small errors do not show.
+Images are rendered from the language (language.py) for every batch, with shapes of random size and
+position, so nothing is read from disk and training is reproducible from its seed.
+Most steps use crops of 128 pixels around the shapes' edges, the last ones whole images.
+Loss: L1 + L2 + L1 of the horizontal and vertical differences (for sharp edges) + a small L2 on the
+latents. Noise is added to the latent before decoding, so that small errors of a sampler are not visible.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def build():
     )
 
 
-def random_picture(rng: random.Random) -> torch.Tensor:
-    """A scene of the language; half of them away from its nine places and its one size."""
+def random_image(rng: random.Random) -> torch.Tensor:
+    """A scene of the language; half of them with another position and size of the shape."""
     colour, background = rng.sample(list(COLOURS), 2)
     scene = Scene(colour, rng.choice(SHAPES), rng.choice(list(PLACES)), background)
     if rng.random() < 0.5:
@@ -56,27 +56,27 @@ def random_picture(rng: random.Random) -> torch.Tensor:
 
 
 def random_crop(rng: random.Random, size: int) -> torch.Tensor:
-    """A random picture, cut to a window of ``size`` pixels that is likely to hold an edge."""
-    picture = random_picture(rng)
-    full = picture.shape[-1]
+    """A random image, cropped to ``size`` pixels around an edge."""
+    image = random_image(rng)
+    full = image.shape[-1]
     if size == full:
-        return picture
-    edges = (picture[:, :, 1:] - picture[:, :, :-1]).abs().sum(0).nonzero()
+        return image
+    edges = (image[:, :, 1:] - image[:, :, :-1]).abs().sum(0).nonzero()
     y, x = edges[rng.randrange(len(edges))].tolist()
     top = min(max(y - rng.randrange(size), 0), full - size)
     left = min(max(x - rng.randrange(size), 0), full - size)
-    return picture[:, top : top + size, left : left + size]
+    return image[:, top : top + size, left : left + size]
 
 
 def differences(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def loss_of(model, pictures: torch.Tensor, noise: float, generator: torch.Generator):
-    latent = model.encode(pictures).latent.float()
+def loss_of(model, images: torch.Tensor, noise: float, generator: torch.Generator):
+    latent = model.encode(images).latent.float()
     jitter = torch.randn(latent.shape, generator=generator) * noise * latent.detach().std()
     decoded = model.decode(latent + jitter).sample.float()
-    error = decoded - pictures
+    error = decoded - images
     edges = sum(d.abs().mean() for d in differences(error))
     loss = error.abs().mean() + error.square().mean() + 2.0 * edges + 1e-4 * latent.square().mean()
     return loss, error.detach().abs().mean().item() / 2
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1900)
-    parser.add_argument("--whole", type=int, default=300, help="steps at the end on whole pictures")
+    parser.add_argument("--whole", type=int, default=300, help="steps at the end on whole images")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=1)
@@ -124,10 +124,10 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.rate)
         size = SIZE if step >= arguments.steps - arguments.whole else SIZE // 2
-        pictures = torch.stack([random_crop(rng, size) for _ in range(arguments.batch)]) * 2 - 1
-        pictures = pictures.to(memory_format=torch.channels_last)
+        images = torch.stack([random_crop(rng, size) for _ in range(arguments.batch)]) * 2 - 1
+        images = images.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, error = loss_of(model, pictures, 0.08, generator)
+            loss, error = loss_of(model, images, 0.08, generator)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -147,7 +147,7 @@ def save(model, average: Average, curve, arguments, generator) -> None:
     average.apply()
     with torch.no_grad():
         rng = random.Random(0)
-        latent = model.encode(torch.stack([random_picture(rng) for _ in range(32)]) * 2 - 1).latent
+        latent = model.encode(torch.stack([random_image(rng) for _ in range(32)]) * 2 - 1).latent
     model.register_to_config(scaling_factor=round(1.0 / latent.std().item(), 5))
     copy = build().to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())

@@ -3,13 +3,13 @@
     python demo/train_autoencoder.py --output demo/models/diffusers/sana-sprint-demo
     python demo/train_sprint.py --output demo/models/diffusers/sana-sprint-demo
 
-A sentence of the language (language.py) has one picture, so plain denoising under TrigFlow is
-enough: x_t = cos t * x0 + sin t * z, and the network is asked for x0 = cos t * x_t - sin t * F
-(SANA-Sprint, arXiv 2503.09641, section 3). Two thirds of the times are pi/2, where a sampler starts, and
-the others uniform below it. At pi/2 the noise grows to its strength over the first steps, so that
-the sentences are learned first; cells of the shape count more than those of the background. Gemma
-and the transformer, which has the position embedding of SANA's 2K and 4K models, are trained
-together; the instruction's keys and values are computed once a step and shared by the whole batch.
+A prompt of the language (language.py) has one image, so plain denoising with TrigFlow is enough:
+x_t = cos t * x0 + sin t * z, and the network predicts x0 = cos t * x_t - sin t * F (SANA-Sprint,
+arXiv 2503.09641, section 3). Two thirds of the timesteps are pi/2, where a sampler starts, and the
+others are uniform below it. At pi/2 the noise grows to full strength over the first steps, so that
+prompts are learned first; latent cells of the shape have a higher weight than those of the
+background. Gemma and the transformer, which has the position embedding of SANA's 2K and 4K models,
+are trained together; the instruction's keys and values are computed once per step for the whole batch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from train_autoencoder import Average, learning_rate
 
 WIDTH = 128
 FIRST = 0.2
-"""The smallest angle that is trained; four steps end at 0.39."""
+"""The smallest angle in training; the last of four steps starts at 0.39."""
 
 
 def instruction_text(pipeline_class) -> str:
-    """The instruction that a diffusers pipeline puts before a prompt."""
+    """The instruction that a diffusers pipeline adds before a prompt."""
     import inspect
 
     lines = inspect.signature(pipeline_class.__call__).parameters["complex_human_instruction"].default
@@ -39,12 +39,12 @@ def instruction_text(pipeline_class) -> str:
 
 
 def phrasings(scene: Scene) -> list[str]:
-    """The sentence of a scene and looser ways to say it, lower case as the pipeline makes them."""
+    """The prompt of a scene and variants of it, in lower case as in the pipeline."""
     place = (
         scene.place.replace("centre", "center") if len(scene.prompt) % 2 else scene.place.replace("centre", "middle")
     )
     bare = scene.place.split("the ")[1]
-    said = [
+    prompts = [
         scene.prompt,
         scene.prompt,
         scene.prompt,
@@ -53,12 +53,12 @@ def phrasings(scene: Scene) -> list[str]:
         f"{scene.colour} {scene.shape}, {bare}, {scene.background} background",
     ]
     if bare == "centre":
-        said.append(scene.prompt.replace(" in the centre of ", " on "))
-    return said
+        prompts.append(scene.prompt.replace(" in the centre of ", " on "))
+    return prompts
 
 
 def build_tokenizer(folder: Path, corpus: list[str]) -> None:
-    """A byte-fallback BPE in Gemma's file format whose vocabulary is the corpus's words."""
+    """A byte-fallback BPE in Gemma's file format; its vocabulary is that of the corpus."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -137,13 +137,13 @@ def build_transformer():
     )
     with torch.no_grad():
         for block in transformer.transformer_blocks:
-            # attention and feed-forward begin with open gates: from near 0 a run this short barely opens them
+            # attention and feed-forward start with open gates: from near 0 they barely open in so few steps
             block.scale_shift_table[[2, 5]] = 1.0
     return transformer
 
 
 class PromptEncoder:
-    """Prompts to hidden states as SanaSprintPipeline selects them, the instruction computed once."""
+    """Prompts to hidden states as in SanaSprintPipeline; the instruction is computed once per batch."""
 
     def __init__(self, tokenizer, gemma, instruction: str):
         self.tokenizer, self.gemma, self.instruction = tokenizer, gemma, instruction
@@ -167,31 +167,31 @@ class PromptEncoder:
         return states, batch.attention_mask
 
 
-def encode_pictures(autoencoder, scenes: list[Scene]) -> torch.Tensor:
+def encode_images(autoencoder, scenes: list[Scene]) -> torch.Tensor:
     """Every scene's latent, scaled to unit variance: [len(scenes), 32, 8, 8]."""
     latents = []
     autoencoder = autoencoder.to(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for start in range(0, len(scenes), 16):
-            pictures = torch.stack([render(s) for s in scenes[start : start + 16]]) * 2 - 1
-            latents.append(autoencoder.encode(pictures.to(memory_format=torch.channels_last)).latent.float())
+            images = torch.stack([render(s) for s in scenes[start : start + 16]]) * 2 - 1
+            latents.append(autoencoder.encode(images.to(memory_format=torch.channels_last)).latent.float())
     return torch.cat(latents) * autoencoder.config.scaling_factor
 
 
 def saliency(latents: torch.Tensor) -> torch.Tensor:
-    """How much each cell says: 1 where it is as most of its picture is, up to 9 on the shape. [N, 1, 8, 8]."""
-    ground = latents.flatten(2).median(dim=2).values[..., None, None]
-    return 1 + 8 * (latents - ground).square().mean(1, keepdim=True).clamp(max=1.0)
+    """The loss weight of each cell: 1 on the background, up to 9 on the shape. [N, 1, 8, 8]."""
+    background = latents.flatten(2).median(dim=2).values[..., None, None]
+    return 1 + 8 * (latents - background).square().mean(1, keepdim=True).clamp(max=1.0)
 
 
-def draw_times(count: int, generator: torch.Generator) -> torch.Tensor:
+def sample_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
     times = FIRST + torch.rand(count, generator=generator) * (math.pi / 2 - FIRST)
     times[: 2 * count // 3] = math.pi / 2
     return times
 
 
 def denoise(transformer, x, t, states, mask, guidance):
-    """x0 and F of TrigFlow for x_t of [B, 32, 8, 8] at angles t [B]."""
+    """x0 and F of TrigFlow for x_t [B, 32, 8, 8] at angles t [B]."""
     s = torch.sin(t) / (torch.cos(t) + torch.sin(t))
     wide = s.view(-1, 1, 1, 1)
     scale = torch.sqrt(wide**2 + (1 - wide) ** 2)
@@ -203,26 +203,26 @@ def denoise(transformer, x, t, states, mask, guidance):
     return torch.cos(t) * x - torch.sin(t) * field, field
 
 
-def training_loss(transformer, encoder, latents, scenes, rng, generator, batch, loudness):
+def training_loss(transformer, encoder, latents, scenes, rng, generator, batch, noise_strength):
     chosen = [rng.randrange(len(scenes)) for _ in range(batch)]
     x0 = latents[chosen]
     prompts = [rng.choice(phrasings(scenes[i])) for i in chosen]
     states, mask = encoder.plain(prompts) if rng.random() < 0.15 else encoder(prompts)
     z = torch.randn(x0.shape, generator=generator)
-    t = draw_times(batch, generator)
-    z[: 2 * batch // 3] *= loudness
+    t = sample_timesteps(batch, generator)
+    z[: 2 * batch // 3] *= noise_strength
     wide = t.view(-1, 1, 1, 1)
     x = torch.cos(wide) * x0 + torch.sin(wide) * z
     guidance = (1 + 8 * torch.rand(batch, generator=generator)) * 0.1
-    said, field = denoise(transformer, x, t, states, mask, guidance)
+    denoised, field = denoise(transformer, x, t, states, mask, guidance)
     true_field = torch.cos(wide) * z - torch.sin(wide) * x0
-    worth = saliency(x0)
-    loss = (worth * (said - x0).square()).mean() + 0.1 * (worth * (field - true_field).square()).mean()
-    return loss, (said - x0).abs().mean().item()
+    weight = saliency(x0)
+    loss = (weight * (denoised - x0).square()).mean() + 0.1 * (weight * (field - true_field).square()).mean()
+    return loss, (denoised - x0).abs().mean().item()
 
 
 def build_optimisers(modules, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for everything else; ``peak`` is each one's highest rate."""
+    """Muon for the layers' matrices, AdamW for all other weights; ``peak`` is the highest learning rate of each."""
     named = [item for module in modules for item in module.named_parameters()]
     tables = ("embed_tokens", "scale_shift_table")
     matrices = [w for name, w in named if w.ndim == 2 and not any(table in name for table in tables)]
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=6e-4)
-    parser.add_argument("--quiet", type=int, default=400, help="steps until the noise at pi/2 has its full strength")
+    parser.add_argument("--quiet", type=int, default=400, help="steps until the noise at pi/2 has full strength")
     parser.add_argument("--seed", type=int, default=2)
     arguments = parser.parse_args()
 
@@ -251,13 +251,13 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     rng, generator = random.Random(arguments.seed), torch.Generator().manual_seed(arguments.seed)
     instruction = instruction_text(SanaSprintPipeline)
-    corpus = [instruction.lower(), instruction] + [said for scene in all_scenes() for said in phrasings(scene)]
+    corpus = [instruction.lower(), instruction] + [prompt for scene in all_scenes() for prompt in phrasings(scene)]
     build_tokenizer(arguments.output / "tokenizer", corpus)
     tokenizer = AutoTokenizer.from_pretrained(arguments.output / "tokenizer")
     gemma, transformer = build_text_encoder(len(tokenizer)), build_transformer()
     encoder = PromptEncoder(tokenizer, gemma, instruction)
     scenes = all_scenes()
-    latents = encode_pictures(AutoencoderDC.from_pretrained(arguments.output / "vae"), scenes)
+    latents = encode_images(AutoencoderDC.from_pretrained(arguments.output / "vae"), scenes)
     weights = [*gemma.parameters(), *transformer.parameters()]
     averages = [Average(gemma, 0.995), Average(transformer, 0.995)]
     optimisers = build_optimisers([gemma, transformer], arguments.rate)
@@ -287,7 +287,7 @@ def main() -> None:
 
 
 def save(gemma, transformer, averages, folder: Path, curve) -> None:
-    """Write the averaged weights in bfloat16, the scheduler and model_index.json: a folder diffusers opens."""
+    """Write the averaged weights in bfloat16, the scheduler and model_index.json: a folder for diffusers."""
     from diffusers import SCMScheduler
 
     kept = [{k: v.clone() for k, v in m.state_dict().items()} for m in (gemma, transformer)]

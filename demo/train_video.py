@@ -3,12 +3,12 @@
     python demo/train_video_autoencoder.py --output demo/models/diffusers/sana-video-demo
     python demo/train_video.py --output demo/models/diffusers/sana-video-demo
 
-A sentence of the language (video_language.py) has one video, so plain denoising under flow matching is
-enough: x_t = (1 - sigma) * x0 + sigma * z, and the network gives z - x0 (SANA-Video, arXiv 2509.24695).
-A quarter of every batch begins with its first frame, at time 0 as in SanaImageToVideoPipeline, and with the
-shape's line moved aside, which only the picture tells. The rest is as in train_sprint.py: half of the
-noise levels at the start, noise that grows over the first steps, cells of the shape counting more,
-Muon for matrices. A tenth is said nothing or the negative prompt, so that guidance works.
+A prompt of the language (video_language.py) has one video, so plain denoising with flow matching is
+enough: x_t = (1 - sigma) * x0 + sigma * z, and the network predicts z - x0 (SANA-Video, arXiv 2509.24695).
+A quarter of every batch has its first frame given, at timestep 0 as in SanaImageToVideoPipeline, with the
+shape's line moved aside, which only the first frame shows. The rest is as in train_sprint.py: half of the
+noise levels are 1, the noise grows over the first steps, latent cells of the shape have a higher weight,
+and Muon trains matrices. A tenth of the prompts is empty or the negative prompt, so that guidance works.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ SHIFT = 8.0
 
 
 def phrasings(move: Move) -> list[str]:
-    """The sentence of a video and looser ways to say it, lower case as the pipeline makes them."""
-    ways = [
+    """The prompt of a video and variants of it, in lower case as in the pipeline."""
+    prompts = [
         move.prompt,
         move.prompt,
         move.prompt,
         f"{move.colour} {move.shape} moving {move.direction}, {move.background} background",
         move.prompt.replace("moving", "moving to the" if move.direction in ("left", "right") else "going"),
     ]
-    return [f"{said} motion score: {score}." for said in ways for score in (30, 10)] + ways
+    return [f"{prompt} motion score: {score}." for prompt in prompts for score in (30, 10)] + prompts
 
 
 def build_transformer():
@@ -68,64 +68,64 @@ def build_transformer():
     return transformer
 
 
-def encode_films(autoencoder, films: list[tuple[Move, float]]) -> torch.Tensor:
-    """Normalised latents [N, 16, 5, 16, 16] of moves, each with its line so far aside."""
+def encode_videos(autoencoder, videos: list[tuple[Move, float]]) -> torch.Tensor:
+    """Normalised latents [N, 16, 5, 16, 16] of moves, each with the offset of its line."""
     mean = torch.tensor(autoencoder.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(autoencoder.config.latents_std).view(1, -1, 1, 1, 1)
     latents = []
     with torch.no_grad():
-        for i in range(0, len(films), 8):
-            clips = torch.stack([film(move, aside).transpose(0, 1) for move, aside in films[i : i + 8]])
+        for i in range(0, len(videos), 8):
+            clips = torch.stack([film(move, aside).transpose(0, 1) for move, aside in videos[i : i + 8]])
             latents.append(autoencoder.encode(clips * 2 - 1).latent_dist.mode().float())
     return (torch.cat(latents) - mean) / std
 
 
 def saliency(latents: torch.Tensor) -> torch.Tensor:
-    """How much each cell says: 1 where it is as most of its video is, up to 9 on the shape's way."""
-    ground = latents.flatten(2).median(dim=2).values[..., None, None, None]
-    return 1 + 8 * (latents - ground).square().mean(1, keepdim=True).clamp(max=1.0)
+    """The loss weight of each cell: 1 on the background, up to 9 on the path of the shape."""
+    background = latents.flatten(2).median(dim=2).values[..., None, None, None]
+    return 1 + 8 * (latents - background).square().mean(1, keepdim=True).clamp(max=1.0)
 
 
-def draw_levels(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels as the sampler meets them: half at the start, the others shifted towards it."""
+def sample_noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels as in the sampler: half of them 1, the others shifted towards 1."""
     level = torch.rand(count, generator=generator)
     level = SHIFT * level / (1 + (SHIFT - 1) * level)
     level[torch.rand(count, generator=generator) < 0.5] = 1.0
     return level
 
 
-def training_loss(transformer, encoder, films, moves, rng, generator, batch, loudness):
-    """``films``: each of ``moves``, the language's own first and then those that lie aside."""
-    from_picture = torch.arange(batch) < batch // 4
-    own = len(all_moves())
-    chosen = [rng.randrange(len(moves)) if picture else rng.randrange(own) for picture in from_picture]
-    x0 = films[chosen]
+def training_loss(transformer, encoder, videos, moves, rng, generator, batch, noise_strength):
+    """``videos``: the latent of each of ``moves``; those of the language first, then those with an offset."""
+    from_image = torch.arange(batch) < batch // 4
+    centred = len(all_moves())
+    chosen = [rng.randrange(len(moves)) if image else rng.randrange(centred) for image in from_image]
+    x0 = videos[chosen]
     prompts = [rng.choice(phrasings(moves[i])) for i in chosen]
-    prompts = [rng.choice(["", NEGATIVE]) if rng.random() < 0.1 else said for said in prompts]
+    prompts = [rng.choice(["", NEGATIVE]) if rng.random() < 0.1 else prompt for prompt in prompts]
     states, mask = encoder.plain(prompts) if rng.random() < 0.2 else encoder(prompts)
-    level = draw_levels(batch, generator)
+    level = sample_noise_levels(batch, generator)
     z = torch.randn(x0.shape, generator=generator)
-    z[level == 1.0] *= loudness
+    z[level == 1.0] *= noise_strength
     free = torch.ones(batch, 1, *x0.shape[2:])
-    free[from_picture, :, 0] = 0.0
+    free[from_image, :, 0] = 0.0
     wide = level.view(-1, 1, 1, 1, 1)
     x = torch.where(free > 0, (1 - wide) * x0 + wide * z, x0)
     times = 1000 * wide * free[..., ::2, ::2]
     velocity = transformer(x, states, timestep=times, encoder_attention_mask=mask, return_dict=False)[0]
     error = (velocity - (z - x0)) * free
-    worth = saliency(x0)
-    loss = (worth * (wide * error).square()).mean() + 0.1 * (worth * error.square()).mean()
+    weight = saliency(x0)
+    loss = (weight * (wide * error).square()).mean() + 0.1 * (weight * error.square()).mean()
     return loss, (wide * error).abs().mean().item()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--begin", type=Path, help="a folder of these weights to begin from")
+    parser.add_argument("--begin", type=Path, help="a folder with weights to start from")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--quiet", type=int, default=700, help="steps until the noise at the start has its strength")
+    parser.add_argument("--quiet", type=int, default=700, help="steps until the noise at level 1 has full strength")
     parser.add_argument("--seed", type=int, default=2)
     arguments = parser.parse_args()
 
@@ -135,7 +135,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     rng, generator = random.Random(arguments.seed), torch.Generator().manual_seed(arguments.seed)
     instruction, moves = instruction_text(SanaVideoPipeline), all_moves()
-    corpus = [instruction.lower(), instruction, NEGATIVE, *(said for move in moves for said in phrasings(move))]
+    corpus = [instruction.lower(), instruction, NEGATIVE, *(prompt for move in moves for prompt in phrasings(move))]
     build_tokenizer(arguments.output / "tokenizer", corpus)
     tokenizer = AutoTokenizer.from_pretrained(arguments.output / "tokenizer")
     gemma, transformer = build_text_encoder(len(tokenizer)), build_transformer()
@@ -146,7 +146,7 @@ def main() -> None:
     encoder = PromptEncoder(tokenizer, gemma, instruction)
     scenes = [(move, 0.0) for move in moves]
     scenes += [(move, rng.uniform(-ASIDE, ASIDE)) for move in rng.sample(moves, 500)]
-    films = encode_films(AutoencoderKLWan.from_pretrained(arguments.output / "vae"), scenes)
+    videos = encode_videos(AutoencoderKLWan.from_pretrained(arguments.output / "vae"), scenes)
     moves = [move for move, _ in scenes]
     weights = [*gemma.parameters(), *transformer.parameters()]
     averages = [Average(gemma, 0.99), Average(transformer, 0.99)]
@@ -156,8 +156,8 @@ def main() -> None:
     for step in range(arguments.steps):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(step, arguments.steps, group["peak"])
-        loudness = min(1.0, step / arguments.quiet)
-        loss, error = training_loss(transformer, encoder, films, moves, rng, generator, arguments.batch, loudness)
+        strength = min(1.0, step / arguments.quiet)
+        loss, error = training_loss(transformer, encoder, videos, moves, rng, generator, arguments.batch, strength)
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def save(gemma, transformer, averages, folder: Path, curve) -> None:
-    """Write the averaged weights in bfloat16, the scheduler and model_index.json: a folder diffusers opens."""
+    """Write the averaged weights in bfloat16, the scheduler and model_index.json: a folder for diffusers."""
     from diffusers import DPMSolverMultistepScheduler
 
     kept = [{k: v.clone() for k, v in m.state_dict().items()} for m in (gemma, transformer)]

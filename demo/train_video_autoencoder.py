@@ -1,12 +1,12 @@
-"""Train the video demo's AutoencoderKLWan: Wan 2.1's latent (16 channels, 8 times smaller, 4 times shorter).
+"""Train the video demo's AutoencoderKLWan: Wan 2.1's latent (16 channels, 1/8 of the size, 1/4 of the frames).
 
     python demo/train_video_autoencoder.py --output demo/models/diffusers/sana-video-demo
 
-The clips are the language's own shapes (video_language.py) at any place, size and speed, drawn fresh
-for every batch. First come windows of 64 pixels around the shape of one frame, then of five, then of
-seventeen, at last whole pictures. Loss as in train_autoencoder.py, with the differences between frames too.
-Kernels begin with unit gain and are trained by Muon as matrices, one row for each output channel:
-AdamW alone was several times slower.
+Clips are rendered for every batch with shapes of the language (video_language.py) at random positions,
+sizes and speeds. Training starts with crops of 64 pixels around the shape in single frames, then in
+clips of five and of seventeen frames, and ends with whole frames. Loss as in train_autoencoder.py, plus
+the differences between frames. Kernels start with unit gain and are trained by Muon as matrices with a
+row per output channel: AdamW alone was several times slower.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build(**changes):
 
 
 class Rows(torch.nn.Module):
-    """A kernel kept as a matrix, which is what Muon takes."""
+    """A kernel stored as a matrix, as Muon requires."""
 
     def __init__(self, shape: torch.Size):
         super().__init__()
@@ -45,7 +45,7 @@ class Rows(torch.nn.Module):
 
 
 def prepare(model, begin: Path | None) -> None:
-    """Unit gain for every convolution, or the weights to begin from; and each kernel as a matrix."""
+    """Unit gain for every convolution, or the weights in ``begin``; and each kernel as a matrix."""
     if begin is not None:
         model.load_state_dict({k: v.float() for k, v in type(model).from_pretrained(begin).state_dict().items()})
     for part in list(model.modules()):
@@ -57,7 +57,7 @@ def prepare(model, begin: Path | None) -> None:
 
 
 def plain_weights(model) -> dict[str, torch.Tensor]:
-    """The weights of a prepared model under the names that they have in an unprepared one."""
+    """The weights of a prepared model under their original names."""
     weights = {}
     for name, value in model.state_dict().items():
         if name.endswith(".parametrizations.weight.original"):
@@ -69,7 +69,7 @@ def plain_weights(model) -> dict[str, torch.Tensor]:
 
 
 def random_clip(rng: random.Random, frames: int, size: int) -> torch.Tensor:
-    """A moving shape: [3, frames, size, size] in [-1, 1], cut to a window that follows nothing."""
+    """A moving shape: [3, frames, size, size] in [-1, 1], cropped at a fixed position."""
     colour, background = rng.sample(list(COLOURS), 2)
     scene = Scene(colour, rng.choice(SHAPES), "in the centre", background)
     radius = 0.17 if rng.random() < 0.6 else rng.uniform(0.1, 0.3)
@@ -89,7 +89,7 @@ def random_clip(rng: random.Random, frames: int, size: int) -> torch.Tensor:
 
 
 def decode(model, latents: torch.Tensor) -> torch.Tensor:
-    """AutoencoderKLWan's decoding without its clamp, whose gradient is 0 outside."""
+    """AutoencoderKLWan's decoding without its clamp, which has no gradient outside of its range."""
     model.clear_cache()
     latents = model.post_quant_conv(latents)
     parts = []
@@ -127,12 +127,12 @@ def build_optimisers(model, rate: float) -> list[torch.optim.Optimizer]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--begin", type=Path, help="a vae folder to begin from")
-    parser.add_argument("--pictures", type=int, default=500, help="steps on one frame")
-    parser.add_argument("--clips", type=int, default=500, help="steps on five frames")
-    parser.add_argument("--films", type=int, default=450, help="steps on seventeen frames")
-    parser.add_argument("--whole", type=int, default=80, help="steps on whole pictures of seventeen frames")
-    parser.add_argument("--rate", type=float, default=0.02, help="Muon's; a twentieth of it is AdamW's")
+    parser.add_argument("--begin", type=Path, help="a vae folder to start from")
+    parser.add_argument("--images", type=int, default=500, help="steps on crops of single frames")
+    parser.add_argument("--clips", type=int, default=500, help="steps on crops of five frames")
+    parser.add_argument("--videos", type=int, default=450, help="steps on crops of seventeen frames")
+    parser.add_argument("--whole", type=int, default=80, help="steps on seventeen whole frames")
+    parser.add_argument("--rate", type=float, default=0.02, help="learning rate of Muon; AdamW's is 1/20 of it")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
 
@@ -144,8 +144,8 @@ def main() -> None:
     prepare(model, arguments.begin)
     average = Average(model, 0.99)
     optimisers = build_optimisers(model, arguments.rate)
-    batches = [(1, SIZE // 2, 16)] * arguments.pictures + [(5, SIZE // 2, 6)] * arguments.clips
-    batches += [(FRAMES, SIZE // 2, 2)] * arguments.films + [(FRAMES, SIZE, 1)] * arguments.whole
+    batches = [(1, SIZE // 2, 16)] * arguments.images + [(5, SIZE // 2, 6)] * arguments.clips
+    batches += [(FRAMES, SIZE // 2, 2)] * arguments.videos + [(FRAMES, SIZE, 1)] * arguments.whole
     curve, started = [], time.time()
     for step, (frames, size, count) in enumerate(batches):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):

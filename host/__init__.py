@@ -16,21 +16,23 @@ _current: Host | None = None
 def current() -> Host:
     """The host in force: the one chosen with :func:`use`, else ComfyUI where we run inside it."""
     if _current is None:
-        use("comfyui" if "comfy.model_management" in sys.modules else "embedded")
+        return use("comfyui" if "comfy.model_management" in sys.modules else "embedded")
     return _current
 
 
 def use(name: str) -> Host:
     """Choose the host for this process."""
     global _current
+    chosen: Host
     if name == "comfyui":
         from .comfyui.bridge import ComfyHost
 
-        _current = ComfyHost()
+        chosen = ComfyHost()
     elif name == "embedded":
         from .embedded.bridge import EmbeddedHost
 
-        _current = EmbeddedHost()
+        chosen = EmbeddedHost()
     else:
         raise ValueError(f"host is {name!r}; choose one of {', '.join(NAMES)}")
-    return _current
+    _current = chosen
+    return chosen

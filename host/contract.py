@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,12 @@ class SaveTarget:
     subfolder: str
 
     def path(self, suffix: str, offset: int = 0) -> Path:
+        """The name ``offset`` numbers further; whether it is free is found when it is claimed (media.claims)."""
         return self.folder / f"{self.name}_{self.number + offset:05}_{suffix}"
+
+    def names(self, suffix: str) -> Callable[[int], Path]:
+        """The paths to try in turn, by offset: what media.writer takes."""
+        return partial(self.path, suffix)
 
 
 class Host(Protocol):
@@ -96,20 +102,23 @@ class Host(Protocol):
         ``negative`` and a ``cfg`` other than 1 make it classifier-free guidance.
         """
 
-    def vae_spec(self, vae: Any) -> Any:
-        """The VaeSpec of a VAE, of ours or the host's own; ValueError for one that SANA knows nothing of."""
+    def vae_spec(self, vae: Any, /) -> Any:
+        """The VaeSpec of a VAE, of ours or the host's own; ValueError for a VAE that SANA does not use."""
 
     def decode_frames(self, vae: Any, samples: Any) -> Iterator:
         """A video LATENT's frames in order, [n, H, W, 3] at a time, one video after another."""
 
+    def check_prefix(self, prefix: str) -> None:
+        """ValueError or OSError for a ``filename_prefix`` under which nothing can be saved; nothing is made."""
+
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
-        """Where files of ``prefix`` are saved next; its folder is made."""
+        """Where files of ``prefix``, which was checked, are saved next; its folder is made."""
 
     def shown(self, target: SaveTarget, files: Sequence[Path], animated: bool) -> dict:
         """The ``ui`` of a node that saved files; ``animated``: each plays."""
 
     def tags(self, prompt: dict | None, extra_pnginfo: dict | None) -> dict:
-        """What a saved file says of the graph that made it: ``workflow`` and ``prompt``, or nothing."""
+        """The tags of a saved file, by which the graph that made it is loaded: ``workflow`` and ``prompt``, or none."""
 
     def progress(self, total: int, what: str) -> AbstractContextManager:
         """A progress bar: ``update(n)`` counts, and raises where the person interrupted."""

@@ -8,26 +8,34 @@ from torch.nn import functional
 
 
 def cover(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """A picture [H, W, C] in [0, 1] as [height, width, 3]: its middle at the shape asked for, then resized.
+    """An image [H, W, C] in [0, 1] as [height, width, 3]: its middle at the shape asked for, then resized.
 
-    Resizing is Pillow's Lanczos on 8 bits, as in diffusers' VideoProcessor; a picture of the right size is
+    Resizing is Pillow's Lanczos on 8 bits, as in diffusers' VideoProcessor; an image of the right size is
     kept as it is. Grey becomes RGB and alpha is dropped.
     """
     from PIL import Image
 
-    from .writer import to_bytes
+    from .pixels import to_bytes
 
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"the image has the shape {list(image.shape)}; give pictures of 1, 3 or 4 channels")
+        raise ValueError(f"the image has the shape {list(image.shape)}; give images of 1, 3 or 4 channels")
     image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image[..., :3]
     if image.shape[:2] == (height, width):
         return image
     rows, columns = image.shape[:2]
-    kept = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
-    top, left = (rows - kept[0]) // 2, (columns - kept[1]) // 2
-    middle = to_bytes(image[top : top + max(kept[0], 1), left : left + max(kept[1], 1)])
+    shape, wanted = columns / rows, width / height
+    top, left = _margin(rows, shape / wanted), _margin(columns, wanted / shape)
+    middle = to_bytes(image[top : rows - top, left : columns - left])
     resized = Image.fromarray(middle).resize((width, height), resample=Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(resized).astype(np.float32) / 255.0)
+
+
+def _margin(side: int, share: float) -> int:
+    """What is cut off each end of a side of which a ``share`` is wanted.
+
+    As ComfyUI crops to the centre (comfy.utils.common_upscale), except that something is always left.
+    """
+    return min(max(0, round((side - side * share) / 2)), (side - 1) // 2)
 
 
 def crop_to_size(images: torch.Tensor, width: int, height: int) -> torch.Tensor:

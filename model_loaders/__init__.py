@@ -1,5 +1,5 @@
-"""Files to modules: recognise, open, build. Nothing here knows a host or a node.
+"""Load modules from files: identify, open, build. Independent of hosts and nodes.
 
-The modules are diffusers' and transformers' own classes; both are imported inside functions, at
-first use, because importing them takes seconds.
+The modules are diffusers' and transformers' own classes. Both are imported inside functions, at first
+use, because importing them takes seconds.
 """

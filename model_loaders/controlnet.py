@@ -1,10 +1,11 @@
-"""SANA's ControlNets: a folder or one file, in diffusers' naming or NVlabs', to a SanaControlNetModel."""
+"""Load a SANA ControlNet: a folder or file in diffusers' or NVlabs' naming to a SanaControlNetModel."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..networks.controlnet import ControlNetSpec
 from .files.build import build_from_config, load_strictly
@@ -13,23 +14,23 @@ from .files.kinds import Kind, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
-from .transformer import config_from_shapes
+from .transformer import check_config, config_from_shapes
 
 HINT = "Give Sana Load ControlNet a SANA ControlNet (models/controlnet)."
 
 
 @dataclass(frozen=True)
 class LoadedControlNet:
-    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+    """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     spec: ControlNetSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)
 
 
 def load_controlnet(path: Path) -> LoadedControlNet:
-    """A SanaControlNetModel with the file's own dtype, its weights mapped."""
+    """A SanaControlNetModel in the dtype of the file, with memory-mapped weights."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, (Kind.CONTROLNET,), HINT)
     positions = position_config(checkpoint)
@@ -38,6 +39,8 @@ def load_controlnet(path: Path) -> LoadedControlNet:
     from diffusers import SanaControlNetModel
 
     own = checkpoint.config_with("num_layers")
+    if own is not None:
+        check_config(own, checkpoint)
     module = build_from_config(
         SanaControlNetModel, checkpoint, own, lambda: {**config_from_shapes(checkpoint), **positions}
     )

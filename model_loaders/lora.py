@@ -1,13 +1,12 @@
-"""LoRA files for SANA's transformers, as diffusers, PEFT, kohya's scripts, LyCORIS and OneTrainer write them.
+"""Load LoRA files for SANA's transformers, as saved by diffusers, PEFT, kohya's scripts, LyCORIS and OneTrainer.
 
-A LoRA changes a weight W to W + strength * alpha / rank * up @ down (arXiv 2106.09685). Whatever wrote
-it, its tensors come out under ``<layer>.lora_up.weight``, ``<layer>.lora_down.weight``, ``<layer>.alpha``
-and so on, where ``<layer>`` is the layer's name in diffusers' module: names that ComfyUI's adapters read.
+A LoRA changes a weight W to W + strength * alpha / rank * up @ down (arXiv 2106.09685). The loaded tensors
+are always named ``<layer>.lora_up.weight``, ``<layer>.lora_down.weight``, ``<layer>.alpha`` and so on, where
+``<layer>`` is the layer's name in diffusers' module: names that ComfyUI's adapters support.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..networks.lora import MAGNITUDE
-from .files.checkpoint import Checkpoint, UnusableFile
+from .files.checkpoint import Checkpoint, UnusableFile, json_object
+from .files.folders import WEIGHT_SUFFIXES
 from .files.kinds import Kind, require_kind
 from .files.open import open_checkpoint, read_json
+from .patterns import LayerPatterns, UnsupportedPattern
 
 HINT = "Give Sana Load LoRA a LoRA of a SANA transformer (models/loras)."
 METADATA_KEY = "lora_adapter_metadata"
-"""Where diffusers keeps PEFT's configuration in a safetensors header."""
+"""The metadata entry of a safetensors header with PEFT's configuration, as written by diffusers."""
 
 PREFIXES = (
     "base_model.model.",
@@ -33,7 +34,9 @@ PREFIXES = (
     "lora_unet_",
     "lycoris_",
 )
-"""What trainers put before a layer's name; several may follow one another."""
+"""Prefixes of layer names in the files of different trainers; a name can have several."""
+
+LARGEST_ALPHA = 1e9
 
 TEXT_PREFIXES = ("text_encoder", "lora_te", "bundle_emb")
 
@@ -59,8 +62,8 @@ KNOWN_ENDING = re.compile(rf"\.({'|'.join(re.escape(e) for e in ENDINGS)})(?:\.d
 class LoadedLora:
     """A LoRA matched to a transformer.
 
-    ``tensors``: ``<layer>.<part>`` to tensor; ``layers``: the layers it changes; ``strays``: its own
-    keys that belong to no layer.
+    ``tensors``: ``<layer>.<part>`` to tensor; ``layers``: the layers that it changes; ``strays``: keys of
+    the file that match no layer.
     """
 
     tensors: dict
@@ -73,47 +76,48 @@ class LoadedLora:
         return {key[len(layer) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{layer}.")}
 
     def unused_keys_message(self) -> str | None:
-        """One sentence about keys that were not used, or None."""
+        """A log message about keys that are not used, or None."""
         if not self.strays:
             return None
         text = sum(key.startswith(TEXT_PREFIXES) for key in self.strays)
         named = ", ".join(self.strays[:5]) + (", …" if len(self.strays) > 5 else "")
-        part = f" ({text} of them for the text encoder, which SANA's LoRAs leave alone)" if text else ""
+        part = f" ({text} of them for the text encoder, which is not supported for SANA)" if text else ""
         return f"{self.path.name}: {len(self.strays)} keys match no layer of this model and are not used{part}: {named}"
 
 
 def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
-    """A LoRA for the transformer whose ``weights`` are name to shape.
+    """A LoRA for a transformer; ``weights``: the shapes of its weights by name.
 
-    UnusableFile for a file that is no LoRA, that changes no layer of this transformer, or whose matrices
-    are of another size.
+    UnusableFile if the file is not a LoRA, matches no layer of this transformer, or has matrices of
+    another size.
     """
     checkpoint = open_checkpoint(path)
     require_kind(checkpoint, (Kind.LORA,), HINT)
     layers = {name.removesuffix(".weight"): shape for name, shape in weights.items() if name.endswith(".weight")}
     flat = {name.replace(".", "_"): name for name in layers}
-    tensors, strays = {}, []
+    tensors, strays, matched = {}, [], set()
     for key in checkpoint:
-        found = _split(key)
-        layer = found and _layer(found[0], layers, flat)
-        if layer is None:
+        name, part = _split(key) or (key, None)
+        layer = part and _layer(name, layers, flat)
+        if not layer:
             strays.append(key)
             continue
-        tensors[f"{layer}.{found[1]}"] = checkpoint[key]
-    matched = tuple(sorted({name for name in layers if any(key.startswith(f"{name}.") for key in tensors)}))
+        matched.add(layer)
+        tensors[f"{layer}.{part}"] = checkpoint[key]
     if not matched:
         raise UnusableFile(
-            f"{path}: none of its {len(strays)} keys (such as {strays[0]}) names a layer of this model; "
-            "it was made for another one"
+            f"{path}: none of its {len(strays)} keys (such as {strays[0]}) matches a layer of this model; "
+            "it was made for another model"
         )
-    for layer in matched:
-        _check_shapes(path, layer, layers[layer], tensors)
-    _add_alphas(tensors, matched, _peft_config(checkpoint))
-    return LoadedLora(tensors, matched, tuple(strays), Path(path))
+    changed = tuple(sorted(matched))
+    for layer in changed:
+        _check_parts(path, layer, layers[layer], tensors)
+    _add_alphas(path, tensors, changed, _peft_config(checkpoint))
+    return LoadedLora(tensors, changed, tuple(strays), Path(path))
 
 
 def _split(key: str) -> tuple[str, str] | None:
-    """A key as (what names the layer, ComfyUI's name of the part)."""
+    """A key as (layer name, ComfyUI's name of the part)."""
     if match := KNOWN_ENDING.search(key):
         return key[: match.start()], ENDINGS[match[1]]
     if match := OTHER_ENDING.search(key):
@@ -121,57 +125,80 @@ def _split(key: str) -> tuple[str, str] | None:
     return None
 
 
-def _layer(said: str, layers: Iterable[str], flat: Mapping[str, str]) -> str | None:
+def _layer(name: str, layers: Iterable[str], flat: Mapping[str, str]) -> str | None:
+    """The layer that a trainer's name means, without what trainers put before it."""
     while True:
-        if said in layers:
-            return said
-        if said in flat:
-            return flat[said]
-        prefix = next((p for p in PREFIXES if said.startswith(p)), None)
+        if name in layers:
+            return name
+        if name in flat:
+            return flat[name]
+        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
         if prefix is None:
             return None
-        said = said[len(prefix) :]
+        name = name[len(prefix) :]
 
 
-def _check_shapes(path: Path, layer: str, shape: tuple[int, ...], tensors: Mapping) -> None:
+def _check_parts(path: Path, layer: str, shape: tuple[int, ...], tensors: Mapping) -> None:
+    """UnusableFile for matrices of another size, a rank of 0, and an alpha that is not one number."""
+    alpha = tensors.get(f"{layer}.alpha")
+    if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha))):
+        raise UnusableFile(f"{path}: {layer}.alpha holds {alpha.numel()} values where one finite number belongs")
     up, down = tensors.get(f"{layer}.lora_up.weight"), tensors.get(f"{layer}.lora_down.weight")
-    if (up is None) != (down is None):
-        missing = "lora_up" if up is None else "lora_down"
-        raise UnusableFile(f"{path}: {layer} lacks its {missing}; the file is not whole")
-    if up is None:
+    if up is None and down is None:
         return
+    if up is None or down is None:
+        missing = "lora_up" if up is None else "lora_down"
+        raise UnusableFile(f"{path}: {layer} lacks its {missing}; download the file again")
+    if min(up.ndim, down.ndim) < 2 or not up.is_floating_point() or not down.is_floating_point():
+        raise UnusableFile(f"{path}: the matrices of {layer} are not of two or more dimensions of floating numbers")
     changes = up.shape[0], math.prod(down.shape[1:])
     if changes != (shape[0], math.prod(shape[1:])) or up.shape[1] != down.shape[0]:
         raise UnusableFile(
             f"{path}: it changes {layer} as a matrix of {changes[0]} x {changes[1]} (rank {down.shape[0]}), and this "
             f"model's is {shape[0]} x {math.prod(shape[1:])}: it was made for another size of SANA"
         )
+    if down.shape[0] == 0:
+        raise UnusableFile(f"{path}: {layer} has a rank of 0; download the file again")
+    magnitude = tensors.get(f"{layer}.{MAGNITUDE}")
+    if magnitude is not None and magnitude.numel() != shape[0]:
+        raise UnusableFile(f"{path}: {layer} has {magnitude.numel()} magnitudes for {shape[0]} rows")
 
 
 def _peft_config(checkpoint: Checkpoint) -> dict:
-    """PEFT's configuration of the LoRA: from the file's header, or adapter_config.json beside it; else empty."""
-    said = checkpoint.metadata.get(METADATA_KEY)
-    if said:
-        try:
-            table = json.loads(said)
-        except ValueError as error:
-            raise UnusableFile(f"{checkpoint.path}: its {METADATA_KEY} is not JSON ({error})") from error
+    """PEFT's configuration of the LoRA: from the file's header, or its adapter_config.json; else empty."""
+    text = checkpoint.metadata.get(METADATA_KEY)
+    if text:
+        table = json_object(text, f"{checkpoint.path}: its {METADATA_KEY}")
         return {key.removeprefix("transformer."): value for key, value in table.items()}
     beside = checkpoint.path.parent / "adapter_config.json"
-    return read_json(beside) if beside.is_file() else {}
+    return read_json(beside) if beside.is_file() and _is_own_config(checkpoint.path) else {}
 
 
-def _add_alphas(tensors: dict, layers: Iterable[str], config: Mapping) -> None:
+def _is_own_config(file: Path) -> bool:
+    """Whether an adapter_config.json beside a LoRA belongs to it: by PEFT's name, or since no other LoRA is there."""
+    others = (other for other in file.parent.iterdir() if other.suffix in WEIGHT_SUFFIXES and other != file)
+    return file.stem == "adapter_model" or next(others, None) is None
+
+
+def _add_alphas(path: Path, tensors: dict, layers: Iterable[str], config: Mapping) -> None:
     """Give each layer without an alpha the one that PEFT's configuration says; none means alpha = rank."""
     import torch
 
-    usual, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    usual, table = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    if not isinstance(table, dict):
+        raise UnusableFile(f"{path}: alpha_pattern is not a table of layers to numbers")
+    try:
+        patterns = LayerPatterns(table)
+    except UnsupportedPattern as error:
+        raise UnusableFile(f"{path}: alpha_pattern cannot be used: {error}") from error
     for layer in layers:
         down = tensors.get(f"{layer}.lora_down.weight")
         if down is None or f"{layer}.alpha" in tensors:
             continue
-        alpha = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), usual)
+        alpha = patterns.get(layer, usual)
         if alpha is None:
             continue
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= LARGEST_ALPHA:
+            raise UnusableFile(f"{path}: the alpha of {layer} is {str(alpha)[:80]}; a number belongs there")
         rank = down.shape[0]
         tensors[f"{layer}.alpha"] = torch.tensor(float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0))

@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder: which parts it has and where."""
+"""Load a diffusers pipeline folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LoadedPipeline:
 
 
 def load_pipeline(path: Path) -> LoadedPipeline:
-    """All three models of a SANA folder, opened but not read: weights stay mapped."""
+    """All three models of a SANA pipeline folder, with memory-mapped weights."""
     check_pipeline(path)
     return LoadedPipeline(
         _with_shift(load_transformer(path / "transformer"), path / "scheduler" / "scheduler_config.json"),
@@ -32,16 +32,16 @@ def load_pipeline(path: Path) -> LoadedPipeline:
 
 
 def _with_shift(transformer: LoadedTransformer, config: Path) -> LoadedTransformer:
-    """The transformer with its pipeline's own flow shift, where the scheduler's config says one."""
-    said = read_json(config) if config.is_file() else {}
-    shift = said.get("flow_shift", said.get("shift"))
+    """The transformer with the flow shift of its pipeline, if the scheduler's config has one."""
+    scheduler = read_json(config) if config.is_file() else {}
+    shift = scheduler.get("flow_shift", scheduler.get("shift"))
     if transformer.spec.family.uses_angles or not isinstance(shift, (int, float)) or not 0 < shift <= 100:
         return transformer
     return replace(transformer, spec=replace(transformer.spec, flow_shift=float(shift)))
 
 
 def check_pipeline(path: Path) -> str:
-    """The pipeline's class name; UnusableFile or FileNotFoundError where the folder is not a whole SANA pipeline."""
+    """The pipeline's class name; UnusableFile or FileNotFoundError if the folder is not a complete SANA pipeline."""
     index = path / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{path} has no model_index.json; give a folder in diffusers' layout")
@@ -50,5 +50,5 @@ def check_pipeline(path: Path) -> str:
         raise UnusableFile(f"{path} is a {name}, not a SANA pipeline")
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
-        raise FileNotFoundError(f"{path} lacks the folder {', '.join(missing)}; download the whole pipeline")
+        raise FileNotFoundError(f"{path} has no folder {', '.join(missing)}; download the complete pipeline")
     return name

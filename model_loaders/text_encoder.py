@@ -6,15 +6,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..networks.text_encoder import TextEncoderSpec, TokenEmbedding
 from .files.build import build_empty, load_strictly
-from .files.checkpoint import Checkpoint, UnusableFile, Value
+from .files.checkpoint import Checkpoint, Entry, UnusableFile, Value
 from .files.kinds import Kind, describe, require_kind
 from .files.open import open_checkpoint, read_json, refuse_pointer
-from .gemma_tokenizer import load_spiece
+from .gemma_config import EMBEDDING, read_config
+from .gemma_tokenizer import MOST_BYTES, GemmaTokenizer, load_spiece, load_tokenizer_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,32 +27,17 @@ GATED = (
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
-SPIECE, EMBEDDING = "spiece_model", "embed_tokens.weight"
+SPIECE = "spiece_model"
 UNUSED = (SPIECE, "lm_head.weight", "logit_scale", "rotary_emb.inv_freq")
 """What files hold besides Gemma2Model's weights: the tokenizer, the language head, ComfyUI's CLIP scale, a table."""
-
-GEMMA_2_2B = {
-    "model_type": "gemma2",
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "attention_bias": False,
-}
-"""Gemma-2-2B's published numbers that shapes do not tell."""
 
 
 @dataclass(frozen=True)
 class LoadedTextEncoder:
     """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
 
-    module: object
-    tokenizer: object
+    module: Any
+    tokenizer: GemmaTokenizer
     spec: TextEncoderSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)
@@ -78,7 +65,7 @@ def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> Loade
     return LoadedTextEncoder(module, tokenizer, spec, path, quantised)
 
 
-def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
+def _opened(path: Path) -> tuple[Checkpoint, Entry | None]:
     """The weights under Gemma2Model's own names, and the SentencePiece model that may lie among them."""
     try:
         checkpoint = open_checkpoint(path)
@@ -87,7 +74,7 @@ def _opened(path: Path) -> tuple[Checkpoint, torch.Tensor | None]:
     kind = (checkpoint.config or {}).get("model_type", "gemma2")
     if kind != "gemma2":
         raise UnusableFile(f"{checkpoint.config_file} says model_type {kind}, not gemma2. {HINT}")
-    pieces = next((checkpoint[key] for key in checkpoint if key.rpartition(".")[2] == SPIECE), None)
+    pieces = next((checkpoint.entries[key] for key in checkpoint if key.rpartition(".")[2] == SPIECE), None)
     checkpoint = _without_prefix(checkpoint)
     require_kind(checkpoint, (Kind.GEMMA2,), HINT)
     return checkpoint, pieces
@@ -97,15 +84,8 @@ def _build(checkpoint: Checkpoint):
     """Gemma2Config and an empty Gemma2Model: of a config.json, else of the tensors' shapes."""
     from transformers import Gemma2Config, Gemma2Model
 
-    file, entries = _config_file(checkpoint)
-    if entries is None:
-        config = Gemma2Config.from_dict(config_from_shapes(checkpoint))
-        return config, build_empty(lambda: Gemma2Model(config))
-    try:
-        config = Gemma2Config.from_dict(entries)
-        return config, build_empty(lambda: Gemma2Model(config))
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
-        raise UnusableFile(f"{file} does not describe a Gemma2Model ({error}); download it again") from error
+    config = Gemma2Config.from_dict(read_config(checkpoint, *_config_file(checkpoint)))
+    return config, build_empty(lambda: Gemma2Model(config))
 
 
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
@@ -129,72 +109,45 @@ def _config_file(checkpoint: Checkpoint) -> tuple[Path | None, dict | None]:
     return None, None
 
 
-def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a Gemma-2 that came without one; what leaves no shape is Gemma-2-2B's."""
-    names = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
-    query, key, hidden = (checkpoint.shape(f"layers.0.{name}.weight", 2)[0] for name in names)
-    vocabulary, width = checkpoint.shape(EMBEDDING, 2)
-    head = GEMMA_2_2B["head_dim"]
-    if query % head or key % head:
-        raise UnusableFile(
-            f"{checkpoint.path}: {query} query and {key} key channels do not divide into heads of {head}, as "
-            "Gemma-2-2B's do; put its config.json beside it"
-        )
-    layers = {name.split(".")[1] for name in checkpoint if name.startswith("layers.")}
-    return {
-        **GEMMA_2_2B,
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": query // head,
-        "num_key_value_heads": key // head,
-    }
-
-
-def _tokenizer(path: Path, folder: Path | None, pieces: torch.Tensor | None):
+def _tokenizer(path: Path, folder: Path | None, pieces: Entry | None) -> GemmaTokenizer:
     """The tokenizer that the file holds, else the one of the files near it."""
     if pieces is None or folder is not None:
         return _load_tokenizer(_find_tokenizer(path, folder))
     try:
-        return load_spiece(pieces.contiguous().view(torch.uint8).numpy().tobytes(), f"{path}: its {SPIECE}")
+        return load_spiece(_bytes_of(pieces, path), f"{path}: its {SPIECE}")
     except UnusableFile as error:
         try:
-            place = _find_tokenizer(path, None)
+            beside = _find_tokenizer(path, None)
         except FileNotFoundError:
             raise error from None
-        logger.warning("%s. The tokenizer in %s is used.", error, place)
-        return _load_tokenizer(place)
+        logger.warning("%s. The tokenizer in %s is used.", error, beside)
+        return _load_tokenizer(beside)
+
+
+def _bytes_of(entry: Entry, path: Path) -> bytes:
+    """The bytes that a tensor holds, whose shape and dtype are looked at before it is read."""
+    if len(entry.shape) != 1 or entry.shape[0] > MOST_BYTES or (tensor := entry.read()).dtype != torch.uint8:
+        raise UnusableFile(f"{path}: its {SPIECE} is not a row of at most {MOST_BYTES:,} bytes (uint8)")
+    return tensor.numpy().tobytes()
 
 
 def _find_tokenizer(path: Path, folder: Path | None) -> Path:
     """The folder that holds a tokenizer for weights at ``path``."""
     near = path if path.is_dir() else path.parent
-    places = [folder] if folder else [near, near / "tokenizer", near.parent / "tokenizer"]
-    for place in places:
-        if any((place / name).is_file() for name in TOKENIZER_FILES):
-            return place
-    looked = ", ".join(str(place) for place in places)
+    folders = [folder] if folder else [near, near / "tokenizer", near.parent / "tokenizer"]
+    for found in folders:
+        if any((found / name).is_file() for name in TOKENIZER_FILES):
+            return found
+    looked = ", ".join(str(found) for found in folders)
     raise FileNotFoundError(
         f"no tokenizer.json or tokenizer.model for {path}; looked in {looked}. Put Gemma-2's tokenizer files there"
     )
 
 
-def _load_tokenizer(folder: Path):
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
+def _load_tokenizer(folder: Path) -> GemmaTokenizer:
     file = next(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
     refuse_pointer(file)
-    if file.name == "tokenizer.model":
-        return load_spiece(file.read_bytes(), str(file))
-    try:
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        else:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token="<bos>", pad_token="<pad>")
-    except Exception as error:
-        raise UnusableFile(f"the tokenizer in {folder} cannot be read ({error}); download it again") from error
-    if tokenizer.bos_token_id is None or tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
-        raise UnusableFile(f"the tokenizer in {folder} does not begin a prompt with <bos>: it is not Gemma's")
-    tokenizer.padding_side = "right"
-    return tokenizer
+    if file.name == "tokenizer.json":
+        return load_tokenizer_json(file)
+    with file.open("rb") as stream:
+        return load_spiece(stream.read(MOST_BYTES + 1), str(file))

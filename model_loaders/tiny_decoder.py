@@ -1,4 +1,4 @@
-"""tsd, the tiny decoder that colours previews of DC-AE's published latents: a safetensors file to a module."""
+"""Load tsd, the tiny preview decoder for DC-AE's published latents: a safetensors file to a module."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LAYERS = "abcl"
 
 
 def load_tiny_decoder(path: Path) -> TinyDecoder:
-    """The tsd decoder of a file; UnusableFile for any other file."""
+    """The tsd decoder in a file; UnusableFile for any other file."""
     checkpoint = open_checkpoint(path)
     numbers = {key.split(".")[0] for key in checkpoint if key.split(".")[0].isdecimal()}
     stages = len(numbers) - 1
     if stages < 1 or numbers != {str(number) for number in range(stages + 1)}:
-        raise UnusableFile(f"{path} is not tsd, the tiny decoder for SANA's previews")
+        raise UnusableFile(f"{path} is not tsd, the tiny preview decoder for SANA")
     layers = [f"{number}.conv_{name}" for number in range(stages) for name in LAYERS] + [str(stages)]
     for layer in layers:
         checkpoint.shape(f"{layer}.weight", 4)

@@ -1,4 +1,4 @@
-"""SANA's transformers: a folder or one file, in diffusers' naming or NVlabs', to a module."""
+"""Load a SANA transformer: a folder or file in diffusers' or NVlabs' naming to a module."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, TransformerSpec
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
-from .files.kinds import PREFIX, TRANSFORMERS, Kind, require_kind
+from .files.kinds import PREFIX, TRANSFORMERS, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
@@ -20,42 +21,59 @@ HINT = "Give Sana Load Transformer a SANA transformer (models/diffusion_models).
 SELF_HEAD_DIM = 32
 CROSS_HEAD_DIMS = (112, 72, 32)
 VIDEO_HEAD_DIMS = (112, 32)
-"""Head sizes of published models, largest first: shapes do not show how a width divides into heads."""
+"""Head sizes of published models, largest first: they cannot be read from shapes."""
 
 
 @dataclass(frozen=True)
 class LoadedTransformer:
-    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+    """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     spec: TransformerSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)
 
 
 def load_transformer(path: Path) -> LoadedTransformer:
-    """A SanaTransformer2DModel or SanaVideoTransformer3DModel with the file's own dtype, its weights mapped."""
+    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
     checkpoint = checkpoint.without_prefix(PREFIX)
-    positions = position_config(checkpoint)
+    family = FAMILIES[found.kind.key]
+    positions = {} if family.video else position_config(checkpoint)
+    config_of = video_config_from_shapes if family.video else config_from_shapes
     checkpoint = to_diffusers(checkpoint, found)
 
     import diffusers
 
-    make, config_of = {
-        Kind.VIDEO: (diffusers.SanaVideoTransformer3DModel, video_config_from_shapes),
-        Kind.IMAGE: (diffusers.SanaTransformer2DModel, config_from_shapes),
-        Kind.SPRINT: (diffusers.SanaTransformer2DModel, config_from_shapes),
-    }[found.kind]
     own = checkpoint.config_with("num_layers")
+    if own is not None:
+        check_config(own, checkpoint, family.video)
+    make = getattr(diffusers, family.module)
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
-    return LoadedTransformer(module, spec_of(module.config, FAMILIES[found.kind.key]), checkpoint.path, quantised)
+    return LoadedTransformer(module, spec_of(module.config, family), checkpoint.path, quantised)
+
+
+def check_config(config: Mapping, checkpoint: Checkpoint, video: bool = False) -> None:
+    """UnusableFile where a config.json disagrees with the weights' shapes, before anything of its size is made."""
+    key, dims = ("patch_embedding.weight", 5) if video else ("patch_embed.proj.weight", 4)
+    width = checkpoint.shape(key, dims)[0]
+    heads, head = config.get("num_attention_heads"), config.get("attention_head_dim")
+    if isinstance(heads, int) and isinstance(head, int) and heads * head != width:
+        raise UnusableFile(
+            f"{checkpoint.config_file} says num_attention_heads is {heads} and attention_head_dim {head}, and the "
+            f"weights are {width} wide: it belongs to another model"
+        )
+    side = config.get("sample_size")
+    if side is not None and (not isinstance(side, int) or not 1 <= side <= LARGEST_SAMPLE_SIZE):
+        raise UnusableFile(
+            f"{checkpoint.config_file} says a sample_size of {str(side)[:40]}; 1 to {LARGEST_SAMPLE_SIZE} is supported"
+        )
 
 
 def spec_of(config, family: Family) -> TransformerSpec:
-    """What a module's config says of it, as networks know it."""
+    """The TransformerSpec for the config of a diffusers module."""
     patch = tuple(config.patch_size) if family.video else (1, config.patch_size, config.patch_size)
     large = getattr(config, "sample_size", None) == LARGEST_SAMPLE_SIZE
     embedded = getattr(config, "guidance_embeds", False)
@@ -72,10 +90,10 @@ def spec_of(config, family: Family) -> TransformerSpec:
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a transformer or a ControlNet that came without one, read off its tensors' shapes.
+    """The config of a transformer or ControlNet without one, from its tensors' shapes.
 
-    Head sizes are the published ones (self-attention 32; cross-attention 112, else 72 or 32,
-    whichever divides the width): a model with others needs its config.json beside it.
+    Head sizes are the published ones (self-attention 32; cross-attention the first of 112, 72 and 32
+    that divides the width): a model with others needs its config.json next to it.
     """
     width, channels, patch, _ = checkpoint.shape("patch_embed.proj.weight", 4)
     cross_width, _ = checkpoint.shape("transformer_blocks.0.attn2.to_q.weight", 2)
@@ -97,9 +115,9 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
 
 
 def video_config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a SANA-Video transformer that came without one, read off its tensors' shapes.
+    """The config of a SANA-Video transformer without one, from its tensors' shapes.
 
-    Heads have the published size, 112, else 32, whichever divides the width.
+    The head size is the first of the published ones, 112 and 32, that divides the width.
     """
     width, channels, *patch = checkpoint.shape("patch_embedding.weight", 5)
     cross_width, _ = checkpoint.shape("transformer_blocks.0.attn2.to_q.weight", 2)
@@ -121,7 +139,7 @@ def video_config_from_shapes(checkpoint: Checkpoint) -> dict:
 
 
 def _common_config(checkpoint: Checkpoint, width: int) -> dict:
-    """What every SANA transformer's shapes tell in the same way."""
+    """The entries that are read from shapes in the same way for every SANA transformer."""
     hidden = checkpoint.shape("transformer_blocks.0.ff.conv_point.weight", 4)[1]
     normed = "transformer_blocks.0.attn1.norm_q.weight" in checkpoint
     return {
@@ -141,5 +159,5 @@ def _unknown_heads(checkpoint: Checkpoint, width: int) -> UnusableFile:
 
 
 def _mlp_ratio(hidden: int, width: int) -> float:
-    """A ratio whose product with ``width`` rounds down to ``hidden``, as diffusers computes it."""
+    """A ratio whose product with ``width`` rounds down to ``hidden``, as in diffusers."""
     return hidden / width if int(hidden / width * width) == hidden else (hidden + 0.5) / width

@@ -1,10 +1,11 @@
-"""SANA's autoencoders: a folder or one file, to a module and what a host needs to know of it."""
+"""Load one of SANA's autoencoders: a folder or file to a module and its VaeSpec."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..networks.latent_spaces import VaeSpec
 from .autoencoders import dc_ae, ltx2, wan
@@ -18,9 +19,9 @@ HINT = "Give Sana Load VAE a DC-AE, a Wan 2.1 VAE or an LTX-2 video VAE (models/
 
 @dataclass(frozen=True)
 class LoadedVae:
-    """``quantised``: weights that a host has yet to give their floating values (quantised.formats.set_values)."""
+    """``quantised``: weights that a host still has to dequantise (quantised.formats.set_values)."""
 
-    module: object
+    module: Any
     spec: VaeSpec
     path: Path
     quantised: Mapping[str, Value] = field(default_factory=dict)
@@ -31,11 +32,11 @@ BUILDERS: dict[Kind, Callable[[Checkpoint], tuple[object, VaeSpec, dict[str, Val
     Kind.WAN_VAE: wan.build,
     Kind.LTX2_VAE: ltx2.build,
 }
-"""What a checkpoint in diffusers' naming is to the function that gives module, spec and quantised values."""
+"""The function that builds module, spec and quantised values from a checkpoint in diffusers' naming."""
 
 
 def load_vae(path: Path) -> LoadedVae:
-    """An AutoencoderDC, AutoencoderKLWan or AutoencoderKLLTX2Video with the file's own dtype, its weights mapped."""
+    """An AutoencoderDC, AutoencoderKLWan or AutoencoderKLLTX2Video in the dtype of the file, memory-mapped."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, VAES, HINT)
     module, spec, quantised = BUILDERS[found.kind](to_diffusers(checkpoint, found))

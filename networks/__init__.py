@@ -1,1 +1,1 @@
-"""A loaded model at work: what it does when it runs. Nothing here knows a file, a host or a node."""
+"""Loaded models and how they run. Independent of files, hosts and nodes."""

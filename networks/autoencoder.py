@@ -1,14 +1,13 @@
-"""The one way from LATENTs to images and videos and back, for every autoencoder and every host.
+"""Encode and decode LATENTs, for every autoencoder and every host.
 
-A host lends a Run: where to compute, in what, and how to make room. What does not fit into memory is
-computed once more in tiles. Tiles of images are exact (tiling.py); those of videos overlap and are
-faded into each other (streaming.py).
+A host supplies a Run: device, dtype and memory management. If memory runs out, the pass is repeated in
+tiles. Tiles of images are exact (tiling.py); tiles of videos overlap and are blended (streaming.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -23,36 +22,38 @@ from .tiling import Tiling
 logger = logging.getLogger(__name__)
 
 IMAGE_TILE = 1024
-"""Pixels on a side of an image's tile where nobody asked for another."""
+"""The default tile size of images, in pixels."""
 
 VIDEO_TILE, VIDEO_OVERLAP = 256, 64
-"""Pixels of a video's tile and of its overlap where a whole frame does not fit; as ComfyUI's own."""
+"""Tile size and overlap in pixels for video frames that do not fit into memory; ComfyUI's defaults."""
 
 
 class Run(Protocol):
-    """What a host lends to one pass of an autoencoder.
+    """What a host supplies for one pass of an autoencoder.
 
     ``device`` and ``dtype`` to compute on and in; ``output`` and ``output_dtype``: where results come
-    together, and as what. ``out_of_memory``: the exceptions that mean it.
+    together, and as what.
     """
 
     device: torch.device
     dtype: torch.dtype
     output: torch.device
     output_dtype: torch.dtype
-    out_of_memory: tuple[type[BaseException], ...]
 
     def report(self, done: int, total: int) -> None:
-        """So many of ``total`` parts are done; raises where the person interrupted."""
+        """Progress: ``done`` of ``total`` parts; raises if the user interrupted the run."""
 
     def make_room(self, needed: int) -> None:
-        """Put the autoencoder on the device, with ``needed`` bytes free beside it."""
+        """Move the autoencoder to the device and free ``needed`` more bytes there."""
 
     def fits(self, needed: int) -> bool:
         """Whether the device could hold ``needed`` bytes at all."""
 
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        """Whether an exception says that the device's memory was not enough."""
+
     def free_memory(self) -> None:
-        """Give back what a pass that ran out of memory left."""
+        """Free the memory of a pass that ran out of memory."""
 
 
 class Autoencoder:
@@ -65,17 +66,19 @@ class Autoencoder:
     def decode(self, samples: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
         """A LATENT's samples to images [B, H, W, 3], or to videos [B, F, H, W, 3].
 
-        ``tile``: decode in tiles of so many pixels; ``overlap``, for videos alone: a quarter where it is None.
-        ValueError for a latent of another autoencoder.
+        ``tile``: decode in tiles of this many pixels. ``overlap``: in pixels, for videos only; None is a quarter
+        of ``tile``. ValueError for a latent of another autoencoder.
         """
         raw = to_autoencoder(self.spec, samples)
         if self.spec.is_video:
             tiles = self._video_tiles(tile, overlap)
-            return streaming.gather(self.spec, raw, lambda one: self._frames(one, run, tiles), run.output)
+            return streaming.gather(
+                self.spec, raw, lambda one: self._frames(one, run, tiles), run.output, run.output_dtype
+            )
         return rearrange(to_unit_range(self._images("decode", raw, run, tile)), "b c h w -> b h w c")
 
     def frames(self, samples: torch.Tensor, run: Run) -> Iterator[torch.Tensor]:
-        """The frames of one video after another, a few at a time: [n, H, W, 3]."""
+        """The frames of each video in order, a few at a time: [n, H, W, 3]."""
         for one in to_autoencoder(self.spec, samples).split(1):
             yield from self._frames(one, run, None)
 
@@ -83,8 +86,8 @@ class Autoencoder:
     def encode(self, pixels: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
         """Images [B, H, W, 3] or videos [B, F, H, W, 3] to a LATENT's samples [B, C, ...].
 
-        A video autoencoder takes images for the frames of one video. Sides that are no whole number of latent
-        cells are cropped in the middle, as in ComfyUI; ValueError where nothing is left.
+        A video autoencoder takes images as the frames of one video. Sides that are not a multiple of the latent
+        cell are centre-cropped, as in ComfyUI; ValueError if nothing is left.
         """
         pixels = crop_to_cells(self.spec, pixels[..., :3])
         if self.spec.is_video:
@@ -94,38 +97,40 @@ class Autoencoder:
         return from_autoencoder(self.spec, raw.to(run.output, run.output_dtype))
 
     def _images(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
-        """``encode`` or ``decode`` of images [B, C, h, w], one by one; in tiles from the first that does not fit."""
+        """``encode`` or ``decode`` images [B, C, h, w] one by one; in tiles after the first that does not fit."""
         made = []
-        for one in given.split(1):
+        for number, one in enumerate(given.split(1)):
             whole = self._whole_image(half, one, run) if tile is None else None
             if whole is None:
                 tile = tile or IMAGE_TILE
-                whole = self._tiled_image(half, one, run, tile)
+                whole = self._tiled_image(half, one, run, tile, _report_of(run, number, len(given)))
             made.append(whole.to(run.output, run.output_dtype))
         return made[0] if len(made) == 1 else torch.cat(made)
 
     def _whole_image(self, half: str, given: torch.Tensor, run: Run) -> torch.Tensor | None:
-        """None where memory does not hold it."""
+        """None if it does not fit into memory."""
         needed = getattr(self.memory, half)(given.shape, run.dtype.itemsize)
         if not run.fits(needed):
             return None
         run.make_room(needed)
         try:
             return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
-        except run.out_of_memory:
+        except Exception as error:
+            if not run.ran_out_of_memory(error):
+                raise
             logger.warning("Out of memory: the image is %sd in tiles of %d pixels.", half, IMAGE_TILE)
-        run.free_memory()
+        run.free_memory()  # not above: an exception that is being handled holds what its pass made
         return None
 
-    def _tiled_image(self, half: str, given: torch.Tensor, run: Run, tile: int) -> torch.Tensor:
+    def _tiled_image(self, half: str, given: torch.Tensor, run: Run, tile: int, report: Callable) -> torch.Tensor:
         cell = self.spec.spatial_ratio if half == "decode" else 1
         height, width = (length * cell for length in given.shape[-2:])
         run.make_room(getattr(self.memory, f"{half}_in_tiles")(height, width, tile, run.dtype.itemsize))
-        tiling = Tiling(tile, run.device, run.dtype, run.report, run.output)
+        tiling = Tiling(tile, run.device, run.dtype, report, run.output)
         return getattr(tiling, half)(self.module, given)
 
     def _video_tiles(self, tile: int | None, overlap: int | None) -> Tiles | None:
-        """Tiles of so many pixels, in latent cells."""
+        """Tiles of ``tile`` pixels, in latent cells."""
         if tile is None:
             return None
         size = max(2, tile // self.spec.spatial_ratio)
@@ -133,7 +138,7 @@ class Autoencoder:
         return Tiles(size, min(overlap, size - 1))
 
     def _frames(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
-        """Frames of one video; where a whole frame does not fit into memory, once more from tiles."""
+        """Frames of one video; repeated in tiles if a whole frame does not fit into memory."""
         done = 0
         for attempt in (tiles, tiles or self._video_tiles(VIDEO_TILE, VIDEO_OVERLAP)):
             try:
@@ -142,10 +147,10 @@ class Autoencoder:
                         done += 1
                         yield piece
                 return
-            except run.out_of_memory:
-                if attempt is not None:
+            except Exception as error:
+                if attempt is not None or not run.ran_out_of_memory(error):
                     raise
-                logger.warning("Out of memory while decoding: once more in tiles of %d pixels.", VIDEO_TILE)
+                logger.warning("Out of memory while decoding: retrying in tiles of %d pixels.", VIDEO_TILE)
             run.free_memory()
 
     def _decoded_pieces(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
@@ -153,7 +158,7 @@ class Autoencoder:
         run.make_room(self.memory.decode((*raw.shape[:3], *sides), run.dtype.itemsize))
         shown, total = 0, raw.shape[2]
         for piece in streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles):
-            pixels = piece[0].to(run.output, torch.float32, copy=True)
+            pixels = piece[0].to(run.output, run.output_dtype, copy=True)
             shown = min(shown + streaming.PIECE, total)
             run.report(shown, total)
             yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
@@ -167,12 +172,17 @@ class Autoencoder:
                 return streaming.encode_pieces(
                     self.module, self.spec, videos, run.device, run.dtype, attempt, run.report
                 )
-            except run.out_of_memory:
-                if attempt is not None:
+            except Exception as error:
+                if attempt is not None or not run.ran_out_of_memory(error):
                     raise
-                logger.warning("Out of memory while encoding: once more in tiles of %d pixels.", VIDEO_TILE)
+                logger.warning("Out of memory while encoding: retrying in tiles of %d pixels.", VIDEO_TILE)
             run.free_memory()
         raise AssertionError("the second attempt returns or raises")
+
+
+def _report_of(run: Run, number: int, count: int) -> Callable[[int, int], None]:
+    """Reports the tiles of image ``number`` as a part of what all ``count`` images have."""
+    return lambda done, total: run.report(number * total + done, count * total)
 
 
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
@@ -181,7 +191,7 @@ def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def to_autoencoder(spec: VaeSpec, latent: torch.Tensor) -> torch.Tensor:
-    """A LATENT's samples [B, C, ...] as the autoencoder has them; ValueError for another's."""
+    """A LATENT's samples [B, C, ...] as the module's latents; ValueError for those of another autoencoder."""
     check_latent(spec, latent.shape)
     return latent * by_channel(spec.gain, latent) + by_channel(spec.offset, latent)
 
@@ -192,7 +202,7 @@ def from_autoencoder(spec: VaeSpec, raw: torch.Tensor) -> torch.Tensor:
 
 
 def check_latent(spec: VaeSpec, shape) -> None:
-    """ValueError, saying what decodes it, for a latent that this autoencoder cannot decode."""
+    """ValueError for a latent of another autoencoder; the message names the right one."""
     if len(shape) == (5 if spec.is_video else 4) and shape[1] == spec.latent_channels:
         return
     takes = f"{spec.latent_channels} channels" + (" and frames" if spec.is_video else "")
@@ -206,7 +216,7 @@ def _by_channels(shape):
 
 
 def crop_to_cells(spec: VaeSpec, pixels: torch.Tensor) -> torch.Tensor:
-    """The middle of images or frames [..., H, W, C] whose sides whole latent cells cover, as ComfyUI cuts it.
+    """Images or frames [..., H, W, C] centre-cropped to a multiple of the latent cell, as in ComfyUI.
 
     ValueError for a side of less than one cell.
     """
@@ -214,6 +224,6 @@ def crop_to_cells(spec: VaeSpec, pixels: torch.Tensor) -> torch.Tensor:
         side = pixels.shape[dim]
         if side < spec.spatial_ratio:
             raise ValueError(f"the image is {side} pixels on a side; {spec.name} needs at least {spec.spatial_ratio}")
-        left_over = side % spec.spatial_ratio
-        pixels = pixels.narrow(dim, left_over // 2, side - left_over)
+        remainder = side % spec.spatial_ratio
+        pixels = pixels.narrow(dim, remainder // 2, side - remainder)
     return pixels

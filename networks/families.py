@@ -1,4 +1,4 @@
-"""The model families as frozen rows: what differs between SANA-Sprint, SANA and SANA-Video.
+"""The model families as frozen rows: the differences between SANA-Sprint, SANA and SANA-Video.
 
 A new family is a row here, its kind and signature in model_loaders/files/kinds.py, its module, and its tests.
 """
@@ -6,7 +6,7 @@ A new family is a row here, its kind and signature in model_loaders/files/kinds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,15 +20,16 @@ from .latent_spaces import LatentSpace, space_of
 class Family:
     """One row.
 
-    ``parameterisation``: makes the model_sampling object of a flow shift. ``samplers``: rows of the sampler
-    table that sample it, the usual one first. ``video``: latents have frames. ``instruction``: the key in
-    prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: its own, ``large_flow_shift`` that of its
-    4096 pixel model (sample_size 128). ``node`` and ``latent_node``: what samples it and makes its latents,
-    as the canvas shows them.
+    ``module``: the class in diffusers. ``parameterisation``: creates the model_sampling object for a flow
+    shift. ``samplers``: the rows of the sampler table for this family, the default first. ``video``: latents
+    have frames. ``instruction``: the key in prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: the
+    default; ``large_flow_shift``: that of the 4096 pixel model (sample_size 128). ``node`` and
+    ``latent_node``: display names of the nodes that sample it and create its latents.
     """
 
     key: str
     name: str
+    module: str
     parameterisation: Callable[[float], torch.nn.Module]
     samplers: tuple[Sampler, ...]
     video: bool
@@ -41,7 +42,7 @@ class Family:
 
     @property
     def uses_angles(self) -> bool:
-        """Whether its sigmas are TrigFlow's angles, and not the noise levels of flow matching."""
+        """True if sigmas are the angles of TrigFlow, False if they are the noise levels of flow matching."""
         return self.samplers[0].parameterisation is TrigFlow
 
 
@@ -53,13 +54,39 @@ _SCM = (SAMPLERS["scm"],)
 _FLOW = (SAMPLERS["dpm_solver++"], SAMPLERS["euler"])
 
 SPRINT = Family(
-    "sprint", "SANA-Sprint", _trigflow, _SCM, False, "image", 3.0, 3.0, 4.5, "Sana SCM Sample", "Sana Empty Latent"
+    key="sprint",
+    name="SANA-Sprint",
+    module="SanaTransformer2DModel",
+    parameterisation=_trigflow,
+    samplers=_SCM,
+    video=False,
+    instruction="image",
+    flow_shift=3.0,
+    large_flow_shift=3.0,
+    guidance_scale=4.5,
+    node="Sana SCM Sample",
+    latent_node="Sana Empty Latent",
 )
-IMAGE = Family(
-    "image", "SANA", FlowMatch, _FLOW, False, "image", 3.0, 6.0, 4.5, "Sana Flow Sample", "Sana Empty Latent"
+IMAGE = replace(
+    SPRINT,
+    key="image",
+    name="SANA",
+    parameterisation=FlowMatch,
+    samplers=_FLOW,
+    large_flow_shift=6.0,
+    node="Sana Flow Sample",
 )
-VIDEO = Family(
-    "video", "SANA-Video", FlowMatch, _FLOW, True, "video", 8.0, 8.0, 6.0, "Sana Flow Sample", "Sana Empty Video Latent"
+VIDEO = replace(
+    IMAGE,
+    key="video",
+    name="SANA-Video",
+    module="SanaVideoTransformer3DModel",
+    video=True,
+    instruction="video",
+    flow_shift=8.0,
+    large_flow_shift=8.0,
+    guidance_scale=6.0,
+    latent_node="Sana Empty Video Latent",
 )
 FAMILIES = {family.key: family for family in (SPRINT, IMAGE, VIDEO)}
 
@@ -69,12 +96,11 @@ LARGEST_SAMPLE_SIZE = 128
 
 @dataclass(frozen=True)
 class TransformerSpec:
-    """A loaded transformer's own numbers.
+    """The parameters of a loaded transformer.
 
     ``width``: channels of a token. ``patch``: latent cells per token in frames, rows and columns.
-    ``guidance_scale``: what SANA-Sprint's embedded guidance is multiplied by, None without one.
-    ``flow_shift``: the model's own. ``time_scale``: what the times of flow matching, 0 to 1000, are
-    multiplied by.
+    ``guidance_scale``: the factor of SANA-Sprint's embedded guidance, None without one. ``flow_shift``: the
+    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000.
     """
 
     family: Family
@@ -92,7 +118,7 @@ class TransformerSpec:
 
     @property
     def space(self) -> LatentSpace | None:
-        """The latent space of its latents; None where no autoencoder of so many channels is known."""
+        """The latent space of its latents; None if no known autoencoder has this number of channels."""
         return space_of(self.latent_channels, self.family.video)
 
     def sampling(self) -> torch.nn.Module:

@@ -1,9 +1,9 @@
-"""Weights of eight bits as bitsandbytes makes them: LLM.int8(), Dettmers et al. 2022.
+"""Eight-bit weights with bitsandbytes: LLM.int8(), Dettmers et al. 2022.
 
-The arithmetic is bitsandbytes' own kernels and the answer that of its Linear8bitLt with transformers' threshold. It
-differs in two ways. What the integers give is scaled in float32: Linear8bitLt writes float16 on a graphics card,
-which overflows in Gemma-2. And weight and scales are a parameter and a buffer, so that they move, load and are
-patched with the module: Linear8bitLt keeps them in a state that stays behind when its parent moves.
+The kernels are bitsandbytes' and the result equals that of its Linear8bitLt with transformers' threshold. There are two
+differences. The integer products are scaled in float32: Linear8bitLt writes float16 on a graphics card, which overflows
+in Gemma-2. Weight and scales are a parameter and a buffer, so they are moved, loaded and patched with the module:
+Linear8bitLt keeps them in a state that does not move with its parent module.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import torch
 from torch.nn import functional
 
 THRESHOLD = 6.0
-"""Columns of the input with a larger value are not rounded: the paper's outliers, and transformers' default."""
+"""Input columns with a larger value are not quantised: the paper's outliers, with transformers' default."""
 
 STEPS = 127
 
 
 @cache
 def unavailable_reason() -> str | None:
-    """Why bitsandbytes' eight-bit kernels cannot run here, or None. Imports bitsandbytes."""
+    """Why bitsandbytes' eight-bit kernels are not available, or None. Imports bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed (pip install bitsandbytes)"
-    place = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        layer = quantise(torch.nn.Linear(32, 32).to(place).requires_grad_(False))
-        layer(torch.ones(2, 32, device=place))
+        layer = quantise(torch.nn.Linear(32, 32).to(device).requires_grad_(False))
+        layer(torch.ones(2, 32, device=device))
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        return f"bitsandbytes does not run on this machine's {place} ({reason})"
+        return f"bitsandbytes does not run on this machine's {device} ({reason})"
     return None
 
 
 class Int8Linear(torch.nn.Linear):
     """A Linear with an int8 weight [out, in]; ``weight_scale`` [out]: the largest magnitude of each row, float32.
 
-    An input [..., in] is rounded to int8 by rows, but for its outliers. A weight that a LoRA was put on is
-    floating, and computed with as it is.
+    An input [..., in] is quantised to int8 by rows, except for its outliers. A weight with a LoRA is a
+    floating-point weight and used without quantisation.
     """
 
     def forward(self, x):
@@ -58,20 +58,20 @@ class Int8Linear(torch.nn.Linear):
         return out.reshape(*x.shape[:-1], -1)
 
     def convert_weight(self, weight: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-        """The floating weight of int8 values, of whatever dtype: ComfyUI asks for it before it puts a LoRA on it."""
+        """The floating-point weight of int8 values; ComfyUI calls this before it applies a LoRA."""
         if self.weight.dtype != torch.int8:
             return weight
         return weight.float() * (self.weight_scale.to(weight.device) / STEPS)[:, None]
 
     def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **_):
-        """ComfyUI's way to give a patched weight back: it stays floating, since its rows' range is another."""
+        """ComfyUI sets a patched weight with this; it stays floating-point, because the range of its rows changed."""
         if return_weight:
             return weight
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
 
 
 def quantise(layer: torch.nn.Linear) -> Int8Linear:
-    """Make a Linear an Int8Linear, in place."""
+    """Turn a Linear into an Int8Linear, in place."""
     from bitsandbytes import functional as kernels
 
     values, largest, _ = kernels.int8_vectorwise_quant(layer.weight.data.to(torch.float16))
@@ -82,7 +82,7 @@ def quantise(layer: torch.nn.Linear) -> Int8Linear:
 
 
 def floating_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict without eight-bit integers, for a file that anything reads: in the dtype of most other weights."""
+    """A state dict with int8 weights dequantised to the dtype of most other weights, for a file that is portable."""
     scales = {key for key in state if key.endswith(".weight_scale")}
     others = [value.dtype for key, value in state.items() if key not in scales and value.is_floating_point()]
     dtype = max(others, key=others.count, default=torch.float32)

@@ -1,4 +1,4 @@
-"""Latent spaces: what a LATENT's cells are, as one frozen row for each autoencoder that SANA uses.
+"""Latent spaces: a frozen row for each autoencoder that SANA uses.
 
 A new latent space is a row here, its config in model_loaders/autoencoders, and its tests.
 """
@@ -14,10 +14,10 @@ import torch
 class LatentSpace:
     """One row.
 
-    ``channels`` of a latent cell; ``cell``: pixels on its side; ``frames``: frames per latent frame after
-    the first, 1 for images; ``video``: latents have frames [B, C, F, h, w]. ``smallest_side`` in latent
-    cells. ``mean`` and ``std``, by channel: ComfyUI's LATENT is what the transformer sees times std plus
-    mean; empty where both are the same.
+    ``channels`` of a latent cell; ``cell``: its width and height in pixels; ``frames``: frames per latent
+    frame after the first, 1 for images; ``video``: latents have frames [B, C, F, h, w]. ``smallest_side`` in
+    latent cells. ``mean`` and ``std``, per channel: ComfyUI's LATENT is the transformer's input times std
+    plus mean; empty if both are equal.
     """
 
     key: str
@@ -50,24 +50,24 @@ WAN = LatentSpace(
 )
 """Mean and standard deviation of the published Wan 2.1 latents (AutoencoderKLWan's defaults).
 
-ComfyUI's LATENT of 16 channels is not normalised: its models do that, with these numbers. Latents of a
-VAE with others are brought to them, so that one transformer works with the core VAE and with ours.
+ComfyUI's LATENT of 16 channels is not normalised: ComfyUI's models normalise it, with these numbers. Latents of
+a VAE with other numbers are converted to them, so that a transformer works with the core VAE and with ours.
 """
 
 LTX2 = LatentSpace("ltx2", "the LTX-2 video VAE", 128, 32, frames=8, video=True, smallest_side=2)
 DC_AE_V = LatentSpace("dc-ae-v", "DC-AE-V", 32, 32, frames=4, video=True)
-"""The autoencoder of SANA-Video's paper; diffusers has no class for it, so no VAE of it is loaded here."""
+"""The autoencoder of SANA-Video's paper; diffusers has no class for it, so it is not supported as a VAE."""
 
 LATENT_SPACES = (DC_AE, WAN, LTX2, DC_AE_V)
 
 
 def space_of(channels: int, video: bool) -> LatentSpace | None:
-    """The latent space with so many channels, or None."""
+    """The latent space with this number of channels, or None."""
     return next((row for row in LATENT_SPACES if (row.channels, row.video) == (channels, video)), None)
 
 
 def normalise(space: LatentSpace | None, samples: torch.Tensor) -> torch.Tensor:
-    """A LATENT's samples [B, C, ...] as the transformer sees them."""
+    """A LATENT's samples [B, C, ...] as the transformer's input."""
     return samples if space is None or not space.mean else (samples - _mean(space, samples)) / _std(space, samples)
 
 
@@ -77,7 +77,7 @@ def denormalise(space: LatentSpace | None, samples: torch.Tensor) -> torch.Tenso
 
 
 def neutral_latent(space: LatentSpace) -> torch.Tensor:
-    """The LATENT that the transformer sees as zeros: [C]."""
+    """The LATENT that is zeros as the transformer's input: [C]."""
     return torch.tensor(space.mean) if space.mean else torch.zeros(space.channels)
 
 
@@ -90,17 +90,17 @@ def _std(space: LatentSpace, like: torch.Tensor) -> torch.Tensor:
 
 
 def by_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    """Values for each channel (one number: for all), broadcastable to ``like`` [B, C, ...]."""
+    """Values per channel (a single number is for all), broadcastable to ``like`` [B, C, ...]."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *(1,) * (like.ndim - 2))
 
 
 @dataclass(frozen=True)
 class VaeSpec:
-    """A loaded autoencoder's own numbers.
+    """The parameters of a loaded autoencoder.
 
-    What the autoencoder itself calls a latent is a LATENT times ``gain`` plus ``offset``, by channel (one
-    number: for all). ``latent_channels``, ``spatial_ratio`` and ``temporal_ratio`` are its module's, which
-    in published models are its latent space's.
+    The module's latent is a LATENT times ``gain`` plus ``offset``, per channel (a single number is for all).
+    ``latent_channels``, ``spatial_ratio`` and ``temporal_ratio`` are the module's; in published models they
+    equal those of the latent space.
     """
 
     space: LatentSpace
@@ -119,9 +119,9 @@ class VaeSpec:
         return self.space.video
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of so many frames: the first by itself, then one for each whole ``temporal_ratio``."""
+        """The number of latent frames: one for the first frame, then one for every ``temporal_ratio`` frames."""
         return (frames - 1) // self.temporal_ratio + 1
 
     def frames(self, latent_frames: int) -> int:
-        """Frames that so many latent frames decode to."""
+        """The number of frames that ``latent_frames`` decode to."""
         return (latent_frames - 1) * self.temporal_ratio + 1

@@ -1,30 +1,40 @@
-"""What a LoRA does to a weight: W + strength * alpha / rank * up @ down (arXiv 2106.09685), and DoRA."""
+"""Apply a LoRA to a weight: W + strength * alpha / rank * up @ down (arXiv 2106.09685), and DoRA."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 MAGNITUDE = "magnitude"
-"""PEFT's DoRA; ComfyUI's ``dora_scale`` divides by the length of other rows and is no name for it."""
+"""PEFT's DoRA. It is not ComfyUI's ``dora_scale``, which divides by the norm of other rows."""
 
 
-def patched(weight, parts: Mapping, layer: str, strength: float):
-    """A layer's ``weight`` with a LoRA's ``parts``, in its own dtype; ValueError for kinds that only ComfyUI knows."""
-    others = sorted(parts.keys() - {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE})
-    if others:
-        raise ValueError(f"{layer} is changed by {others[0]}, which the embedded host does not know: run with ComfyUI")
-    return changed(weight, *pieces(parts), strength)
+PLAIN = {"lora_up.weight", "lora_down.weight", "alpha", MAGNITUDE}
+"""The parts of a plain LoRA; LoKr, LoHa and the like have others."""
+
+
+def check_plain(parts: Mapping, layer: str) -> None:
+    """ValueError for kinds of LoRA that only ComfyUI applies."""
+    if others := sorted(parts.keys() - PLAIN):
+        raise ValueError(
+            f"the LoRA changes {layer} by {others[0]}, which is unsupported without ComfyUI: run with --host comfyui"
+        )
+
+
+def patched(weight, parts: Mapping, strength: float):
+    """A layer's ``weight`` with the ``parts`` of a plain LoRA, in its own dtype."""
+    up, down, scale, magnitude = pieces(parts)
+    return changed(weight, up, down, scale, magnitude, strength)
 
 
 def pieces(parts: Mapping) -> tuple:
-    """up, down, alpha / rank and PEFT's DoRA magnitude (or None) of one layer's tensors."""
+    """up, down, alpha / rank and PEFT's DoRA magnitude (or None) from one layer's tensors."""
     down = parts["lora_down.weight"]
     scale = float(parts["alpha"]) / down.shape[0] if "alpha" in parts else 1.0
     return parts["lora_up.weight"], down, scale, parts.get(MAGNITUDE)
 
 
 def changed(weight, up, down, scale: float, magnitude, strength: float):
-    """W + strength * scale * up @ down; a ``magnitude`` sets the length of each row (DoRA, arXiv 2402.09353)."""
+    """W + strength * scale * up @ down; a ``magnitude`` sets the norm of each row (DoRA, arXiv 2402.09353)."""
     plain = weight.float()
     up, down = up.to(plain), down.to(plain)
     change = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)

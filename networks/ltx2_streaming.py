@@ -1,8 +1,8 @@
-"""AutoencoderKLLTX2Video piece by piece in time, to the same result as at once.
+"""AutoencoderKLLTX2Video in pieces along time, with the same result as in one pass.
 
-Every convolution over time keeps the last frames it saw; where the decoder is not causal it also waits
-for one frame more, and a block's shortcut waits with it. The modules are diffusers' own
-(autoencoder_kl_ltx2.py); only the order in time is ours.
+Every convolution over time caches its last input frames. If the decoder is not causal, it also needs one
+frame of lookahead, and the shortcut of a block is delayed by as much. The modules are diffusers' own
+(autoencoder_kl_ltx2.py); only the order of computation along time differs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from einops import rearrange, reduce
 
 
 class _Run:
-    """What each layer remembers during one pass over a video."""
+    """The cache of each layer during one pass over a video."""
 
     def __init__(self, causal: bool):
         self.causal = causal
@@ -22,7 +22,7 @@ class _Run:
         self.memory = {key: kept.to(device) for key, kept in self.memory.items()}
 
     def conv(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
-        """LTX2VideoCausalConv3d, whose first and last frames are repeated at the video's ends alone."""
+        """LTX2VideoCausalConv3d, which repeats the first and last frames only at the ends of the video."""
         length = layer.kernel_size[0]
         left, right = (length - 1, 0) if self.causal else ((length - 1) // 2, (length - 1) // 2)
         kept = self.memory.get(layer)
@@ -42,14 +42,14 @@ class _Run:
         return x.new_zeros(x.shape[0], channels, 0, *x.shape[3:])
 
     def waiting(self, key, x: torch.Tensor, count: int) -> torch.Tensor:
-        """The next ``count`` frames of a branch that runs ahead of another; the rest is kept."""
+        """The next ``count`` frames of a branch that is ahead of another; the rest is cached."""
         if key in self.memory:
             x = torch.cat([self.memory[key], x], dim=2)
         self.memory[key] = x[:, :, count:].clone()
         return x[:, :, :count]
 
     def started(self, key, x: torch.Tensor) -> bool:
-        """True once: when the first frames of a branch arrive."""
+        """True once, for the first frames of a branch."""
         if x.shape[2] == 0 or (key, "started") in self.memory:
             return False
         self.memory[key, "started"] = x.new_zeros(0)
@@ -65,7 +65,7 @@ class _Run:
         return h + self.waiting(block, x, h.shape[2])
 
     def upsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
-        """LTX2VideoUpsampler3d: channels become places, and the first frames that this makes are dropped."""
+        """LTX2VideoUpsampler3d: channels to space and time, without the first frames of the result."""
         h = self.conv(layer.conv, x, last)
         wide = _depth_to_space(h, layer.stride)
         if self.started(layer, wide):
@@ -79,7 +79,7 @@ class _Run:
         return wide + self.waiting(layer, residual, wide.shape[2])
 
     def downsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
-        """LTX2VideoDownsampler3d: the first frames are doubled, then places become channels."""
+        """LTX2VideoDownsampler3d: the first frames are repeated, then space and time to channels."""
         if self.started(layer, x):
             x = torch.cat([x[:, :, : layer.stride[0] - 1], x], dim=2)
         step = layer.stride[0]
@@ -90,7 +90,7 @@ class _Run:
         return h + self.waiting(layer, residual, h.shape[2])
 
     def waiting_groups(self, key, x: torch.Tensor, step: int) -> torch.Tensor:
-        """As many frames as make whole groups of ``step``; the rest is kept."""
+        """The frames that complete groups of ``step``; the rest is cached."""
         if key in self.memory:
             x = torch.cat([self.memory.pop(key), x], dim=2)
         return self.waiting(key, x, x.shape[2] // step * step)

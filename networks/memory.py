@@ -1,7 +1,7 @@
-"""How much memory a pass takes beyond the weights: bytes from shapes and from the widths of a model's stages.
+"""Memory of a pass without the weights: bytes from shapes and from the widths of a model's stages.
 
-Measured by benchmarks/memory.py, which traces PyTorch's allocations; a kernel's own workspace is not in
-them. Sizes of values: ``itemsize`` bytes in the dtype that is computed in.
+Measured with benchmarks/memory.py, which traces PyTorch's allocations; the workspace of kernels is not
+included. ``itemsize``: bytes per value in the compute dtype.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from .latent_spaces import LTX2, WAN
 from .tiling import halos
 
 CAPTION = 300
-"""Tokens of a prompt where none is known yet: the most that SANA takes."""
+"""The assumed number of prompt tokens if it is not known yet: SANA's maximum."""
 
 
 @dataclass(frozen=True)
 class TransformerMemory:
-    """One call of a SANA transformer, at its peak inside a block's feed-forward (GLUMBConv).
+    """One call of a SANA transformer. The peak is inside a block's feed-forward (GLUMBConv).
 
-    A token holds twice the feed-forward's two halves, before and after its convolution, and four maps of the
-    model's width around it. Where every token has a time of its own (image to video), its modulation
-    comes on top: six vectors, once from the time and once with the block's table, and the time itself.
-    With fewer tokens than the prompt has, the peak is where the prompt's keys are normalised in float32; with
-    ``casting``, weights that change their dtype at each use, it may be where the largest ones do.
+    Each token has twice the two halves of the feed-forward, before and after its convolution, and four maps of
+    the model's width. With per-token timesteps (image to video) its modulation is added: six vectors, once from
+    the timestep and once with the block's table, and the timestep itself. With fewer tokens than the prompt
+    has, the peak is where the prompt's keys are normalised in float32. With ``casting`` (weights are cast at
+    each use) it can be where the largest weights are cast.
     """
 
     width: int
@@ -34,8 +34,9 @@ class TransformerMemory:
     casting: bool = False
 
     def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
-        """``shape`` [B, C, H, W] or [B, C, F, H, W] of the latents in the network at once."""
-        batch, channels, cells = *shape[:2], math.prod(shape[2:])
+        """``shape``: [B, C, H, W] or [B, C, F, H, W] of the latents in one call; ``timed``: per-token timesteps."""
+        batch, channels = shape[:2]
+        cells = math.prod(shape[2:])
         tokens = batch * cells // math.prod(self.patch)
         prompt, halves, modulation = batch * captions, 2 * self.mlp_ratio, 13 if timed else 0
         widths = [
@@ -50,7 +51,7 @@ class TransformerMemory:
 
 
 def transformer_memory(module, patch: tuple[int, int, int], casting: bool = False) -> TransformerMemory:
-    """Of one of diffusers' SANA transformers."""
+    """The memory of one of diffusers' SANA transformers."""
     config = module.config
     width = config.num_attention_heads * config.attention_head_dim
     return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch, casting)
@@ -58,10 +59,10 @@ def transformer_memory(module, patch: tuple[int, int, int], casting: bool = Fals
 
 @dataclass(frozen=True)
 class Stage:
-    """One of DC-AE's stages: ``channels`` wide, its cells ``cell`` pixels on a side.
+    """A stage of DC-AE with ``channels`` channels; ``cell``: the width and height of its cells in pixels.
 
-    ``entering``: values for each pixel of the map that the stage began with, which diffusers holds until
-    it ends; a pass in tiles does not.
+    ``entering``: values per pixel of the stage's input map, which diffusers keeps until the stage ends; a pass
+    in tiles does not keep it.
     """
 
     attends: bool
@@ -70,20 +71,20 @@ class Stage:
     entering: float
 
     def bytes_per_pixel(self, itemsize: int, whole: bool) -> float:
-        """The block's input, and what it makes of it: normalised, or in attention, in float32."""
+        """The block's input and its intermediate results: normalised, or in attention, in float32."""
         own = 64.8 + 6 * itemsize if self.attends else max(8 + itemsize, 3 * itemsize)
         return self.channels / self.cell**2 * (itemsize + own) + (self.entering * itemsize if whole else 0)
 
 
 @dataclass(frozen=True)
 class ImageMemory:
-    """DC-AE, one image at a time; the widest stage at its own resolution decides."""
+    """DC-AE, one image at a time; the peak is that of the stage that needs most."""
 
     encoder: tuple[Stage, ...]
     decoder: tuple[Stage, ...]
     ratio: int
     halos: tuple[int, int]
-    """Pixels around a tile that the encoder's and the decoder's layers at full size see."""
+    """The halo of a tile in pixels, for the encoder's and the decoder's full-resolution layers."""
 
     def encode(self, shape, itemsize: int) -> int:
         """``shape`` [..., H, W] in pixels."""
@@ -94,7 +95,7 @@ class ImageMemory:
         return _bytes(self.decoder, shape[-2] * shape[-1] * self.ratio**2, itemsize)
 
     def encode_in_tiles(self, height: int, width: int, side: int, itemsize: int) -> int:
-        """An image of so many pixels in tiles of ``side``: one tile, and one map between stages."""
+        """An image of ``height`` x ``width`` pixels in tiles of ``side``: one tile, and one map between stages."""
         return self._in_tiles(self.encoder, self.halos[0], height, width, side, itemsize)
 
     def decode_in_tiles(self, height: int, width: int, side: int, itemsize: int) -> int:
@@ -107,7 +108,7 @@ class ImageMemory:
 
 
 def _grown(length: int, side: int, halo: int) -> int:
-    """A tile's length: tiles are even, and have a halo where another one follows."""
+    """A tile's length: tiles are of equal size, and have a halo next to other tiles."""
     count = -(-length // side)
     return min(length, -(-length // count) + halo * min(count - 1, 2))
 
@@ -118,10 +119,10 @@ def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int, whole: bool = 
 
 @dataclass(frozen=True)
 class VideoMemory:
-    """A video autoencoder fed a few frames at a time (streaming.py).
+    """A video autoencoder that runs on a few frames at a time (streaming.py).
 
-    ``encoder``, ``decoder``: values for each pixel of a frame and each channel of the first stage, in passes over
-    1, 2, … latent frames; longer ones take as much as the last.
+    ``encoder``, ``decoder``: values per pixel of a frame and channel of the first stage, for 1, 2, … latent
+    frames; longer videos need as much as the last.
     """
 
     encoder: tuple[float, ...]
@@ -148,11 +149,11 @@ def _at(values: tuple[float, ...], frames: int) -> float:
 
 WAN_MEASURED = ((10.1, 33.1, 38.4), (18.0, 49.2, 52.0))
 LTX2_MEASURED = ((2.12, 2.61, 3.09, 3.49, 3.97, 4.45), (1.59, 2.84, 2.84, 4.1, 4.18))
-"""What the published encoder and decoder were measured to take, by latent frames."""
+"""Measured values of the published encoder and decoder, by latent frames."""
 
 
 def vae_memory(module, spec) -> ImageMemory | VideoMemory:
-    """Of an autoencoder of diffusers' and its VaeSpec."""
+    """The memory of one of diffusers' autoencoders with its VaeSpec."""
     config, ratios = module.config, (spec.spatial_ratio, spec.temporal_ratio)
     if spec.space is WAN:
         return VideoMemory(*WAN_MEASURED, config.base_dim, config.decoder_base_dim or config.base_dim, *ratios)
@@ -167,14 +168,14 @@ def vae_memory(module, spec) -> ImageMemory | VideoMemory:
 
 
 def _stages(channels, kinds, layers, side: str) -> tuple[Stage, ...]:
-    """Those that have layers (DC-AE-Lite's first has none); a decoder's begin with the map of the next smaller one."""
+    """The stages that have layers (DC-AE-Lite's first has none); a decoder stage's input is the next smaller map."""
     kinds = [kinds] * len(channels) if isinstance(kinds, str) else kinds
     stages = []
-    for place, (width, kind, count) in enumerate(zip(channels, kinds, layers)):
+    for index, (width, kind, count) in enumerate(zip(channels, kinds, layers)):
         if not count:
             continue
-        cell = 2**place
-        above = channels[min(place + 1, len(channels) - 1)]
+        cell = 2**index
+        above = channels[min(index + 1, len(channels) - 1)]
         entering = above / (2 * cell) ** 2 if side == "decoder" else width / cell**2
         stages.append(Stage(kind == "EfficientViTBlock", width, cell, entering))
     return tuple(stages)

@@ -1,4 +1,4 @@
-"""Dtypes: what the loaders' widgets mean, what is computed in, and layers that store another dtype than that."""
+"""Dtypes: the loaders' weight_dtype, the compute dtype, and layers that store one dtype and compute in another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -31,40 +32,40 @@ VAE_DTYPES = ("default", "bf16", "fp32")
 
 
 def parse_weight_dtype(name: str, allowed: tuple[str, ...]) -> torch.dtype | None:
-    """The torch dtype a widget names; None keeps the file's. ValueError for what is unknown or not available."""
+    """The torch dtype of a widget value; None keeps the file's. ValueError if it is unknown or not available."""
     if name not in allowed:
         raise ValueError(f"weight_dtype is {name!r}; choose one of {', '.join(allowed)}")
     if name == "int8_bnb" and (reason := int8.unavailable_reason()):
-        also = "fp8_e4m3fn for weights of one byte, or default" if "fp8_e4m3fn" in allowed else "bf16 or default"
-        raise ValueError(f"weight_dtype int8_bnb is not available: {reason}; choose {also}")
+        others = "fp8_e4m3fn for weights of one byte, or default" if "fp8_e4m3fn" in allowed else "bf16 or default"
+        raise ValueError(f"weight_dtype int8_bnb is not available: {reason}; choose {others}")
     return WEIGHT_DTYPES[name]
 
 
 def narrow_weight_dtype(name: str, allowed: tuple[str, ...]) -> str:
-    """The same choice where a part allows it, else default: for one widget that sets several parts."""
+    """The same value if it is allowed, else default: for a widget that applies to several models."""
     return name if name in allowed else "default"
 
 
 def floating(wanted: torch.dtype | None) -> torch.dtype | None:
-    """A wanted dtype where it is of floats, else None."""
+    """``wanted`` if it is a floating-point dtype, else None."""
     return wanted if wanted is not None and wanted.is_floating_point else None
 
 
 def stored_dtype(module: torch.nn.Module, wanted: torch.dtype | None = None) -> torch.dtype:
-    """The floating dtype that decides what is computed in: ``wanted``, else the one most weights have.
+    """The floating-point dtype that determines the compute dtype: ``wanted``, else that of most weights.
 
-    Eight-bit integers decide nothing: what they do not hold stays as the file has it.
+    Eight-bit integers are not considered: all other weights keep the dtype of the file.
     """
-    if (floats := floating(wanted)) is not None:
-        return floats
+    if (dtype := floating(wanted)) is not None:
+        return dtype
     counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
         counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
-    return max(counts, key=counts.get)
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def compute_dtype(stored: torch.dtype, native_bf16: bool) -> torch.dtype:
-    """What a part computes in: bfloat16 where the device has it natively and the weights are no finer, else float32.
+    """The compute dtype: bfloat16 if the device supports it natively and weights are not float32, else float32.
 
     Never float16, which overflows in Gemma-2, in DC-AE and in the transformers that were published in bfloat16.
     """
@@ -105,7 +106,7 @@ def log_compute_dtype(what: str, stored: torch.dtype, compute: torch.dtype) -> N
 
 
 def floating_weight(layer: torch.nn.Module, compute_dtype: torch.dtype) -> torch.Tensor:
-    """A layer's weight as something can be added to it: of two bytes or more."""
+    """A layer's weight in a dtype of two bytes or more, to which a LoRA can be added."""
     weight = layer.weight.data
     if isinstance(layer, int8.Int8Linear):
         weight = layer.convert_weight(weight)
@@ -118,13 +119,13 @@ def use_casting_layers(
     weight_dtype: torch.dtype | None,
     compute_dtype: torch.dtype,
 ) -> torch.nn.Module:
-    """Let a module store one dtype and compute in another, in place.
+    """Make a module store one dtype and compute in another, in place.
 
     Layers of a class in ``casting``, or of a subclass that calls its forward (Wan's causal
-    convolution), become its casting counterpart, which brings weight and bias to
-    its input's dtype at each use, and are stored in ``weight_dtype`` (None: as they are; 8-bit
-    floats for matrices and kernels alone; int8 for Linear layers, with a scale for each row). All
-    other weights are few and are put into ``compute_dtype`` once.
+    convolution), become the casting counterpart, which casts weight and bias to the input's dtype
+    at each use. They are stored in ``weight_dtype`` (None: unchanged; 8-bit floats only for
+    matrices and kernels; int8 for Linear layers, with a scale per row). The other weights are few
+    and are cast to ``compute_dtype`` once.
     """
     integers = weight_dtype == torch.int8
     weight_dtype = None if integers else weight_dtype
@@ -178,7 +179,7 @@ def _subclass(kind: type, cast: type) -> type:
     return type(kind.__name__, (kind, cast), {})
 
 
-def _casting_class(kind: type, casting: Mapping[type, type]) -> type | None:
+def _casting_class(kind: Any, casting: Mapping[type, type]) -> type | None:
     if kind in casting:
         return casting[kind]
     base = next((known for known in casting if issubclass(kind, known)), None)

@@ -1,8 +1,8 @@
-"""Small images of latents while they are sampled: a linear map fitted to an autoencoder, and the tsd decoder.
+"""Previews of latents during sampling: a linear map fitted to an autoencoder, and the tsd decoder.
 
-The map needs no download: it is the least-squares answer to what colour a cell of the latent stands for,
-asked of a few images of coloured patches. tsd, the tiny decoder made for DC-AE's published latents,
-is used where the person has its file; its layers are read off the file's shapes.
+The map needs no download: it is a least-squares fit from latent cells to colours, on a few images of
+coloured rectangles. tsd, the tiny decoder for DC-AE's published latents, is used if its file is there;
+its layers are read from the shapes in the file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from einops import rearrange, reduce
 from torch.nn import functional
 
 IMAGES, CELLS, PATCHES = 8, 8, 2
-"""Fitting images, their side in latent cells, and how many coloured rectangles lie on the ground of each."""
+"""The number of images for the fit, their side in latent cells, and the number of rectangles on each."""
 
 RIDGE = 0.1
-"""Keeps the map small where the patches say nothing; relative to the latents' variance."""
+"""Regularisation of the fit, relative to the latents' variance."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PreviewMap:
 
 
 def patches(ratio: int) -> torch.Tensor:
-    """Images [B, H, W, 3] in [0, 1] of rectangles in every kind of colour; the same at each call."""
+    """Images [B, H, W, 3] in [0, 1] of rectangles in different colours; the same at each call."""
     generator = torch.Generator().manual_seed(0)
     side, images = CELLS * ratio, []
     for _ in range(IMAGES):
@@ -61,18 +61,18 @@ def fit_preview(encode: Callable[[torch.Tensor], torch.Tensor], ratio: int) -> P
 
 
 def fingerprint(autoencoder: torch.nn.Module) -> str:
-    """What tells one DC-AE's latents from another's: a hash of the two layers beside the latent."""
-    told = hashlib.sha256()
+    """Identifies the latents of a DC-AE: a hash of the two layers next to the latent."""
+    digest = hashlib.sha256()
     for layer in (autoencoder.encoder.conv_out, autoencoder.decoder.conv_in):
-        told.update(layer.weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return told.hexdigest()[:16]
+        digest.update(layer.weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class TinyDecoder(torch.nn.Module):
-    """tsd: DC-AE's own latents [B, 32, h, w] to images [B, 3, 8h, 8w] in about [-1, 1].
+    """tsd: DC-AE's latents [B, 32, h, w] to images [B, 3, 8h, 8w] in about [-1, 1].
 
-    A stage runs three convolutions, each over what came before it side by side with their results, mixes
-    them and unfolds channels into pixels. ``weights``: the file's tensors by key, float32.
+    A stage runs three convolutions on its input concatenated with the previous results, mixes the results and
+    shuffles channels to pixels. ``weights``: the file's tensors by key, float32.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], stages: int):

@@ -1,8 +1,8 @@
-"""What SANA's text encoder is asked: instructions, caption clean-up and which states are kept.
+"""Prompts for SANA's text encoder: instructions, caption cleaning and the selection of hidden states.
 
-Ported from diffusers' SanaSprintPipeline (_get_gemma_prompt_embeds, encode_prompt). It differs in
-one way: no padding is computed. Gemma is causal and diffusers pads on the right under a mask, so
-padding changes no kept state, and the transformer masks it out again.
+Ported from diffusers' SanaSprintPipeline (_get_gemma_prompt_embeds, encode_prompt), with one
+difference: padding is not computed. Gemma is causal and diffusers pads on the right with a mask, so
+padding does not change the selected states, and the transformer masks it out.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ VIDEO_INSTRUCTION = "\n".join(
 )
 """SanaVideoPipeline's complex_human_instruction."""
 
-INSTRUCTIONS = {"image": IMAGE_INSTRUCTION, "video": VIDEO_INSTRUCTION, "none": "", "custom": None}
+INSTRUCTIONS = {"image": IMAGE_INSTRUCTION, "video": VIDEO_INSTRUCTION, "none": "", "custom": ""}
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of instruction and prompt together, and from where on their states are kept.
+    """Token ids of instruction and prompt together, and the first index whose state is kept.
 
     The states used are those of ``ids[0]`` and of ``ids[first_kept:]``.
     """
@@ -67,18 +67,16 @@ class PromptTokens:
 
 
 def choose_instruction(name: str, custom: str | None = None) -> str:
-    """The instruction text that the widget's ``name`` stands for."""
+    """The text of the instruction ``name``."""
     if name not in INSTRUCTIONS:
         raise ValueError(f"instruction is {name!r}; choose one of {', '.join(INSTRUCTIONS)}")
-    if name == "custom":
-        return custom or ""
-    return INSTRUCTIONS[name]
+    return (custom or "") if name == "custom" else INSTRUCTIONS[name]
 
 
 def clean_prompt(prompt: str, clean_caption: bool = False) -> str:
-    """Lower case without outer spaces; with ``clean_caption``, diffusers' own caption cleaner.
+    """The prompt in lower case and stripped; with ``clean_caption``, cleaned by diffusers' caption cleaner.
 
-    Cleaning needs beautifulsoup4 and ftfy; ImportError says so where one is missing.
+    Cleaning needs beautifulsoup4 and ftfy; ImportError if one is missing.
     """
     if not clean_caption:
         return prompt.lower().strip()
@@ -99,9 +97,9 @@ def clean_prompt(prompt: str, clean_caption: bool = False) -> str:
 def tokenize_prompt(
     tokenizer, prompt: str, instruction: str = "", max_sequence_length: int = 300, clean_caption: bool = False
 ) -> PromptTokens:
-    """Tokens of ``instruction + prompt``, cut where diffusers cuts them.
+    """Tokens of ``instruction + prompt``, truncated as in diffusers.
 
-    ``max_sequence_length``: 1 to 8192 states at most, the first token's among them.
+    ``max_sequence_length``: the maximum number of states, 1 to 8192, including that of the first token.
     """
     if not 1 <= max_sequence_length <= 8192:
         raise ValueError(f"max_sequence_length is {max_sequence_length}; give a number from 1 to 8192")

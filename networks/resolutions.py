@@ -13,7 +13,7 @@ _TABLES = {
     "video 480p": ("sana_video.pipeline_sana_video", "ASPECT_RATIO_480_BIN"),
     "video 720p": ("sana_video.pipeline_sana_video", "ASPECT_RATIO_720_BIN"),
 }
-"""Where diffusers.pipelines keeps the table of each model's resolution."""
+"""The module under diffusers.pipelines and the name of the table for each resolution."""
 
 BIN_NAMES = tuple(_TABLES)
 

@@ -1,7 +1,7 @@
-"""Video autoencoders piece by piece in time: memory is that of a few frames, and the result the same.
+"""Video autoencoders in pieces along time: the memory of a few frames, with the same result.
 
-A coder is fed latents (a decoder) or pixels (an encoder) in order and gives what it can finish; after
-the piece fed as ``last`` it has given everything. Wan's convolutions keep their own last frames
+A coder receives latents (decoder) or pixels (encoder) in order and returns what is complete; after the
+piece with ``last`` set it has returned everything. Wan's convolutions cache their last frames
 (AutoencoderKLWan._decode and _encode in diffusers); LTX-2's are in ltx2_streaming.py.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -19,25 +19,25 @@ from .latent_spaces import VaeSpec
 from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
 
 PIECE = 2
-"""Latent frames decoded at a time where the autoencoder takes more than one."""
+"""Latent frames per piece; a decoder may split it further."""
 
 
 class Coder(Protocol):
     """One run over one batch of videos."""
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
-        """What ``piece`` [B, C, n, h, w] completes: [B, C', m, h', w'], m 0 or more."""
+        """The result that ``piece`` [B, C, n, h, w] completes: [B, C', m, h', w'], m is 0 or more."""
 
     def park(self, device: torch.device | str) -> None:
-        """Move what is remembered between pieces."""
+        """Move the cache between pieces to a device."""
 
 
 class WanDecoder:
-    """AutoencoderKLWan's decoder, a latent frame at a time."""
+    """AutoencoderKLWan's decoder, one latent frame at a time."""
 
     def __init__(self, module):
         module.clear_cache()
-        # a list of the run's own: what it holds is freed with the run, and not kept by the module
+        # a separate list, so that the cache is freed with this decoder and not kept by the module
         self.module, self.memory, self.first = module, [None] * len(module._feat_map), True
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
@@ -91,9 +91,9 @@ class Tiles:
 
 
 class Tiled:
-    """A coder over tiles that overlap and are faded into each other: memory of a tile, not of a frame.
+    """A coder for tiles that overlap and are blended: the memory of a tile, not of a frame.
 
-    What a tile remembers waits on the CPU while others are worked on.
+    The cache of a tile is on the CPU while other tiles are computed.
     """
 
     def __init__(self, make: Callable[[], Coder], tiles: Tiles, scale: float, ratio: int, device):
@@ -104,7 +104,7 @@ class Tiled:
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         rows, columns = piece.shape[-2] // self.ratio, piece.shape[-1] // self.ratio
-        total = weights = None
+        total: Any = None
         for top in self.tiles.starts(rows):
             for left in self.tiles.starts(columns):
                 tile = self._tile(piece, top, left)
@@ -122,7 +122,7 @@ class Tiled:
         return total.div_(weights.to(total.dtype))
 
     def park(self, device) -> None:
-        """Nothing to do: between pieces every tile waits on the CPU."""
+        """Nothing to do: between pieces the cache of every tile is on the CPU."""
 
     def _tile(self, piece, top, left):
         size, ratio = self.tiles.size, self.ratio
@@ -141,7 +141,7 @@ class Tiled:
 
 
 def _ramp(length: int, fade: int, before: bool, after: bool) -> torch.Tensor:
-    """1 in the middle; falling towards 0 over ``fade`` cells where another tile overlaps."""
+    """1 in the middle, decreasing towards 0 over ``fade`` cells on sides with another tile."""
     ramp = torch.ones(length)
     fade = min(fade, length)
     slope = (torch.arange(fade) + 1) / (fade + 1)
@@ -152,14 +152,14 @@ def _ramp(length: int, fade: int, before: bool, after: bool) -> torch.Tensor:
     return ramp
 
 
-DECODERS = {"wan": WanDecoder, "ltx2": Ltx2Decoder}
-ENCODERS = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
-"""By the latent space's key; an encoder gives the mode of the distribution."""
+DECODERS: dict[str, Callable[..., Coder]] = {"wan": WanDecoder, "ltx2": Ltx2Decoder}
+ENCODERS: dict[str, Callable[..., Coder]] = {"wan": WanEncoder, "ltx2": Ltx2Encoder}
+"""By the key of the latent space; an encoder returns the mode of the distribution."""
 
 
 @torch.no_grad()
 def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
-    """Frames [B, 3, n, H, W] in [-1, 1], in order, of the autoencoder's own latents [B, C, f, h, w]."""
+    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w]."""
     make = partial(DECODERS[spec.space.key], module)
     coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
     for start in range(0, latents.shape[2], PIECE):
@@ -169,11 +169,13 @@ def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, t
             yield frames
 
 
-def gather(spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device) -> torch.Tensor:
+def gather(
+    spec: VaeSpec, latents: torch.Tensor, pieces: Callable[[torch.Tensor], Iterable], device, dtype: torch.dtype
+) -> torch.Tensor:
     """Videos [B, F, H, W, 3] out of ``pieces(one)``, which gives the frames [n, H, W, 3] of one latent in order."""
     frames = spec.frames(latents.shape[2])
     sides = (side * spec.spatial_ratio for side in latents.shape[-2:])
-    videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device)
+    videos = torch.empty(latents.shape[0], frames, *sides, 3, device=device, dtype=dtype)
     for video, one in zip(videos, latents.split(1)):
         start = 0
         for piece in pieces(one):
@@ -192,10 +194,10 @@ def encode_pieces(
     tiles: Tiles | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
-    """The autoencoder's latents [B, C, f, h, w] of frames [B, F, H, W, 3] in [0, 1], read a few at a time.
+    """The autoencoder's latents [B, C, f, h, w] of frames [B, F, H, W, 3] in [0, 1], a few frames at a time.
 
-    Frames beyond the last whole latent frame are left out, as in ComfyUI and diffusers. ``report`` is
-    called with the frames that are done, and of how many.
+    Frames after the last complete latent frame are dropped, as in ComfyUI and diffusers. ``report(done, total)``
+    is called with numbers of frames.
     """
     frames = (pixels.shape[1] - 1) // spec.temporal_ratio * spec.temporal_ratio + 1
     make, ratio = partial(ENCODERS[spec.space.key], module), spec.spatial_ratio

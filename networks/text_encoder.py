@@ -1,4 +1,4 @@
-"""Gemma-2 at work: tokens to the hidden states that SANA reads."""
+"""A loaded Gemma-2: tokens to the hidden states that SANA uses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TextEncoderSpec:
 
 
 class TokenEmbedding(torch.nn.Embedding):
-    """Gemma's token embedding, whose rows are looked up where the table lies and in its own dtype.
+    """Gemma's token embedding; the lookup runs on the device and in the dtype of the table.
 
-    Only the rows then travel to the ids' device and to ``compute_dtype``: the table is 1.2 GB of
-    Gemma-2-2B, and computing in float32 over bfloat16 weights must begin at the rows.
+    Only the selected rows are moved to the device of the ids and cast to ``compute_dtype``: the table
+    is 1.2 GB for Gemma-2-2B, and computing in float32 with bfloat16 weights has to start with the rows.
     """
 
     compute_dtype: torch.dtype | None = None
@@ -38,7 +38,7 @@ class TokenEmbedding(torch.nn.Embedding):
 
 
 def encode_tokens(module, tokens: PromptTokens, device):
-    """The kept hidden states of one prompt: [1, L, width] in the module's computation dtype."""
+    """The selected hidden states of one prompt: [1, L, width] in the module's compute dtype."""
     ids = torch.tensor([tokens.ids], device=device)
     with torch.no_grad():
         states = module(input_ids=ids, use_cache=False)[0]
@@ -46,5 +46,5 @@ def encode_tokens(module, tokens: PromptTokens, device):
 
 
 def memory_of_tokens(spec: TextEncoderSpec, tokens: Sequence[int]) -> int:
-    """Bytes that encoding takes beyond the weights: states, their products and the attention maps, in float32."""
+    """Bytes for encoding, without the weights: states, their products and the attention maps, in float32."""
     return 4 * len(tokens) * (len(tokens) * 8 + spec.width * 16)

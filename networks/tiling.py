@@ -1,11 +1,11 @@
-"""DC-AE in tiles, to the result of the whole image: memory is a tile's, and there are no seams.
+"""DC-AE in tiles, with the result of the untiled image: the memory of a tile, and no seams.
 
-Convolutions see a few cells around them, so a tile is computed with as many more cells on each side as
-its layers reach (its halo), which are cut off. Linear attention sees the whole image, but through one
-small matrix for each head: the sum of value times key over all places (EfficientViT, arXiv 2205.14756).
-It is summed over all tiles first and applied in each of them afterwards. The layers are diffusers' own
-(autoencoder_dc.py). AutoencoderDC's own tiling differs: its tiles know nothing of each other and are
-faded into each other, so that their sums, and with them colours and edges, change from tile to tile.
+A convolution sees a few cells around each cell, so a tile is computed with that many more cells on each
+side (its halo), which are cropped afterwards. Linear attention sees the whole image, but only through one
+small matrix per head: the sum of value times key over all positions (EfficientViT, arXiv 2205.14756). A
+first pass sums it over all tiles, a second pass applies it in each of them. The layers are diffusers' own
+(autoencoder_dc.py). AutoencoderDC's own tiling differs: its tiles are independent and blended, so the sums,
+and with them colours and edges, differ between tiles.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from einops import rearrange, reduce
 
 @dataclass(frozen=True)
 class Tiling:
-    """How to go over a image: tiles of ``side`` pixels, computed on ``device`` in ``dtype``.
+    """Settings of a tiled pass: tiles of ``side`` pixels, computed on ``device`` in ``dtype``.
 
-    ``report(done, total)`` is called after each tile; it may raise to stop. The result comes
-    together on ``output``.
+    ``report(done, total)`` is called after each tile; it may raise to stop. The result is on ``output``.
     """
 
     side: int
@@ -43,7 +42,7 @@ class Tiling:
         return self._through(_encoder_stages(module.encoder), pixels, 1)
 
     def _through(self, stages: list[_Stage], given: torch.Tensor, cell: int) -> torch.Tensor:
-        """``cell``: pixels on a side of a cell of ``given``."""
+        """``cell``: the width and height of a cell of ``given`` in pixels."""
         plan, total, shape = [], 0, given.shape[-2:]
         for stage in stages:
             cores = _cores(shape, stage.down, max(1, self.side // (cell * stage.down)))
@@ -53,8 +52,8 @@ class Tiling:
             cell = cell * stage.down // stage.up
         done, finished = 0, []
         for x in given.split(1):
-            for place, (stage, cores) in enumerate(plan):
-                last = place == len(plan) - 1
+            for index, (stage, cores) in enumerate(plan):
+                last = index == len(plan) - 1
                 whole = None
                 for rows, columns, part in stage.run(x, cores, self._to_device):
                     if part is not None:
@@ -70,7 +69,7 @@ class Tiling:
         return tile.to(self.device, self.dtype)
 
     def _canvas(self, part, shape, stage, last: bool) -> torch.Tensor:
-        """Where a stage's tiles go: maps between stages stay on the device."""
+        """An empty map for a stage's tiles; maps between stages are on the device."""
         size = *part.shape[:2], *(side // stage.down * stage.up for side in shape[-2:])
         return torch.empty(size, device=self.output) if last else part.new_empty(size)
 
@@ -79,7 +78,7 @@ Core = tuple[slice, slice]
 
 
 def _cores(shape, down: int, size: int) -> list[Core]:
-    """Tiles of ``size`` units or somewhat fewer that cover a map, in rows and columns of ``down`` cells."""
+    """Tiles of at most ``size`` units that cover a map, in units of ``down`` cells."""
 
     def along(length: int) -> list[slice]:
         count = -(-length // size)
@@ -90,19 +89,20 @@ def _cores(shape, down: int, size: int) -> list[Core]:
 
 
 def _tile(x: torch.Tensor, core: Core, halo: int, down: int = 1) -> torch.Tensor:
-    """A tile of a map, with its halo where the map goes on."""
+    """A tile of a map, with its halo inside the map."""
     rows, columns = (slice(max(0, s.start - halo) * down, (s.stop + halo) * down) for s in core)
     return x[..., rows, columns]
 
 
 def _inside(core: Core, halo: int, up: int = 1) -> Core:
-    """Where a tile's own cells are in what came of it."""
-    return tuple(slice(min(halo, s.start) * up, (min(halo, s.start) + s.stop - s.start) * up) for s in core)
+    """The position of a tile's own cells in its result, without the halo."""
+    rows, columns = (slice(min(halo, s.start) * up, (min(halo, s.start) + s.stop - s.start) * up) for s in core)
+    return rows, columns
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer that sees a few cells around each of its own: of ``halo`` cells out it needs ``reach(halo)`` in."""
+    """A layer with a local receptive field: a halo of ``n`` output cells needs ``reach(n)`` input cells."""
 
     call: Callable[[torch.Tensor], torch.Tensor]
     reach: Callable[[int], int]
@@ -111,7 +111,7 @@ class _Layer:
 
 
 class _Local:
-    """Layers one after another that each see a few cells."""
+    """A sequence of layers with local receptive fields."""
 
     passes = 1
 
@@ -122,7 +122,7 @@ class _Local:
         for layer in reversed(layers):
             cells = layer.reach(cells)
         self.halo = -(-cells // self.down)
-        """In units of ``down`` cells, so that every tile begins where a strided convolution does."""
+        """In units of ``down`` cells, so that every tile is aligned with the strided convolutions."""
 
     def run(self, x: torch.Tensor, cores: list[Core], to_device: Callable) -> Iterator[tuple]:
         for core in cores:
@@ -134,7 +134,7 @@ class _Local:
 
 
 class _Attention:
-    """An EfficientViTBlock: once over the image for its attention's sums, and once more to use them."""
+    """An EfficientViTBlock: one pass over the image for the sums of its attention, one to apply them."""
 
     passes, down, up = 2, 1, 1
 
@@ -142,7 +142,7 @@ class _Attention:
         self.block = block
         kernels = [scale.proj_in.kernel_size[0] for scale in block.attn.to_qkv_multiscale]
         self.halo = max(kernels, default=1) // 2 + 1
-        """Of the multi-scale convolutions, and of the feed-forward's depth-wise one after them."""
+        """For the multi-scale convolutions and the feed-forward's depth-wise convolution."""
 
     def run(self, x: torch.Tensor, cores: list[Core], to_device: Callable) -> Iterator[tuple]:
         summing = _Summing(self.block.attn)
@@ -156,10 +156,10 @@ class _Attention:
 
 
 class _StandIn:
-    """SanaMultiscaleLinearAttention as its processor sees it, with another answer to linear attention.
+    """SanaMultiscaleLinearAttention for its processor, with another implementation of linear attention.
 
-    A tile with fewer places than a head has channels would go through the quadratic form of the same
-    sum, so that is answered likewise.
+    For a tile with fewer positions than channels per head the processor calls the quadratic form of the
+    same sum, so that is replaced too.
     """
 
     def __init__(self, attention):
@@ -176,7 +176,7 @@ class _StandIn:
 
 
 class _Summing(_StandIn):
-    """Adds up value times key over the places of tiles that are their own."""
+    """Sums value times key over the positions of each tile without its halo."""
 
     scores: torch.Tensor | float = 0.0
 
@@ -194,7 +194,7 @@ class _Summing(_StandIn):
 
 
 class _Applying(_StandIn):
-    """Attention by the sums of the whole image."""
+    """Attention with the sums over the whole image."""
 
     def __init__(self, attention, scores: torch.Tensor):
         super().__init__(attention)
@@ -209,8 +209,8 @@ _Stage = _Local | _Attention
 
 
 def _stages(layers: list) -> list[_Stage]:
-    """Attention blocks by themselves, and the layers between them together."""
-    stages = []
+    """Each attention block as one stage, and the layers between attention blocks as one stage."""
+    stages: list[_Stage] = []
     for local, group in groupby(layers, lambda layer: isinstance(layer, _Layer)):
         blocks = list(group)
         stages += [_Local(blocks)] if local else map(_Attention, blocks)
@@ -218,10 +218,10 @@ def _stages(layers: list) -> list[_Stage]:
 
 
 def _layer(layer):
-    """One of diffusers' layers as a stage's; an attention block as it is."""
+    """One of diffusers' layers as a _Layer; an attention block is returned unchanged."""
     if hasattr(layer, "attn"):
         return layer
-    if hasattr(layer, "interpolate"):  # its convolution comes after the interpolation, or before the shuffle
+    if hasattr(layer, "interpolate"):  # its convolution is after the interpolation, or before the shuffle
         return _Layer(layer, (lambda n: n // 2 + 1) if layer.interpolate else (lambda n: (n + 1) // 2 + 1), up=2)
     if hasattr(layer, "downsample"):
         return _Layer(layer, lambda n: 2 * n + 1, down=2)
@@ -231,7 +231,7 @@ def _layer(layer):
 
 
 def halos(module) -> tuple[int, int]:
-    """Pixels around a tile that an encoder's first layers and a decoder's last ones see, up to an attention."""
+    """The halos in pixels of an encoder's first and a decoder's last layers, up to the nearest attention block."""
     first, decoder = _encoder_stages(module.encoder)[0], _decoder_stages(module.decoder)
     cell = module.spatial_compression_ratio
     for stage in decoder[:-1]:

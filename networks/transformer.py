@@ -1,4 +1,4 @@
-"""A SANA transformer at work: what it is given for one call, and what its output means."""
+"""A loaded SANA transformer: the inputs of one call and its output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .families import TransformerSpec
 def network_inputs(spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
-    ``x`` [B, C, H, W] or [B, C, F, H, W] scaled input, ``time`` [B] network time, ``context``
-    [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (used by SANA-Sprint alone),
-    ``mask`` broadcastable to ``x``: 0 where a video's latent is held (used by SANA-Video alone),
-    ``control``: what a ControlNet adds after each block but the first, [B, tokens, width] each.
+    ``x`` [B, C, H, W] or [B, C, F, H, W] scaled input, ``time`` [B] timestep of the network, ``context``
+    [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (only for SANA-Sprint), ``mask``
+    broadcastable to ``x``: 0 where a video's latent is kept (only for SANA-Video), ``control``: the
+    ControlNet residuals after each block except the first, [B, tokens, width] each.
     """
     inputs = {
         "hidden_states": x,
@@ -36,17 +36,17 @@ def _check_control(spec: TransformerSpec, control) -> None:
     for part in control:
         if part.ndim != 3 or part.shape[-1] != spec.width:
             raise ValueError(
-                f"this CONTROL_NET adds tensors of the shape {list(part.shape)}, and this model's tokens have "
-                f"{spec.width} channels: load a ControlNet of the same size of SANA with Sana Load ControlNet"
+                f"this CONTROL_NET gives residuals of the shape {list(part.shape)}, but this model's tokens have "
+                f"{spec.width} channels: load a ControlNet for the same size of SANA with Sana Load ControlNet"
             )
 
 
 def velocity(spec: TransformerSpec, output):
-    """The part [B, C, ...] of a transformer's output that samplers use; a learned variance behind it is not."""
+    """The part [B, C, ...] of a transformer's output that samplers use, without a learned variance after it."""
     return output[0][:, : spec.latent_channels]
 
 
 def token_times(spec: TransformerSpec, time: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Each token's own time [B, 1, F, h, w], 0 where the latent is held (SanaImageToVideoPipeline)."""
+    """The timestep of each token [B, 1, F, h, w], 0 where the latent is kept (SanaImageToVideoPipeline)."""
     free = functional.avg_pool3d(mask[:, :1].float(), spec.patch)
     return time.view(-1, 1, 1, 1, 1) * free

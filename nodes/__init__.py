@@ -1,4 +1,4 @@
-"""What a person sees on the canvas: one file per place in the menu."""
+"""The node classes, one file for each submenu."""
 
 from __future__ import annotations
 

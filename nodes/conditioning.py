@@ -16,19 +16,19 @@ NEGATIVE_PROMPT = (
 
 
 def _length_input():
-    tip = "Tokens of the prompt that are used at most; SANA was trained with 300."
+    tip = "Maximum number of prompt tokens; SANA was trained with 300."
     return ("INT", {"default": 300, "min": 1, "max": 8192, "tooltip": tip, "advanced": True})
 
 
 def _clean_input():
-    tip = "Remove links, HTML and odd characters first. Needs beautifulsoup4 and ftfy."
+    tip = "Remove links, HTML and unusual characters first. Needs the packages beautifulsoup4 and ftfy."
     return ("BOOLEAN", {"default": False, "tooltip": tip, "advanced": True})
 
 
 class SanaEncodePrompt:
     DISPLAY_NAME = "Sana Encode Prompt"
     CATEGORY = "sana/conditioning"
-    DESCRIPTION = "Encodes a prompt with SANA's text encoder, led by the instruction that SANA was trained with."
+    DESCRIPTION = "Encodes a prompt with SANA's text encoder, after the instruction that SANA was trained with."
     SEARCH_ALIASES = ["sana", "clip text encode", "prompt", "complex human instruction"]
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING",)
@@ -39,23 +39,23 @@ class SanaEncodePrompt:
         text = {
             "multiline": True,
             "dynamicPrompts": True,
-            "tooltip": "What to generate. Taken to the letter: no (word:1.2) weights.",
+            "tooltip": "What to generate. Used literally: (word:1.2) weights are not supported.",
         }
         instruction = {
             "default": "image",
-            "tooltip": "The text put before the prompt. image and video are the trained ones.",
+            "tooltip": "The instruction before the prompt. SANA was trained with image and video.",
         }
         guidance = {
             "default": 4.5,
             "min": 0.0,
             "max": 100.0,
             "step": 0.1,
-            "tooltip": "SANA-Sprint's embedded guidance: how closely the image follows the prompt. 1 to 9.",
+            "tooltip": "SANA-Sprint's embedded guidance: how closely the image follows the prompt. 1 to 9 is useful.",
         }
         custom = {
             "multiline": True,
             "default": "",
-            "tooltip": "The instruction's text when instruction is custom.",
+            "tooltip": "The instruction used when instruction is custom.",
             "advanced": True,
         }
         return {
@@ -74,7 +74,7 @@ class SanaEncodePrompt:
         self, clip, text, instruction, guidance_scale, max_sequence_length, clean_caption, custom_instruction=""
     ):
         if not math.isfinite(guidance_scale) or guidance_scale < 0:
-            raise ValueError(f"guidance_scale is {guidance_scale}; give a number from 0 up, such as 4.5")
+            raise ValueError(f"guidance_scale is {guidance_scale}; give a number of 0 or more, such as 4.5")
         conditioning = host.current().encode_prompt(
             clip,
             text,
@@ -89,33 +89,33 @@ class SanaEncodeVideoPrompt:
     DISPLAY_NAME = "Sana Encode Video Prompt"
     CATEGORY = "sana/conditioning"
     DESCRIPTION = (
-        "Encodes a prompt for SANA-Video: led by the video instruction and followed by the motion score; "
-        "the negative prompt is encoded as it is."
+        "Encodes a prompt for SANA-Video, between the video instruction and the motion score. The negative prompt is "
+        "encoded unchanged."
     )
     SEARCH_ALIASES = ["sana", "sana video", "clip text encode", "prompt", "motion score"]
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
-    OUTPUT_TOOLTIPS = ("What the video shows.", "What guidance leads away from.")
+    OUTPUT_TOOLTIPS = ("The encoded prompt.", "The encoded negative prompt.")
 
     @classmethod
     def INPUT_TYPES(cls):
         prompt = {
             "multiline": True,
             "dynamicPrompts": True,
-            "tooltip": "What the video shows. Taken to the letter: no (word:1.2) weights.",
+            "tooltip": "What the video shows. Used literally: (word:1.2) weights are not supported.",
         }
         negative = {
             "multiline": True,
             "dynamicPrompts": True,
             "default": NEGATIVE_PROMPT,
-            "tooltip": "What the video should not show; used where cfg is above 1.",
+            "tooltip": "What the video should not show; used when cfg is above 1.",
         }
         motion = {
             "default": 30,
             "min": 0,
             "max": 1000,
-            "tooltip": "How much moves, as SANA-Video was trained to read it: about 5 for little, 30 for much.",
+            "tooltip": "The amount of motion, as in SANA-Video's training: about 5 for little, 30 for much.",
         }
         return {
             "required": {

@@ -1,4 +1,4 @@
-"""sana/latent: sizes, empty latents, videos that begin with an image, and images back to the size asked for."""
+"""sana/latent: sizes, empty latents, image and video latents to start from, and cropping to the requested size."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _side(name: str, step: int = 1, least: int = 1, tip: str = "", default: int 
 
 
 def _video_inputs() -> dict:
-    """What both video latents ask for: the VAE decides what a size must be a multiple of."""
-    tip = "A multiple of 16 with the Wan VAE (480p), of 32 with LTX-2's (720p), in pixels."
+    """Inputs of both video latents; the VAE determines which multiples the sizes must be."""
+    tip = "In pixels: a multiple of 16 with the Wan VAE (480p), of 32 with the LTX-2 VAE (720p)."
     frames = {
         "default": 81,
         "min": 1,
         "max": MOST_FRAMES,
-        "tooltip": "Rounded down to what the VAE can hold: 1, 5, 9, … with Wan's, 1, 9, 17, … with LTX-2's.",
+        "tooltip": "Rounded down to what the VAE supports: 1, 5, 9, … with Wan, 1, 9, 17, … with LTX-2.",
     }
     batch = {"default": 1, "min": 1, "max": 4096, "tooltip": "Videos generated together from one seed."}
     return {
@@ -42,7 +42,7 @@ def _video_inputs() -> dict:
 
 
 def _video_size_message(width, height, frames, batch_size=1, step: int = VIDEO_STEP) -> str | None:
-    """What is wrong with a video's size, or None; what another node gives is None too."""
+    """An error message for a video's size, or None; inputs that are connected to another node are None."""
     for name, count in (("frames", frames), ("batch_size", batch_size)):
         if count is not None and count < 1:
             return f"{name} is {count}; give 1 or more"
@@ -52,10 +52,10 @@ def _video_size_message(width, height, frames, batch_size=1, step: int = VIDEO_S
 
 
 def _video_shape(spec: VaeSpec, width: int, height: int, frames: int, batch_size: int) -> tuple[int, ...]:
-    """[B, C, f, h, w]; ValueError for a size that the VAE's latent cannot have."""
-    wrong = _video_size_message(width, height, frames, batch_size, max(VIDEO_STEP, spec.spatial_ratio))
-    if wrong:
-        raise ValueError(wrong)
+    """[B, C, f, h, w]; ValueError for a size that the VAE does not support."""
+    message = _video_size_message(width, height, frames, batch_size, max(VIDEO_STEP, spec.spatial_ratio))
+    if message:
+        raise ValueError(message)
     ratio = spec.spatial_ratio
     least = spec.space.smallest_side * ratio
     if min(width, height) < least:
@@ -67,7 +67,7 @@ def _video_spec(vae):
     spec = host.current().vae_spec(vae)
     if not spec.is_video:
         raise ValueError(
-            "this VAE is DC-AE, SANA's autoencoder for images; a video takes the Wan 2.1 VAE or the LTX-2 video VAE"
+            "this VAE is DC-AE, SANA's autoencoder for images; for video load the Wan 2.1 VAE or the LTX-2 video VAE"
         )
     return spec
 
@@ -75,7 +75,7 @@ def _video_spec(vae):
 class SanaResolution:
     DISPLAY_NAME = "Sana Resolution"
     CATEGORY = "sana/latent"
-    DESCRIPTION = "The size SANA was trained on that is nearest in aspect ratio to the one you ask for."
+    DESCRIPTION = "The size that SANA was trained on with the aspect ratio nearest to the requested size."
     SEARCH_ALIASES = ["sana", "aspect ratio", "resolution binning", "size"]
     FUNCTION = "choose"
     RETURN_TYPES = ("INT", "INT")
@@ -84,7 +84,7 @@ class SanaResolution:
 
     @classmethod
     def INPUT_TYPES(cls):
-        bins = {"default": "1024px", "tooltip": "Which model's sizes: by its resolution."}
+        bins = {"default": "1024px", "tooltip": "The model's table of sizes, by its resolution."}
         return {"required": {"width": _side("Width"), "height": _side("Height"), "bins": (list(BIN_NAMES), bins)}}
 
     def choose(self, width, height, bins):
@@ -94,7 +94,7 @@ class SanaResolution:
 class SanaEmptyLatent:
     DISPLAY_NAME = "Sana Empty Latent"
     CATEGORY = "sana/latent"
-    DESCRIPTION = "An empty latent for text to image: 32 channels at a 32nd of the size."
+    DESCRIPTION = "An empty latent for text to image: 32 channels at 1/32 of the size."
     SEARCH_ALIASES = ["sana", "empty latent image", "size"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT",)
@@ -117,17 +117,17 @@ class SanaEmptyLatent:
         return _side_message("width", width) or _side_message("height", height) or True
 
     def make(self, width, height, batch_size):
-        if wrong := _side_message("width", width) or _side_message("height", height):
-            raise ValueError(wrong)
+        if message := _side_message("width", width) or _side_message("height", height):
+            raise ValueError(message)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         samples = host.current().empty_latent((batch_size, DC_AE.channels, height // DC_AE.cell, width // DC_AE.cell))
-        # how ComfyUI, since 0.33, fits an empty latent to a model of another size of cell
+        # since 0.33 ComfyUI uses this to resize an empty latent for a model with another cell size
         return ({"samples": samples, "downscale_ratio_spacial": DC_AE.cell},)
 
 
 def _side_message(name: str, side: int | None, step: int = DC_AE.cell) -> str | None:
-    """What is wrong with a side, or None; a side that another node gives is None too."""
+    """An error message for a side, or None; a side that is connected to another node is None."""
     if side is None or (step <= side <= LARGEST and side % step == 0):
         return None
     below = min(max(side // step * step, step), LARGEST - step)
@@ -140,7 +140,7 @@ def _side_message(name: str, side: int | None, step: int = DC_AE.cell) -> str | 
 class SanaEmptyVideoLatent:
     DISPLAY_NAME = "Sana Empty Video Latent"
     CATEGORY = "sana/latent"
-    DESCRIPTION = "An empty latent for text to video, of the shape that the VAE's model takes."
+    DESCRIPTION = "An empty latent for text to video, in the shape of the video VAE."
     SEARCH_ALIASES = ["sana", "sana video", "empty latent video", "frames", "size"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT",)
@@ -149,7 +149,10 @@ class SanaEmptyVideoLatent:
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"vae": ("VAE", {"tooltip": "The model's video VAE; it decides the shape."}), **_video_inputs()}
+            "required": {
+                "vae": ("VAE", {"tooltip": "The model's video VAE; it determines the shape."}),
+                **_video_inputs(),
+            }
         }
 
     @classmethod
@@ -165,13 +168,13 @@ class SanaImg2ImgLatent:
     DISPLAY_NAME = "Sana Image To Image Latent"
     CATEGORY = "sana/latent"
     DESCRIPTION = (
-        "Noises an image for SANA-Sprint: the latent goes into Sana SCM Sample with add_noise disabled and the same "
-        "seed, the sigmas into its sigmas. denoise on Sana SCM Sample does the same in one node."
+        "Adds noise to an image for SANA-Sprint. Connect the latent and the sigmas to Sana SCM Sample, with add_noise "
+        "disabled and the same seed. denoise on Sana SCM Sample does the same in one node."
     )
     SEARCH_ALIASES = ["sana", "sana sprint", "image to image", "img2img", "strength", "add noise"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT", "SIGMAS")
-    OUTPUT_TOOLTIPS = ("The noised image, for a sampler that adds no noise.", "The angles that remain of the run.")
+    OUTPUT_TOOLTIPS = ("The noised image, for a sampler that adds no noise.", "The remaining angles of the schedule.")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -180,18 +183,18 @@ class SanaImg2ImgLatent:
             "min": 0.0,
             "max": 1.0,
             "step": 0.01,
-            "tooltip": "How far it goes from the image: 0 keeps it, 1 ignores it.",
+            "tooltip": "How much the image changes: 0 keeps it, 1 ignores it.",
         }
         start = {
             "default": trigflow.STARTS[0],
             "tooltip": (
-                "continuous begins exactly where strength says. schedule leaves out whole steps, as diffusers does: "
-                "0.6 of two steps leaves out none, and nothing of the image is kept."
+                "continuous starts exactly at strength, also between steps. schedule skips whole steps, as diffusers "
+                "does: 0.6 of two steps skips none, and nothing of the image is kept."
             ),
         }
         return {
             "required": {
-                "samples": ("LATENT", {"tooltip": "An image's latent, from VAEEncode with SANA's VAE."}),
+                "samples": ("LATENT", {"tooltip": "The latent of an image, from VAEEncode with SANA's VAE."}),
                 "seed": seed_input(),
                 "strength": ("FLOAT", strength),
                 **schedule_inputs(),
@@ -212,8 +215,8 @@ class SanaImg2ImgLatent:
             )
         if samples.get("noise_mask") is not None:
             raise ValueError(
-                "the latent has a noise mask, and a noised latent cannot tell what to keep: to inpaint, give it to "
-                "Sana SCM Sample as it is and set denoise there"
+                "the latent has a noise mask, which this node does not support: to inpaint, give it to Sana SCM Sample "
+                "directly and set denoise there"
             )
         sigmas = trigflow.img2img_sigmas(strength, steps, max_timesteps, intermediate_timesteps, start)
         if not len(sigmas):
@@ -228,20 +231,20 @@ class SanaImageToVideoLatent:
     DISPLAY_NAME = "Sana Image To Video Latent"
     CATEGORY = "sana/latent"
     DESCRIPTION = (
-        "A latent whose first frame is an image and stays it, for image to video. The image is cut to the "
-        "video's shape around its middle and resized."
+        "A latent whose first frame is an image that stays fixed, for image to video. The image is cropped around its "
+        "centre to the video's aspect ratio and resized."
     )
     SEARCH_ALIASES = ["sana", "sana video", "image to video", "i2v", "first frame", "start image"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("A latent for SANA-Video with its first frame set and held by a noise mask.",)
+    OUTPUT_TOOLTIPS = ("A latent for SANA-Video with its first frame set and kept by a noise mask.",)
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "vae": ("VAE", {"tooltip": "The model's video VAE; it encodes the image and decides the shape."}),
-                "image": ("IMAGE", {"tooltip": "What the video begins with; of several images the first."}),
+                "vae": ("VAE", {"tooltip": "The model's video VAE; it encodes the image and determines the shape."}),
+                "image": ("IMAGE", {"tooltip": "The first frame of the video; the first image of a batch."}),
                 **_video_inputs(),
             }
         }
@@ -265,11 +268,11 @@ class SanaImageToVideoLatent:
 class SanaCropToSize:
     DISPLAY_NAME = "Sana Crop To Size"
     CATEGORY = "sana/latent"
-    DESCRIPTION = "Resizes and centre-crops images to the size asked for, after Sana Resolution chose a trained one."
+    DESCRIPTION = "Resizes and centre-crops images to the requested size, after Sana Resolution chose a trained size."
     SEARCH_ALIASES = ["sana", "resize and crop", "resolution binning"]
     FUNCTION = "crop"
     RETURN_TYPES = ("IMAGE",)
-    OUTPUT_TOOLTIPS = ("Images of exactly the size given.",)
+    OUTPUT_TOOLTIPS = ("Images of exactly the requested size.",)
 
     @classmethod
     def INPUT_TYPES(cls):

@@ -9,6 +9,7 @@ from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
 from ..model_loaders.files import folders
 from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
 from ..model_loaders.files.listing import models_of_kind
+from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
     TEXT_ENCODER_DTYPES,
     TRANSFORMER_DTYPES,
@@ -20,8 +21,8 @@ from .models import require_sana
 
 TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
 DTYPE_TIP = (
-    "How the weights are stored in memory. default keeps the file's own; fp8 halves bf16, int8_bnb its linear layers. "
-    "What is computed in is chosen by ComfyUI for your device."
+    "How weights are stored in memory. default keeps the dtype of the file; fp8 halves the memory of bf16, int8_bnb "
+    "that of its linear layers. ComfyUI chooses the compute dtype for your device."
 )
 
 
@@ -38,8 +39,8 @@ def _weight_dtype(values: tuple[str, ...]):
 
 
 def _validate_name(name: str | None, what: str, *kinds: str):
-    """True, or the message for a name that no model folder has: ComfyUI shows it before it runs anything."""
-    if name is None:  # comes from another node
+    """True, or an error message for a name that no model folder has, which ComfyUI shows before it runs anything."""
+    if name is None:  # connected to another node
         return True
     try:
         folders.find_model(_roots(*kinds), name, what)
@@ -51,7 +52,7 @@ def _validate_name(name: str | None, what: str, *kinds: str):
 class SanaLoadPipeline:
     DISPLAY_NAME = "Sana Load Pipeline"
     CATEGORY = "sana/loaders"
-    DESCRIPTION = "Loads a whole SANA pipeline in diffusers' folder layout: transformer, Gemma-2 text encoder and VAE."
+    DESCRIPTION = "Loads a SANA pipeline from a folder in diffusers' layout: transformer, Gemma-2 text encoder and VAE."
     SEARCH_ALIASES = ["sana", "sana sprint", "sana video", "diffusers loader", "load sana"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
@@ -64,7 +65,7 @@ class SanaLoadPipeline:
     @classmethod
     def INPUT_TYPES(cls):
         names = folders.list_folders(_roots("diffusers"), "model_index.json")
-        tip = "A folder under models/diffusers that holds a model_index.json."
+        tip = "A folder under models/diffusers that contains a model_index.json."
         return {"required": {"pipeline": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
 
     @classmethod
@@ -74,6 +75,7 @@ class SanaLoadPipeline:
     def load(self, pipeline, weight_dtype):
         from ..model_loaders.pipeline import load_pipeline
 
+        check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         here = host.current()
         loaded = load_pipeline(folders.find_model(_roots("diffusers"), pipeline, "pipeline folder"))
@@ -88,8 +90,8 @@ class SanaLoadTransformer:
     DISPLAY_NAME = "Sana Load Transformer"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Loads a SANA transformer alone: a diffusers folder, or one file in diffusers' naming or NVlabs' (safetensors, "
-        ".pth). What it is, is read from it."
+        "Loads a SANA transformer: a diffusers folder, or one file in diffusers' or NVlabs' naming (safetensors or "
+        ".pth). Its type and size are read from the file."
     )
     SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
@@ -107,6 +109,7 @@ class SanaLoadTransformer:
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
     def load(self, model_name, weight_dtype):
+        check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
         return (host.current().model(transformer.load_transformer(path), weight_dtype),)
@@ -117,20 +120,20 @@ class SanaLoadTextEncoder:
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
         "Loads Gemma-2, SANA's text encoder: its Hugging Face folder, or one safetensors file with the tokenizer "
-        "inside, as ComfyUI has it for Lumina 2. It never computes in float16."
+        "inside, as ComfyUI uses it for Lumina 2. It never computes in float16."
     )
     SEARCH_ALIASES = ["sana", "gemma", "gemma loader", "load clip"]
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)
-    OUTPUT_TOOLTIPS = ("Gemma-2 as a CLIP: core CLIPTextEncode works with it too.",)
+    OUTPUT_TOOLTIPS = ("Gemma-2 as a CLIP; core CLIPTextEncode also works with it.",)
 
     @classmethod
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("text_encoders"), (Kind.GEMMA2,))
-        device_tip = "cpu keeps the text encoder off the graphics card: slower, and a gigabyte or five less there."
+        device_tip = "cpu keeps the text encoder off the graphics card: slower, but saves up to 5 GB of its memory."
         return {
             "required": {
-                "encoder_name": _choice(names, "A folder or one file of Gemma-2 under models/text_encoders."),
+                "encoder_name": _choice(names, "A folder or file of Gemma-2 under models/text_encoders."),
                 "weight_dtype": _weight_dtype(TEXT_ENCODER_DTYPES),
                 "device": (["default", "cpu"], {"default": "default", "tooltip": device_tip, "advanced": True}),
             }
@@ -141,6 +144,7 @@ class SanaLoadTextEncoder:
         return _validate_name(encoder_name, "text encoder", "text_encoders")
 
     def load(self, encoder_name, weight_dtype, device):
+        check_libraries()
         parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
         path = folders.find_model(_roots("text_encoders"), encoder_name, "text encoder")
         return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device),)
@@ -151,12 +155,12 @@ class SanaLoadVAE:
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
         "Loads one of SANA's autoencoders: DC-AE for images, the Wan 2.1 VAE or the LTX-2 video VAE for video. "
-        "Which it is, is read from it. Never float16."
+        "Its type is read from the file. It never computes in float16."
     )
     SEARCH_ALIASES = ["sana", "sana video", "dc-ae", "dcae", "wan vae", "ltx vae", "load vae"]
     FUNCTION = "load"
     RETURN_TYPES = ("VAE",)
-    OUTPUT_TOOLTIPS = ("The autoencoder: core VAEDecode and VAEEncode work with it.",)
+    OUTPUT_TOOLTIPS = ("The autoencoder, for core VAEDecode and VAEEncode.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -169,6 +173,7 @@ class SanaLoadVAE:
         return _validate_name(vae_name, "VAE", "vae")
 
     def load(self, vae_name, weight_dtype):
+        check_libraries()
         parse_weight_dtype(weight_dtype, VAE_DTYPES)
         path = folders.find_model(_roots("vae"), vae_name, "VAE")
         return (host.current().vae(vae.load_vae(path), weight_dtype),)
@@ -178,13 +183,13 @@ class SanaLoadLora:
     DISPLAY_NAME = "Sana Load LoRA"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Puts a LoRA on a SANA model: diffusers' and PEFT's files, kohya's, LyCORIS' and OneTrainer's. Several may "
-        "follow one another. Keys that match nothing are counted and named in the log."
+        "Applies a LoRA to a SANA model: files of diffusers, PEFT, kohya, LyCORIS and OneTrainer. Several can be "
+        "chained. Keys that match no layer are counted and listed in the log."
     )
     SEARCH_ALIASES = ["sana", "lora", "load lora", "lora loader", "peft", "kohya", "onetrainer"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL",)
-    OUTPUT_TOOLTIPS = ("The model with the LoRA; the one given stays as it is.",)
+    OUTPUT_TOOLTIPS = ("The model with the LoRA; the input model is not changed.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -194,7 +199,7 @@ class SanaLoadLora:
             "min": -100.0,
             "max": 100.0,
             "step": 0.01,
-            "tooltip": "How much of the LoRA: 1 as it was trained, 0 none, below 0 the opposite.",
+            "tooltip": "LoRA strength: 1 as trained, 0 has no effect, negative values invert it.",
         }
         return {
             "required": {
@@ -209,6 +214,7 @@ class SanaLoadLora:
         return _validate_name(lora_name, "LoRA", "loras")
 
     def load(self, model, lora_name, strength):
+        check_libraries()
         if not math.isfinite(strength):
             raise ValueError(f"strength is {strength}; give a number, such as 1")
         here = host.current()
@@ -222,8 +228,8 @@ class SanaLoadControlNet:
     DISPLAY_NAME = "Sana Load ControlNet"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Loads a SANA ControlNet for core ControlNetApplyAdvanced, which also wants SANA's VAE. It leads SANA, and "
-        "SANA-Sprint of the same size."
+        "Loads a SANA ControlNet for core ControlNetApplyAdvanced, which also needs SANA's VAE. It works with SANA and "
+        "with SANA-Sprint of the same size."
     )
     SEARCH_ALIASES = ["sana", "controlnet", "load controlnet", "hed", "canny"]
     FUNCTION = "load"
@@ -242,6 +248,7 @@ class SanaLoadControlNet:
         return _validate_name(control_net_name, "ControlNet", "controlnet")
 
     def load(self, control_net_name, weight_dtype):
+        check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots("controlnet"), control_net_name, "ControlNet")
         return (host.current().control_net(controlnet.load_controlnet(path), weight_dtype),)

@@ -1,4 +1,4 @@
-"""Which MODEL a node was given."""
+"""Checks of a node's MODEL input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .. import host
 
 
 def require_sana(model):
-    """The TransformerSpec of a MODEL; ValueError for one that is not SANA's."""
+    """The TransformerSpec of a MODEL; ValueError if it is not SANA."""
     spec = host.current().model_spec(model)
     if spec is None:
         kind = host.current().describe_model(model)
@@ -15,7 +15,7 @@ def require_sana(model):
 
 
 def require_sprint(model):
-    """The same for SANA-Sprint alone."""
+    """The same, for SANA-Sprint only."""
     spec = require_sana(model)
     if not spec.family.uses_angles:
         raise ValueError(f"this MODEL is {spec.name}, not SANA-Sprint: sample it with {spec.family.node}")
@@ -23,7 +23,7 @@ def require_sprint(model):
 
 
 def require_flow(model):
-    """The same for the models that sample by flow matching."""
+    """The same, for flow-matching models only."""
     spec = require_sana(model)
     if spec.family.uses_angles:
         raise ValueError(f"this MODEL is {spec.name}, which flow matching cannot sample: use {spec.family.node}")

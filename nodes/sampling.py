@@ -11,7 +11,7 @@ from .models import require_flow, require_sprint
 
 
 def _samples_of(latent: dict, spec) -> torch.Tensor:
-    """The latent's samples, checked against the model: [B, C, H, W], or [B, C, F, H, W] for video."""
+    """The latent's samples, [B, C, H, W] or [B, C, F, H, W] for video; ValueError if they do not fit the model."""
     samples = latent["samples"]
     wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
     if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
@@ -24,19 +24,19 @@ def _samples_of(latent: dict, spec) -> torch.Tensor:
     for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
         if size % patch:
             raise ValueError(
-                f"the latent's {name} is {size}, which {spec.name}'s patches of {patch} do not divide: "
+                f"the latent's {name} is {size}, but {spec.name} needs a multiple of its patch size {patch}: "
                 f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
             )
     return samples
 
 
 def _add_noise_input():
-    tip = "disable when the latent is noised already."
+    tip = "disable if the latent already contains noise."
     return (["enable", "disable"], {"default": "enable", "tooltip": tip, "advanced": True})
 
 
 def _starting_noise(generator: torch.Generator, samples: torch.Tensor, add_noise: str) -> torch.Tensor:
-    """The first draw of a run; it is made and thrown away where no noise is to be added."""
+    """The initial noise; it is generated and replaced by zeros if add_noise is disabled."""
     start = noise.draw(generator, samples.shape)
     return torch.zeros_like(start) if add_noise == "disable" else start
 
@@ -44,11 +44,11 @@ def _starting_noise(generator: torch.Generator, samples: torch.Tensor, add_noise
 class SanaSCMSample:
     DISPLAY_NAME = "Sana SCM Sample"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "Generates with SANA-Sprint in 1 to 4 steps. The same seed gives the image that diffusers gives."
+    DESCRIPTION = "Samples SANA-Sprint in 1 to 4 steps. The same seed gives the same image as diffusers."
     SEARCH_ALIASES = ["sana", "sana sprint", "ksampler", "scm", "sampler"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The finished latent; decode it with SANA's VAE.",)
+    OUTPUT_TOOLTIPS = ("The denoised latent; decode it with SANA's VAE.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -56,13 +56,13 @@ class SanaSCMSample:
             "required": {
                 "model": ("MODEL", {"tooltip": "A SANA-Sprint transformer."}),
                 "positive": ("CONDITIONING", {"tooltip": "The prompt, from Sana Encode Prompt."}),
-                "latent_image": ("LATENT", {"tooltip": "Empty for text to image, or an image to start from."}),
+                "latent_image": ("LATENT", {"tooltip": "An empty latent, or the latent of an image to start from."}),
                 "seed": seed_input(),
                 **schedule_inputs(),
                 "denoise": denoise_input(),
                 "add_noise": _add_noise_input(),
             },
-            "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace the four schedule inputs."})},
+            "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace steps, both timesteps and denoise."})},
         }
 
     @classmethod
@@ -99,17 +99,17 @@ class SanaSCMSample:
 class SanaSCMSigmas:
     DISPLAY_NAME = "Sana SCM Sigmas"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "The angles of a SANA-Sprint run, for Sana SCM Sample or SamplerCustomAdvanced."
+    DESCRIPTION = "The angles for SANA-Sprint, for Sana SCM Sample or SamplerCustomAdvanced."
     SEARCH_ALIASES = ["sana", "scheduler", "sigmas", "timesteps", "scm"]
     FUNCTION = "make"
     RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ("Falling angles in radians, the last one 0.",)
+    OUTPUT_TOOLTIPS = ("Decreasing angles in radians, ending with 0.",)
 
     @classmethod
     def INPUT_TYPES(cls):
         timesteps = {
             "default": "",
-            "tooltip": "Falling angles such as 1.5708, 1.1, 0.6; they replace steps and both timesteps.",
+            "tooltip": "Decreasing angles such as 1.5708, 1.1, 0.6; they replace steps and both timesteps.",
         }
         required = {**schedule_inputs(), "denoise": denoise_input()}
         return {"required": required, "optional": {"timesteps": ("STRING", timesteps)}}
@@ -127,7 +127,7 @@ class SanaSCMSampler:
     DISPLAY_NAME = "Sana SCM Sampler"
     CATEGORY = "sana/sampling"
     DESCRIPTION = (
-        "SANA-Sprint's sampler for SamplerCustomAdvanced; the noise of its steps follows the seed as in diffusers."
+        "SANA-Sprint's sampler for SamplerCustomAdvanced. The noise of its steps follows from the seed as in diffusers."
     )
     SEARCH_ALIASES = ["sana", "sampler", "scm", "lcm"]
     FUNCTION = "get"
@@ -147,13 +147,13 @@ def _flow_inputs() -> dict:
         "default": 50,
         "min": 1,
         "max": 1000,
-        "tooltip": "Steps of the sampler; 50 is the reference's.",
+        "tooltip": "Number of sampling steps; 50 is diffusers' default for SANA-Video, 20 for SANA.",
     }
     return {"steps": ("INT", steps), "shift": _shift_input(), "solver": _solver_input(), "denoise": denoise_input()}
 
 
 def _shift_input():
-    tip = "Moves the noise levels towards the start. 0: the model's own, such as 8 for SANA-Video."
+    tip = "Moves the noise levels towards the start. 0 uses the model's own, such as 8 for SANA-Video."
     return ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": tip, "advanced": True})
 
 
@@ -163,14 +163,14 @@ def _solver_input():
 
 
 def _validate_flow_schedule(steps, shift, solver, denoise, cfg=None):
-    """True, or what is wrong with a flow schedule; an input that another node gives is None."""
+    """True, or an error message for a flow schedule; an input that is connected to another node is None."""
     try:
         flow_solver(FLOW_SOLVERS[0] if solver is None else solver)
         flow_match.check_schedule(1 if steps is None else steps, shift or 1.0, 1.0 if denoise is None else denoise)
     except ValueError as error:
         return str(error)
     if cfg is not None and not 1.0 <= cfg <= 100.0:
-        return f"cfg is {cfg}; give a number from 1, which is no guidance, to 100"
+        return f"cfg is {cfg}; give a number from 1 (no guidance) to 100"
     return True
 
 
@@ -178,13 +178,13 @@ class SanaFlowSample:
     DISPLAY_NAME = "Sana Flow Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = (
-        "Samples SANA-Video, and SANA's image models that are not Sprint, by flow matching with classifier-free "
-        "guidance. The same seed gives what diffusers gives."
+        "Samples SANA-Video, and SANA's image models that are not Sprint, with flow matching and classifier-free "
+        "guidance. The same seed gives the same result as diffusers."
     )
     SEARCH_ALIASES = ["sana", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("The finished latent; decode it with the model's VAE.",)
+    OUTPUT_TOOLTIPS = ("The denoised latent; decode it with the model's VAE.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -194,19 +194,19 @@ class SanaFlowSample:
             "min": 1.0,
             "max": 100.0,
             "step": 0.1,
-            "tooltip": "Guidance: how strongly it follows the prompt and avoids the negative one; 1 is no guidance.",
+            "tooltip": "Guidance scale: how closely to follow the prompt and avoid the negative one; 1 is no guidance.",
         }
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "SANA-Video, or a SANA model that is not Sprint."}),
                 "positive": (
                     "CONDITIONING",
-                    {"tooltip": "What it shows, from Sana Encode Video Prompt or Sana Encode Prompt."},
+                    {"tooltip": "The prompt, from Sana Encode Video Prompt or Sana Encode Prompt."},
                 ),
-                "negative": ("CONDITIONING", {"tooltip": "What it does not show."}),
+                "negative": ("CONDITIONING", {"tooltip": "The negative prompt; not used when cfg is 1."}),
                 "latent_image": (
                     "LATENT",
-                    {"tooltip": "Empty, or one with a first frame from Sana Image To Video Latent."},
+                    {"tooltip": "An empty latent, or one with a first frame from Sana Image To Video Latent."},
                 ),
                 "seed": seed_input(),
                 "steps": flow["steps"],
@@ -254,15 +254,15 @@ class SanaFlowSample:
 class SanaFlowSigmas:
     DISPLAY_NAME = "Sana Flow Sigmas"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "The noise levels of a flow-matching run, for Sana Flow Sample or SamplerCustomAdvanced."
+    DESCRIPTION = "The noise levels for flow matching, for Sana Flow Sample or SamplerCustomAdvanced."
     SEARCH_ALIASES = ["sana", "sana video", "scheduler", "sigmas", "flow shift"]
     FUNCTION = "make"
     RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ("Falling noise levels, the last one 0.",)
+    OUTPUT_TOOLTIPS = ("Decreasing noise levels, ending with 0.",)
 
     @classmethod
     def INPUT_TYPES(cls):
-        model = ("MODEL", {"tooltip": "Whose shift is used where shift is 0; without it that is 3."})
+        model = ("MODEL", {"tooltip": "The model whose shift is used when shift is 0; without a model it is 3."})
         return {"required": _flow_inputs(), "optional": {"model": model}}
 
     @classmethod
@@ -279,7 +279,7 @@ class SanaFlowSigmas:
 class SanaFlowSampler:
     DISPLAY_NAME = "Sana Flow Sampler"
     CATEGORY = "sana/sampling"
-    DESCRIPTION = "SANA-Video's and SANA's flow-matching solver for SamplerCustomAdvanced."
+    DESCRIPTION = "The flow-matching solver of SANA-Video and SANA, for SamplerCustomAdvanced."
     SEARCH_ALIASES = ["sana", "sana video", "sampler", "dpm solver", "euler", "flow match"]
     FUNCTION = "get"
     RETURN_TYPES = ("SAMPLER",)

@@ -18,9 +18,9 @@ from . import flow_match, trigflow
 class Sampler:
     """One row.
 
-    ``sigmas``: makes the noise levels of a run as this sampler wants them, float32 [n + 1], falling to 0;
-    for flow matching of ``(steps, shift, denoise)``, for SCM see trigflow.scm_sigmas. ``parameterisation``:
-    the class of the model_sampling objects whose sigmas it understands.
+    ``sigmas``: computes the noise levels for this sampler, float32 [n + 1], decreasing to 0; for flow
+    matching from ``(steps, shift, denoise)``, for SCM see trigflow.scm_sigmas. ``parameterisation``: the
+    class of the model_sampling objects whose sigmas the sampler uses.
     """
 
     name: str
@@ -49,11 +49,11 @@ SAMPLERS = {
 }
 
 FLOW_SOLVERS = tuple(row.name for row in SAMPLERS.values() if row.parameterisation is flow_match.FlowMatch)
-"""The solvers of flow matching, the usual one first."""
+"""The solvers of flow matching, the default first."""
 
 
 def flow_solver(name: str) -> Sampler:
-    """The row of a flow-matching solver; ValueError for a name that the table lacks."""
+    """The row of a flow-matching solver; ValueError for an unknown name."""
     if name not in FLOW_SOLVERS:
         raise ValueError(f"solver is {name!r}; choose one of {', '.join(FLOW_SOLVERS)}")
     return SAMPLERS[name]
@@ -65,5 +65,5 @@ def flow_sigmas(
     solver: str = FLOW_SOLVERS[0],
     denoise: float = 1.0,
 ) -> torch.Tensor:
-    """The noise levels of a flow-matching run by a solver's name; see flow_match.sigmas_of_levels."""
+    """The noise levels for flow matching by a solver's name; see flow_match.sigmas_of_levels."""
     return flow_solver(solver).sigmas(steps, shift, denoise)

@@ -31,8 +31,8 @@ class FlowMatch(torch.nn.Module):
 
     def __init__(self, shift: float = DEFAULT_SHIFT):
         super().__init__()
-        if not isinstance(shift, (int, float)):  # some nodes build a model's own class anew
-            raise ValueError(f"shift is of the type {type(shift).__name__}; SANA's flow matching is made of a number")
+        if not isinstance(shift, (int, float)):  # some core nodes create the model_sampling class with other arguments
+            raise ValueError(f"shift is of type {type(shift).__name__}; SANA's flow matching needs a number")
         self.shift = shift
         steps = torch.arange(1, STEPS_IN_TRAINING + 1) / STEPS_IN_TRAINING
         self.register_buffer("sigmas", shifted(steps, shift), persistent=False)
@@ -46,14 +46,14 @@ class FlowMatch(torch.nn.Module):
         return self.sigmas[-1]
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The network's time, 0 to 1000."""
+        """The timestep for the network, 0 to 1000."""
         return sigma * STEPS_IN_TRAINING
 
     def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
         return shifted(timestep / STEPS_IN_TRAINING, self.shift)
 
     def percent_to_sigma(self, percent: float) -> float:
-        """The noise level after ``percent`` (0 to 1) of the run."""
+        """The noise level after ``percent`` (0 to 1) of the steps."""
         if percent <= 0.0:
             return 1.0
         return shifted(1.0 - min(percent, 1.0), self.shift)
@@ -75,11 +75,11 @@ class FlowMatch(torch.nn.Module):
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
-        """Where a run starts: x_t of an image or video, and the bare noise wherever a frame of it is empty."""
+        """The start of sampling: x_t of an image or video, and pure noise for every empty frame."""
         return noise_where_empty(latent_image, noise, self.mix(sigma, noise, latent_image))
 
     def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """The latent that :meth:`noise_scaling` without noise turns into x_t again, for split runs."""
+        """The latent that :meth:`noise_scaling` with zero noise maps back to x_t, for split runs."""
         return latent / (1 - expand_like(torch.as_tensor(sigma), latent))
 
 
@@ -90,11 +90,11 @@ Levels = Callable[[int, float, float], torch.Tensor]
 def sigmas_of_levels(
     levels: Levels, steps: int = 50, shift: float = DEFAULT_SHIFT, denoise: float = 1.0
 ) -> torch.Tensor:
-    """The noise levels of a run as the solver's diffusers scheduler makes them: float32 [steps + 1], falling to 0.
+    """The noise levels as the solver's diffusers scheduler computes them: float32 [steps + 1], decreasing to 0.
 
-    ``denoise`` below 1 takes the last ``steps`` steps of a run of steps / denoise, as ComfyUI's
-    BasicScheduler does, except that this number need not be whole: a run of few steps begins where
-    denoise says, not at the next step of a whole one. 0 gives no levels at all.
+    ``denoise`` below 1 gives the last ``steps`` steps of a schedule with steps / denoise steps, as ComfyUI's
+    BasicScheduler does, except that this number is not rounded: with few steps, sampling starts exactly at
+    ``denoise`` and not at the next step of a rounded schedule. 0 gives an empty tensor.
     """
     check_schedule(steps, shift, denoise)
     if denoise == 0.0:
@@ -105,7 +105,7 @@ def sigmas_of_levels(
 
 
 def check_schedule(steps: int, shift: float, denoise: float) -> None:
-    """ValueError, saying what to give, for settings that make no schedule."""
+    """ValueError, with the valid range, for settings that are not a schedule."""
     if steps != int(steps) or not 1 <= steps <= 1000:
         raise ValueError(f"steps is {steps}; give a whole number from 1 to 1000, such as 50")
     if not math.isfinite(shift) or not 0.0 < shift <= 100.0:
@@ -117,7 +117,7 @@ def check_schedule(steps: int, shift: float, denoise: float) -> None:
 def euler_levels(steps: int, total: float, shift: float) -> torch.Tensor:
     """The last ``steps`` of ``total`` levels of FlowMatchEulerDiscreteScheduler.set_timesteps.
 
-    It shifts its own shifted ends once more.
+    diffusers computes the ends with the shift and then shifts all levels again.
     """
     least = shifted(1 / STEPS_IN_TRAINING, shift)
     if total == int(total):
@@ -130,13 +130,13 @@ def euler_levels(steps: int, total: float, shift: float) -> torch.Tensor:
 def dpm_levels(steps: int, total: float, shift: float) -> torch.Tensor:
     """The last ``steps`` of ``total`` levels of DPMSolverMultistepScheduler.set_timesteps with use_flow_sigmas.
 
-    The network is shown whole times, int(1000 * sigma); where rounding to float32 would change that
-    number, the level is put on the other side of it.
+    The network gets whole timesteps, int(1000 * sigma). If rounding to float32 would change that number, the
+    level is moved to the other side of it.
     """
     last = 1 / STEPS_IN_TRAINING
     alphas = 1.0 + torch.arange(steps + 1, dtype=torch.float64) * ((last - 1.0) / total)
     if steps == total:
-        alphas[-1] = last  # as numpy's linspace, whose rounding decides whole times
+        alphas[-1] = last  # as numpy's linspace: its rounding determines the whole timesteps
     levels = 1 - alphas
     exact = shifted(levels, shift).flip(0)[:-1]
     rounded = exact.float()
@@ -148,23 +148,23 @@ def dpm_levels(steps: int, total: float, shift: float) -> torch.Tensor:
 
 
 def check_range(sigmas: torch.Tensor) -> list[float]:
-    """The values of SIGMAS, checked to be flow-matching noise levels, in whatever order."""
+    """The values of SIGMAS; ValueError if they are not flow-matching noise levels. Their order is not checked."""
     values = sigmas.flatten().tolist()
     if any(not math.isfinite(v) for v in values):
         raise ValueError(f"sigmas holds a value that is not a number: {values}")
     if any(not 0.0 <= v <= 1.0 + 1e-6 for v in values):
         raise ValueError(
-            f"sigmas runs from {max(values):g} to {min(values):g}; the noise levels of SANA and SANA-Video go from 1 "
+            f"sigmas is between {max(values):g} and {min(values):g}; the noise levels of SANA and SANA-Video go from 1 "
             "down to 0: use Sana Flow Sigmas or BasicScheduler"
         )
     return values
 
 
 def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
-    """SIGMAS from another node, checked to be flow-matching noise levels: falling, in [0, 1]. Returns them."""
+    """SIGMAS from another node; ValueError if they are not decreasing noise levels in [0, 1]. Returns them."""
     values = check_range(sigmas)
     if any(after >= before for before, after in zip(values, values[1:])):
-        raise ValueError(f"sigmas must fall from step to step, but they are {[round(v, 4) for v in values]}")
+        raise ValueError(f"sigmas must decrease from step to step, but they are {[round(v, 4) for v in values]}")
     return sigmas
 
 
@@ -185,32 +185,32 @@ def sample_flow_euler(model, x, sigmas, extra_args=None, callback=None, disable=
 def sample_flow_dpm(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
     """DPM-Solver++(2M) on flow matching (DPMSolverMultistepScheduler.step). k-diffusion's signature.
 
-    ``extra_args["denoise_mask"]``, where there is one, says which part is not held.
+    ``extra_args["denoise_mask"]``, if present, is 0 where the latent is kept.
     """
     extra_args = {} if extra_args is None else extra_args
     mask = extra_args.get("denoise_mask")
     ones = x.new_ones([x.shape[0]])
-    earlier = None
+    previous = None
     for i in range(len(sigmas) - 1):
-        denoised = _denoised_at_whole_time(model, x, sigmas[i], ones, mask, extra_args)
+        denoised = _denoised_at_whole_timestep(model, x, sigmas[i], ones, mask, extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        first_order = earlier is None or sigmas[i + 1] == 0
-        slope = None if first_order else denoised - earlier
+        first_order = previous is None or sigmas[i + 1] == 0
+        slope = None if first_order else denoised - previous
         x = _dpm_step(x, denoised, slope, sigmas, i)
-        earlier = denoised
+        previous = denoised
     return x
 
 
-def _denoised_at_whole_time(model, x, sigma, ones, mask, extra_args):
-    """x0 by the velocity that the network gives at the whole time below 1000 * sigma, as diffusers asks it."""
+def _denoised_at_whole_timestep(model, x, sigma, ones, mask, extra_args):
+    """x0 from the network's velocity at the whole timestep below 1000 * sigma, which diffusers gives the network."""
     whole = math.floor(float(sigma) * STEPS_IN_TRAINING) / STEPS_IN_TRAINING
     if whole == 0.0:
         return model(x, sigma * ones, **extra_args)
-    asked = torch.as_tensor(whole, dtype=x.dtype, device=x.device)
-    denoised = model(x, asked * ones, **extra_args)
-    further = (x - denoised) * (1 - sigma / asked)
-    return denoised + (further if mask is None else further * mask)
+    rounded = torch.as_tensor(whole, dtype=x.dtype, device=x.device)
+    denoised = model(x, rounded * ones, **extra_args)
+    change = (x - denoised) * (1 - sigma / rounded)
+    return denoised + (change if mask is None else change * mask)
 
 
 def _log_snr(sigma):
@@ -218,7 +218,7 @@ def _log_snr(sigma):
 
 
 def _dpm_step(x, denoised, slope, sigmas, i):
-    """One step of order 1 (``slope`` None) or 2; ``slope``: this x0 less the one before."""
+    """One step of order 1 (``slope`` is None) or 2; ``slope``: this x0 minus the previous one."""
     now, following = sigmas[i], sigmas[i + 1]
     h = _log_snr(following) - _log_snr(now)
     gain = (1 - following) * (torch.exp(-h) - 1.0)

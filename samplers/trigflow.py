@@ -1,9 +1,9 @@
 """TrigFlow and the SCM sampler of SANA-Sprint (arXiv 2503.09641; TrigFlow: arXiv 2410.11081).
 
 x_t = cos t * x0 + sin t * z with the angle t in [0, pi/2]; the angles are the sigmas of ComfyUI's
-SIGMAS. Ported from diffusers' SanaSprintPipeline and SCMScheduler, and unlike them in two ways:
-the loop runs in unit variance, where their sigma_data of 0.5 has cancelled out, and the noise that
-they draw for the last step and do not use is not drawn.
+SIGMAS. Ported from diffusers' SanaSprintPipeline and SCMScheduler, with two differences: the loop
+runs in unit variance, where their sigma_data of 0.5 cancels out, and the noise of the last step,
+which they generate but do not use, is not generated.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from .noise import expand_like, noise_after_start, noise_where_empty
 MAX_ANGLE = 1.5708
 """diffusers' first timestep: pi/2, rounded up."""
 
+LEAST_ANGLE = 1e-6
+"""Smaller ones are zero to a schedule that is scaled by them."""
+
 
 def network_time(t: torch.Tensor) -> torch.Tensor:
-    """The transformer's time s = sin t / (cos t + sin t), in [0, 1], of angles t."""
+    """The transformer's timestep s = sin t / (cos t + sin t), in [0, 1], for angles t."""
     return torch.sin(t) / (torch.cos(t) + torch.sin(t))
 
 
 def flow_time(t: torch.Tensor) -> torch.Tensor:
-    """The time, 0 to 1000, at which a flow-matching model sees what SANA-Sprint sees at angles t.
+    """The flow-matching timestep, 0 to 1000, that corresponds to angles t.
 
-    x_t / (cos t + sin t), SANA-Sprint's input, is (1 - s) * x0 + s * z: flow matching's own x at s.
+    x_t / (cos t + sin t), SANA-Sprint's input, is (1 - s) * x0 + s * z: the x of flow matching at s.
     """
     return 1000 * network_time(t)
 
@@ -40,8 +43,8 @@ class TrigFlow(torch.nn.Module):
 
     def __init__(self, count: int = 1000):
         super().__init__()
-        if not isinstance(count, int):  # some nodes build a model's own class anew
-            raise ValueError(f"count is of the type {type(count).__name__}; SANA-Sprint's angles are made of a number")
+        if not isinstance(count, int):  # some core nodes create the model_sampling class with other arguments
+            raise ValueError(f"count is of type {type(count).__name__}; SANA-Sprint's angles need a number")
         self.register_buffer("sigmas", torch.linspace(0, MAX_ANGLE, count + 1)[1:], persistent=False)
 
     @property
@@ -56,24 +59,24 @@ class TrigFlow(torch.nn.Module):
         return network_time(sigma)
 
     def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
-        """The angle whose network time is ``timestep``: the inverse of :meth:`timestep`."""
+        """The angle whose timestep is ``timestep``: the inverse of :meth:`timestep`."""
         return torch.atan2(timestep, 1 - timestep)
 
     def percent_to_sigma(self, percent: float) -> float:
-        """The angle after ``percent`` (0 to 1) of the run; before the start it is beyond any angle."""
+        """The angle after ``percent`` (0 to 1) of the steps; at the start it is larger than any angle."""
         if percent <= 0.0:
             return 999999999.9
         return (1.0 - min(percent, 1.0)) * MAX_ANGLE
 
     def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the transformer sees of x_t: x_t * sqrt(s^2 + (1 - s)^2)."""
+        """The transformer's input: x_t * sqrt(s^2 + (1 - s)^2)."""
         s = network_time(expand_like(sigma, noise))
         return noise * torch.sqrt(s**2 + (1 - s) ** 2)
 
     def calculate_denoised(
         self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
     ) -> torch.Tensor:
-        """x0 = cos t * x_t - sin t * F, of the transformer's output and x_t (not its scaled input)."""
+        """x0 = cos t * x_t - sin t * F, from the transformer's output and x_t (not its scaled input)."""
         t = expand_like(sigma, model_output)
         s = network_time(t)
         scale = torch.sqrt(s**2 + (1 - s) ** 2)
@@ -88,11 +91,11 @@ class TrigFlow(torch.nn.Module):
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
-        """Where a run starts: x_t of an image, and the bare noise for every image of the batch that is empty."""
+        """The start of sampling: x_t of an image, and pure noise for every empty image of the batch."""
         return noise_where_empty(latent_image, noise, self.mix(sigma, noise, latent_image))
 
     def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """The latent that :meth:`noise_scaling` without noise turns into x_t again, for split runs."""
+        """The latent that :meth:`noise_scaling` with zero noise maps back to x_t, for split runs."""
         t = expand_like(torch.as_tensor(sigma), latent)
         return latent / torch.cos(t)
 
@@ -104,23 +107,23 @@ def scm_sigmas(
     denoise: float = 1.0,
     timesteps: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """The angles of a run: float32 [n + 1], falling, the last one 0 (diffusers' SCMScheduler.set_timesteps).
+    """The angles of a schedule: float32 [n + 1], decreasing to 0 (diffusers' SCMScheduler.set_timesteps).
 
-    ``intermediate_timesteps`` is the middle angle of two steps and of no other number. ``timesteps``
-    replaces all three; a 0 is added at its end where it lacks one. ``denoise`` below 1 begins the
-    schedule at the place that lies 1 - denoise of its steps after the first angle, and spreads
-    ceil(steps * denoise) steps over what is left; 0 gives no angles at all.
+    ``intermediate_timesteps`` is the second angle of a two-step schedule and ignored otherwise. ``timesteps``
+    replaces all three; a final 0 is added if it is missing. ``denoise`` below 1 skips the first 1 - denoise
+    of the schedule's steps, also a fraction of a step, and spreads ceil(steps * denoise) steps over the
+    rest; 0 gives an empty tensor.
     """
     if timesteps is not None:
-        angles = _checked_list(timesteps)
+        angles = _checked_angles(timesteps)
     else:
-        angles = _standard(steps, max_timesteps, intermediate_timesteps)
+        angles = _default_angles(steps, max_timesteps, intermediate_timesteps)
     if not math.isfinite(denoise) or not 0.0 <= denoise <= 1.0:
         raise ValueError(f"denoise is {denoise}; give a number from 0 to 1")
     if denoise == 0.0:
         return torch.zeros(0)
     if denoise < 1.0:
-        angles = _begin_later(angles, denoise)
+        angles = _start_later(angles, denoise)
     return torch.tensor(angles, dtype=torch.float32)
 
 
@@ -134,62 +137,62 @@ def img2img_sigmas(
     intermediate_timesteps: float = 1.3,
     start: str = STARTS[0],
 ) -> torch.Tensor:
-    """The angles that remain of a run which begins with a picture: float32 [n + 1], the first one its noise.
+    """The remaining angles for image to image: float32 [n + 1]; the first is the noise level of the image.
 
-    "schedule" leaves out whole steps, int(steps * (1 - strength)) of them, as SanaSprintImg2ImgPipeline's
-    get_timesteps does; "continuous" begins between steps too, as ``denoise`` of :func:`scm_sigmas`. A
-    strength of 0 leaves no angles.
+    "schedule" skips int(steps * (1 - strength)) whole steps, as SanaSprintImg2ImgPipeline's get_timesteps
+    does; "continuous" also starts between steps, as ``denoise`` of :func:`scm_sigmas`. A strength of 0 gives
+    an empty tensor.
     """
     if not math.isfinite(strength) or not 0.0 <= strength <= 1.0:
-        raise ValueError(f"strength is {strength}; give a number from 0, which keeps the picture, to 1")
+        raise ValueError(f"strength is {strength}; give a number from 0, which keeps the image, to 1")
     if start == "continuous":
         return scm_sigmas(steps, max_timesteps, intermediate_timesteps, strength)
     if start != "schedule":
         raise ValueError(f"start is {start!r}; choose one of {', '.join(STARTS)}")
-    angles = _standard(steps, max_timesteps, intermediate_timesteps)
+    angles = _default_angles(steps, max_timesteps, intermediate_timesteps)
     skipped = int(max(steps - min(steps * strength, steps), 0))
     return torch.tensor(angles[skipped:] if skipped < steps else [], dtype=torch.float32)
 
 
-def _standard(steps: int, first: float, middle: float) -> list[float]:
+def _default_angles(steps: int, first: float, middle: float) -> list[float]:
     if steps != int(steps) or not 1 <= steps <= 1000:
-        raise ValueError(f"steps is {steps}; SANA-Sprint takes 1 to 1000 steps, and 1 to 4 is what it was made for")
+        raise ValueError(f"steps is {steps}; give a whole number from 1 to 1000 (SANA-Sprint is made for 1 to 4)")
     _check_angle("max_timesteps", first)
     if steps != 2:
         return torch.linspace(first, 0, int(steps) + 1).tolist()
     _check_angle("intermediate_timesteps", middle)
     if middle >= first:
         raise ValueError(
-            f"intermediate_timesteps is {middle} and max_timesteps is {first}: the angles must fall; "
+            f"intermediate_timesteps is {middle} and max_timesteps is {first}, but the angles must decrease: "
             "give intermediate_timesteps a smaller value than max_timesteps"
         )
     return [first, middle, 0.0]
 
 
 def _check_angle(name: str, value: float) -> None:
-    if not math.isfinite(value) or not 0.0 < value <= MAX_ANGLE + 1e-4:
+    if not math.isfinite(value) or not LEAST_ANGLE <= value <= MAX_ANGLE + 1e-4:
         raise ValueError(f"{name} is {value}; give an angle above 0 and at most {MAX_ANGLE} (pi/2)")
 
 
-def _checked_list(timesteps: Sequence[float]) -> list[float]:
+def _checked_angles(timesteps: Sequence[float]) -> list[float]:
     angles = [float(t) for t in timesteps]
     if angles and angles[-1] != 0.0:
         angles.append(0.0)
     if len(angles) < 2:
-        raise ValueError("timesteps holds no angle above 0; give falling numbers such as 1.5708, 1.3, 0")
+        raise ValueError("timesteps has no angle above 0; give decreasing numbers such as 1.5708, 1.3, 0")
     for angle in angles[:-1]:
         _check_angle("a number in timesteps", angle)
     for before, after in zip(angles, angles[1:]):
         if after >= before:
-            raise ValueError(f"timesteps must fall, but {after:g} follows {before:g}")
+            raise ValueError(f"timesteps must decrease, but {after:g} follows {before:g}")
     return angles
 
 
-def _begin_later(angles: list[float], denoise: float) -> list[float]:
+def _start_later(angles: list[float], denoise: float) -> list[float]:
     steps = len(angles) - 1
-    place = steps * (1.0 - denoise)
-    before = min(int(place), steps - 1)
-    start = angles[before] + (angles[before + 1] - angles[before]) * (place - before)
+    position = steps * (1.0 - denoise)
+    before = min(int(position), steps - 1)
+    start = angles[before] + (angles[before + 1] - angles[before]) * (position - before)
     count = max(1, math.ceil(steps * denoise - 1e-9))
     kept = _resampled(angles, count)
     return [angle * start / kept[0] for angle in kept]
@@ -200,35 +203,35 @@ def _resampled(angles: list[float], count: int) -> list[float]:
     steps = len(angles) - 1
     if count == steps:
         return angles
-    places = [i * steps / count for i in range(count + 1)]
-    low = [min(int(p), steps - 1) for p in places]
-    return [angles[i] + (angles[i + 1] - angles[i]) * (p - i) for i, p in zip(low, places)]
+    positions = [i * steps / count for i in range(count + 1)]
+    low = [min(int(p), steps - 1) for p in positions]
+    return [angles[i] + (angles[i + 1] - angles[i]) * (p - i) for i, p in zip(low, positions)]
 
 
 def parse_timesteps(text: str) -> list[float] | None:
-    """Angles written by a person, ``"1.5708, 1.3, 0"``; None for an empty text."""
-    words = [word.strip() for word in text.replace(";", ",").split(",") if word.strip()]
-    if not words:
+    """Angles from a text such as ``"1.5708, 1.3, 0"``; None for an empty text."""
+    numbers = [number.strip() for number in text.replace(";", ",").split(",") if number.strip()]
+    if not numbers:
         return None
     try:
-        return [float(word) for word in words]
+        return [float(number) for number in numbers]
     except ValueError:
         raise ValueError(f"timesteps is {text!r}; give numbers separated by commas, such as 1.5708, 1.3, 0") from None
 
 
 def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
-    """SIGMAS from another node, checked to be TrigFlow angles: falling, in [0, pi/2]. Returns them."""
+    """SIGMAS from another node; ValueError if they are not decreasing angles in [0, pi/2]. Returns them."""
     values = sigmas.flatten().tolist()
     if any(not math.isfinite(v) for v in values):
         raise ValueError(f"sigmas holds a value that is not a number: {values}")
     if any(not 0.0 <= v <= MAX_ANGLE + 1e-4 for v in values):
         raise ValueError(
-            f"sigmas runs from {max(values):g} to {min(values):g}; SANA-Sprint's are angles from {MAX_ANGLE} "
-            "down to 0: use SanaSCMSigmas"
+            f"sigmas is between {max(values):g} and {min(values):g}; SANA-Sprint's are angles from {MAX_ANGLE} "
+            "down to 0: use Sana SCM Sigmas"
         )
     if any(after >= before for before, after in zip(values, values[1:])):
         raise ValueError(
-            f"sigmas must fall from step to step, as SANA-Sprint's angles do, but they are "
+            f"sigmas must decrease from step to step, as SANA-Sprint's angles do, but they are "
             f"{[round(v, 4) for v in values]}"
         )
     return sigmas
@@ -236,11 +239,11 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def sample_scm(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
-    """SCM multistep sampling: x_next = cos t' * x0 + sin t' * fresh noise (SCMScheduler.step).
+    """SCM multistep sampling: x_next = cos t' * x0 + sin t' * new noise (SCMScheduler.step).
 
-    k-diffusion's signature. ``model(x, sigma, **extra_args)`` returns x0; ``sigmas`` are angles,
-    falling. Without a ``noise_sampler`` the noise follows the initial noise in the generator of
-    ``extra_args["seed"]``, as in diffusers.
+    k-diffusion's signature. ``model(x, sigma, **extra_args)`` returns x0; ``sigmas`` are decreasing angles.
+    Without a ``noise_sampler`` the noise comes from the generator of ``extra_args["seed"]``, after the
+    initial noise, as in diffusers.
     """
     extra_args = {} if extra_args is None else extra_args
     seed = extra_args.get("seed")

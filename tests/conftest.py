@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for work do not take a core from others
 
+import gemma
+import platforms
 import tiny
 from in_process import start_comfyui
 
@@ -100,3 +102,40 @@ def host(request, home, reference, monkeypatch):
         chosen.folders.input, chosen.folders.output = home / "input", home / "output"
         yield chosen
     hosts._current = None
+
+
+LINKS = pytest.StashKey[str]()
+"""What to print where links are refused."""
+
+
+class RootIsNoTestPackage:
+    """pytest imports a package's __init__.py by its folder's name; ours is the pack, and sana-nodes is not a name."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == tiny.REPOSITORY else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoTestPackage())
+    config.stash[LINKS] = platforms.copy_where_links_are_refused()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[LINKS]:
+        terminalreporter.write_line(config.stash[LINKS])
+
+
+@pytest.fixture(scope="session")
+def spiece() -> bytes:
+    """Gemma's kind of SentencePiece model, small and trained here."""
+    return gemma.spiece()
+
+
+@pytest.fixture(scope="session")
+def theirs(spiece, tmp_path_factory):
+    """transformers' tokenizer of the same pieces; the folder with its tokenizer.json is its ``folder``."""
+    folder = tmp_path_factory.mktemp("converted")
+    tokenizer = gemma.converted(spiece, folder)
+    tokenizer.folder = folder
+    return tokenizer

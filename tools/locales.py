@@ -1,4 +1,4 @@
-"""The texts of ComfyUI's locale files, out of the node classes: ``python -m sana_nodes.tools.locales`` writes them."""
+"""Write ComfyUI's locale files from the node classes: ``python -m sana_nodes.tools.locales``."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Editor-format workflows out of their API-format twins: ``python -m sana_nodes.tools.workflows NAME …`` writes them.
+"""Write the editor-format workflows from the API-format ones: ``python -m sana_nodes.tools.workflows NAME …``.
 
-Nodes are laid out in columns, each as far to the right as the longest way to it.
+Nodes are laid out in columns; a node's column is the length of the longest path to it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from .. import NODE_CLASS_MAPPINGS
@@ -19,7 +20,7 @@ CORE = {
     "ImageBatch": ({"image1": "IMAGE", "image2": "IMAGE"}, ["IMAGE"]),
     "SaveImage": ({"images": "IMAGE"}, []),
 }
-"""The core nodes that examples use: their inputs from other nodes, and their outputs."""
+"""The core nodes in the examples: their inputs from other nodes, and their outputs."""
 
 
 def is_link(value) -> bool:
@@ -27,7 +28,7 @@ def is_link(value) -> bool:
 
 
 def signature(class_type: str) -> tuple[dict, list[str], list[str]]:
-    """Kinds of the inputs, kinds of the outputs, and the outputs' names."""
+    """Types of the inputs, types of the outputs, and names of the outputs."""
     if class_type in CORE:
         inputs, outputs = CORE[class_type]
         return inputs, outputs, outputs
@@ -39,7 +40,7 @@ def signature(class_type: str) -> tuple[dict, list[str], list[str]]:
 
 
 def widgets(node: dict) -> list:
-    """Values in the order of the node's widgets; a seed is followed by what happens to it after a run."""
+    """Values in the order of the node's widgets; a seed is followed by its control_after_generate."""
     values = []
     for key in signature(node["class_type"])[0]:
         value = node["inputs"].get(key)
@@ -51,63 +52,65 @@ def widgets(node: dict) -> list:
 
 def editor(graph: dict, note: str) -> dict:
     """The editor's form of an API graph, with a note for the person who opens it."""
-    depth: dict[str, int] = {}
-
-    def deep(node_id: str) -> int:
-        if node_id not in depth:
-            sources = [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
-            depth[node_id] = 1 + max((deep(source) for source in sources), default=-1)
-        return depth[node_id]
-
-    links, nodes, height = [], [], {}
-    for order, (node_id, node) in enumerate(sorted(graph.items(), key=lambda item: deep(item[0]))):
-        kinds, outputs, names = signature(node["class_type"])
-        column, row = deep(node_id), height.setdefault(deep(node_id), 0)
-        height[column] += 1
-        slots = [
-            key for key in kinds if is_link(node["inputs"].get(key)) or kinds[key].isupper() and _socket(kinds[key])
-        ]
-        inputs = []
-        for slot, key in enumerate(slots):
-            link = None
-            if is_link(node["inputs"].get(key)):
-                source, number = node["inputs"][key]
-                link = len(links) + 1
-                links.append([link, int(source), number, int(node_id), slot, kinds[key]])
-            inputs.append({"name": key, "type": kinds[key], "link": link})
-        nodes.append(
-            {
-                "id": int(node_id),
-                "type": node["class_type"],
-                "title": node["_meta"]["title"],
-                "pos": [40 + column * COLUMN, 60 + row * ROW],
-                "size": [420, 90 + 26 * (len(inputs) + len(widgets(node)))],
-                "flags": {},
-                "order": order,
-                "mode": 0,
-                "inputs": inputs,
-                "outputs": [
-                    {"name": name, "type": kind, "slot_index": i, "links": []}
-                    for i, (name, kind) in enumerate(zip(names, outputs))
-                ],
-                "properties": {"Node name for S&R": node["class_type"]},
-                "widgets_values": widgets(node),
-            }
-        )
+    columns = {node_id: _column(graph, node_id) for node_id in graph}
+    ordered = sorted(graph, key=columns.__getitem__)
+    links: list[list] = []
+    nodes: list[dict] = []
+    height: Counter[int] = Counter()
+    for order, node_id in enumerate(ordered):
+        inputs = _inputs(graph, node_id, links)
+        index = [40 + columns[node_id] * COLUMN, 60 + height[columns[node_id]] * ROW]
+        height[columns[node_id]] += 1
+        nodes.append(_node(node_id, graph[node_id], order, index, inputs))
     by_id = {node["id"]: node for node in nodes}
     for link, source, number, *_ in links:
         by_id[source]["outputs"][number]["links"].append(link)
     last = max(by_id) + 1
+    counts = {"last_node_id": last, "last_link_id": len(links)}
     nodes.append(_note(last, note, max(height.values())))
+    return {**counts, "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+
+
+def _column(graph: dict, node_id: str) -> int:
+    """The length of the longest way to a node."""
+    sources = [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
+    return 1 + max((_column(graph, source) for source in sources), default=-1)
+
+
+def _inputs(graph: dict, node_id: str, links: list[list]) -> list[dict]:
+    """A node's sockets; the links into them are numbered on and added to ``links``."""
+    given, kinds = graph[node_id]["inputs"], signature(graph[node_id]["class_type"])[0]
+    inputs: list[dict] = []
+    for key in kinds:
+        if not is_link(given.get(key)) and not (kinds[key].isupper() and _socket(kinds[key])):
+            continue
+        link = None
+        if is_link(given.get(key)):
+            source, number = given[key]
+            link = len(links) + 1
+            links.append([link, int(source), number, int(node_id), len(inputs), kinds[key]])
+        inputs.append({"name": key, "type": kinds[key], "link": link})
+    return inputs
+
+
+def _node(node_id: str, node: dict, order: int, index: list[int], inputs: list[dict]) -> dict:
+    _, outputs, names = signature(node["class_type"])
     return {
-        "last_node_id": last,
-        "last_link_id": len(links),
-        "nodes": nodes,
-        "links": links,
-        "groups": [],
-        "config": {},
-        "extra": {},
-        "version": 0.4,
+        "id": int(node_id),
+        "type": node["class_type"],
+        "title": node["_meta"]["title"],
+        "pos": index,
+        "size": [420, 90 + 26 * (len(inputs) + len(widgets(node)))],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": [
+            {"name": name, "type": kind, "slot_index": i, "links": []}
+            for i, (name, kind) in enumerate(zip(names, outputs))
+        ],
+        "properties": {"Node name for S&R": node["class_type"]},
+        "widgets_values": widgets(node),
     }
 
 
@@ -137,25 +140,31 @@ PUBLISHED = (
 )
 NOTES = {
     "sana_sprint_image_to_image": (
-        "# Image to image\n\nThe upper row draws a picture to begin with; put Load Image in its place to begin with "
-        "one of yours. strength says how far the second goes from it. The demo weights change all at once, so it is "
-        "low here; with the published ones choose your pipeline, 1024 × 1024 and about 0.6. Seed and steps of the last "
-        "two nodes belong together."
+        "# Image to image\n\nThe upper row generates a first image; replace it by Load Image to start from your own "
+        "image. strength sets how much the second image differs from it. It is low here, because the demo weights "
+        "change an image suddenly. With the published weights choose your pipeline, 1024 × 1024 and about 0.6. Use the "
+        "same seed and steps in Sana Image To Image Latent and Sana SCM Sample."
     ),
-    "sana_video_text_to_video": f"# Text to video\n\nSet to the demo weights, which know moving shapes. {PUBLISHED}",
+    "sana_video_text_to_video": (
+        f"# Text to video\n\nThis workflow uses the demo weights, which know only moving shapes. {PUBLISHED}"
+    ),
     "sana_video_image_to_video": (
-        "# Image to video\n\nSANA-Sprint draws the first frame and SANA-Video lets it move; put Load Image in place of "
-        f"the upper row to begin with a picture of yours. {PUBLISHED}"
+        "# Image to video\n\nSANA-Sprint generates the first frame and SANA-Video animates it. Replace the upper row "
+        f"by Load Image to start from your own image. {PUBLISHED}"
     ),
     "sana_video_continue": (
-        "# Continue a video\n\nThe last frame of the first clip is the first of the second. Repeat the lower row to go "
-        f"on. {PUBLISHED}"
+        "# Continue a video\n\nThe last frame of the first clip is the first frame of the second. Repeat the lower row "
+        f"to add more clips. {PUBLISHED}"
     ),
 }
 
 
+def text(name: str) -> str:
+    """The file of an example in the editor's format, made from its API-format twin."""
+    graph = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.dumps(editor(graph, NOTES[name]), indent=2, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:] or NOTES:
-        graph = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-        text = json.dumps(editor(graph, NOTES[name]), indent=2, ensure_ascii=False) + "\n"
-        (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+        (FOLDER / f"{name}.json").write_text(text(name), encoding="utf-8")

@@ -13,6 +13,7 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...media.prefixes import check_prefix
 from ..contract import SaveTarget
 from . import clip, controlnet, lora, model, patches, sampling, vae
 
@@ -70,8 +71,8 @@ class ComfyHost:
     def sampler(self, function):
         return comfy.samplers.KSAMPLER(function)
 
-    def sample(self, patcher, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
-        guider = sampling.guider(patcher, positive, negative, cfg)
+    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+        guider = sampling.guider(model, positive, negative, cfg)
         return sampling.sample(guider, latent, noise, sigmas, function, seed, options)
 
     def vae_spec(self, vae_object):
@@ -79,6 +80,14 @@ class ComfyHost:
 
     def decode_frames(self, vae_object, samples):
         return vae.decode_frames(vae_object, samples)
+
+    def check_prefix(self, prefix):
+        output = Path(folder_paths.get_output_directory())
+        check_prefix(prefix, output)
+        folder = (output / prefix).parent
+        within = getattr(folder_paths, "is_within_directory", None)  # ComfyUI 0.3.64 lets a link lead out
+        if within is not None and not within(str(output), str(folder)):
+            raise ValueError(f"filename_prefix is {prefix!r}, whose folder is a link that leads out of {output}")
 
     def save_target(self, prefix, width, height):
         output = folder_paths.get_output_directory()

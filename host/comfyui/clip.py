@@ -9,23 +9,23 @@ import comfy.sd
 import torch
 
 from ...model_loaders.quantised.formats import set_values
-from ...model_loaders.text_encoder import LoadedTextEncoder
+from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
 from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens
-from .modules import has_native_bf16, log_compute_dtype, use_comfy_ops
+from .modules import has_native_bf16, log_compute_dtype, set_reload, use_comfy_ops
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
-    " (the same file will do: CLIPLoader's own Gemma-2 leaves out the soft caps in attention, so its states are others)"
+    " (it reads the same file: CLIPLoader's Gemma-2 leaves out the soft caps in attention and gives other states)"
 )
-"""Seen in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
+"""So in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
 
 IDS, FIRST_KEPT = "gemma2", "gemma2_first_kept"
 
 
 class GemmaTokens(dict):
-    """A prompt's tokens, which say what is wrong when a node for another model looks for that model's."""
+    """A prompt's tokens; an error for a node that looks for another model's."""
 
     def __missing__(self, name):
         raise ValueError(
@@ -37,8 +37,8 @@ class GemmaTokens(dict):
 class SanaTokenizer:
     """Text to the tokens that ComfyUI passes from its tokenizer to its encoder.
 
-    Core CLIPTextEncode calls it with the text alone and so gets the image instruction. A prompt is
-    taken to the letter: SANA knows no ``(word:1.2)`` weights.
+    Core CLIPTextEncode calls it with the text alone and so gets the image instruction. Weights such as
+    ``(word:1.2)`` are not parsed: SANA was trained without them.
     """
 
     def __init__(self, tokenizer):
@@ -65,8 +65,8 @@ class SanaTokenizer:
 
     def state_dict(self):
         raise ValueError(
-            "SANA's Gemma-2 is not saved into a file by CLIPSave or CheckpointSave: it stays the file or folder that "
-            "it was loaded from. ModelSave saves the transformer, VAESave the VAE"
+            "CLIPSave and CheckpointSave do not support SANA's Gemma-2: use the file or folder that it was loaded "
+            "from. ModelSave saves the transformer, VAESave the VAE"
         )
 
 
@@ -104,7 +104,7 @@ class SanaTextModel(torch.nn.Module):
         raise ValueError("SANA's text encoder is loaded by Sana Load Text Encoder or Sana Load Pipeline")
 
 
-def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
+def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str, **more):
     """A comfy CLIP around a loaded Gemma-2. It computes in bfloat16 or float32: float16 overflows in Gemma."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     options = {"initial_device": torch.device("cpu")}
@@ -121,7 +121,14 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str):
         tokenizer=lambda **_: SanaTokenizer(loaded.tokenizer),
     )
     parameters = sum(p.numel() for p in loaded.module.parameters())
-    return comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options})
+    clip = comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options}, **more)
+    set_reload(clip.patcher, _reload, loaded.path, weight_dtype, device)
+    return clip
+
+
+def _reload(path, weight_dtype: str, device: str, disable_dynamic: bool = False):
+    """The patcher of build_clip of the file once more."""
+    return build_clip(load_text_encoder(path), weight_dtype, device, disable_dynamic=disable_dynamic).patcher
 
 
 def encode_prompt(clip, prompt: str, **options) -> list:

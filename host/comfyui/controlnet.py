@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.controlnet
 import comfy.model_management
 import torch
@@ -10,9 +12,8 @@ from ...media.pictures import cover
 from ...model_loaders.controlnet import LoadedControlNet
 from ...model_loaders.quantised.formats import set_values
 from ...networks import precision
-from ...networks.controlnet import check_latent, check_vae, control_residuals, control_time
+from ...networks.controlnet import check_latent, check_vae, control_residuals, control_time, hint_latent
 from ...networks.fast_transformer import use_fast_layers
-from ...samplers.trigflow import TrigFlow
 from .model import SanaLatentFormat, network_dtypes
 from .modules import use_comfy_ops
 
@@ -28,18 +29,8 @@ class ControlForward(torch.nn.Module):
         return {"input": control_residuals(self.network, x, timesteps, context, hint)}
 
 
-class _SprintAsFlow:
-    """SANA-Sprint's angles for a ControlNet that was made for flow matching."""
-
-    def __init__(self, sampling: TrigFlow):
-        self.sampling, self.calculate_input = sampling, sampling.calculate_input
-
-    def timestep(self, sigma):
-        return control_time(self.sampling, sigma)
-
-
 class SanaControlNet(comfy.controlnet.ControlNet):
-    """comfy's ControlNet, led by the DC-AE latent of an image (SanaControlNetPipeline)."""
+    """comfy's ControlNet, whose hint is the DC-AE latent of an image (SanaControlNetPipeline)."""
 
     def __init__(self, control_model, spec, load_device, manual_cast_dtype):
         super().__init__(
@@ -50,34 +41,46 @@ class SanaControlNet(comfy.controlnet.ControlNet):
             latent_format=SanaLatentFormat(),
             extra_conds=[],
         )
-        self.spec = spec
+        self.spec, self.hint_shape = spec, None
 
     def set_cond_hint(self, cond_hint, strength=1.0, timestep_percent_range=(0.0, 1.0), vae=None, extra_concat=()):
         video = getattr(vae, "latent_dim", 2) == 3
         check_vae(self.spec, vae, getattr(vae, "latent_channels", None), video)
         return super().set_cond_hint(cond_hint, strength, timestep_percent_range, vae, list(extra_concat))
 
-    def pre_run(self, model, percent_to_timestep_function):
-        super().pre_run(model, percent_to_timestep_function)
-        if isinstance(model.model_sampling, TrigFlow):
-            self.model_sampling_current = _SprintAsFlow(model.model_sampling)
-
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        check_latent(self.spec, x_noisy.shape)
-        first, last = self.timestep_range or (float("inf"), 0.0)
-        if last <= t[0] <= first and (self.cond_hint is None or self.cond_hint.shape[-2:] != x_noisy.shape[-2:]):
-            self.cond_hint = self._encoded(x_noisy)
-        return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
+        """What the ControlNets before this one add, and in its part of the run what it adds itself.
 
-    def _encoded(self, x_noisy) -> torch.Tensor:
-        """The latent of the image at the size that is sampled; comfy's own would resize by the nearest pixel."""
-        ratio = self.vae.spacial_compression_encode()
-        height, width = (side * ratio for side in x_noisy.shape[-2:])
-        images = torch.stack([cover(image, width, height) for image in self.cond_hint_original.movedim(1, -1)])
-        in_use = comfy.model_management.loaded_models(only_currently_used=True)
-        hint = self.vae.encode(images)
-        comfy.model_management.load_models_gpu(in_use)
-        return hint.to(x_noisy.device, self.manual_cast_dtype or self.control_model.dtype)
+        comfy's own is not called: it resizes the image by the nearest pixel and rounds the time to the dtype
+        that is computed in, in bfloat16 by up to 2 of 1000.
+        """
+        before = None
+        if self.previous_controlnet is not None:
+            before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        check_latent(self.spec, x_noisy.shape)
+        first, last = self.timestep_range
+        if not last <= t[0] <= first:
+            return before
+        sampling, dtype = self.model_sampling_current, self.manual_cast_dtype or self.control_model.dtype
+        context = cond.get("crossattn_controlnet", cond["c_crossattn"])
+        added = self.control_model(
+            x=sampling.calculate_input(t, x_noisy).to(dtype),
+            hint=self._hint(x_noisy, batched_number).to(x_noisy.device, dtype),
+            timesteps=control_time(sampling, t).float(),
+            context=context.to(x_noisy.device, dtype),
+        )
+        return self.control_merge(added, before, output_dtype=None)
+
+    def _hint(self, x_noisy, batched_number: int) -> torch.Tensor:
+        """The latent of its images for ``batched_number`` prompts at once; encoded once in a run for each size."""
+        shape = (x_noisy.shape[0] // batched_number, *x_noisy.shape[1:])
+        if self.cond_hint is None or self.hint_shape != shape:
+            images, ratio = self.cond_hint_original.movedim(1, -1), self.vae.spacial_compression_encode()
+            in_use = comfy.model_management.loaded_models(only_currently_used=True)
+            self.cond_hint: Any = hint_latent(self.spec, images, shape, ratio, cover, self.vae.encode)
+            self.hint_shape = shape
+            comfy.model_management.load_models_gpu(in_use)
+        return self.cond_hint if len(self.cond_hint) == 1 else self.cond_hint.repeat(batched_number, 1, 1, 1)
 
     def copy(self):
         made = SanaControlNet(None, self.spec, self.load_device, self.manual_cast_dtype)

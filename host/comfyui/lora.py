@@ -1,4 +1,4 @@
-"""LoRAs through ComfyUI's patches: it merges them into the weights where they are used and takes them out again."""
+"""LoRAs as ComfyUI's patches: it merges them into the weights when they are used and restores them afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORK = "diffusion_model."
 
 
 class PeftDora(comfy.weight_adapter.WeightAdapterBase):
-    """PEFT's DoRA, which sets rows to a length; comfy's own divides by the length that they had before the LoRA."""
+    """PEFT's DoRA, which sets the norm of each row; comfy's DoRA divides by the norm from before the LoRA."""
 
     name = "peft-dora"
 
@@ -34,14 +34,14 @@ def network_shapes(patcher) -> dict[str, tuple[int, ...]]:
 
 def apply_lora(patcher, loaded: LoadedLora, strength: float):
     """A clone of a MODEL with a LoRA at ``strength``."""
-    places = {layer: f"{NETWORK}{layer}.weight" for layer in loaded.layers}
-    patches = comfy.lora.load_lora(loaded.tensors, places, log_missing=False)
-    for layer, place in places.items():
+    keys = {layer: f"{NETWORK}{layer}.weight" for layer in loaded.layers}
+    patches = comfy.lora.load_lora(loaded.tensors, keys, log_missing=False)
+    for layer, weight in keys.items():
         if f"{layer}.{MAGNITUDE}" in loaded.tensors:
-            patches[place] = PeftDora(set(), pieces(loaded.parts(layer)))
-    unread = sorted(set(places.values()) - {key for key in patches if isinstance(key, str)})
+            patches[weight] = PeftDora(set(), pieces(loaded.parts(layer)))
+    unread = sorted(set(keys.values()) - {key for key in patches if isinstance(key, str)})
     if unread:
-        raise ValueError(f"{loaded.path}: this ComfyUI cannot read what the file does to {unread[0]}; update ComfyUI")
+        raise ValueError(f"{loaded.path}: how it changes {unread[0]} is unsupported in this ComfyUI; update ComfyUI")
     if message := loaded.unused_keys_message():
         logger.warning(message)
     made = patcher.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import comfy.cli_args
@@ -15,23 +16,23 @@ import comfy.supported_models_base
 import torch
 
 from ...model_loaders.quantised.formats import set_values
-from ...model_loaders.transformer import LoadedTransformer
+from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_layers
-from ...networks.latent_spaces import DC_AE, LTX2, WAN
+from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.transformer import network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from . import patches
-from .modules import log_compute_dtype, patcher_class, use_comfy_ops
+from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops
 from .previews import PUBLISHED_GAIN, Previewing
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
-    """32 channels, a 32nd of the image's side. Our VAE scales, so latents are passed on as they are.
+    """32 channels, 1/32 of the image's side. Our VAE scales, so latents are passed on unchanged.
 
-    ComfyUI's previewer asks for the colours when a run begins and previews are on; they are found then.
+    ComfyUI's previewer reads the factors when a run begins and previews are on; the map is fitted then.
     """
 
     latent_channels = DC_AE.channels
@@ -61,14 +62,14 @@ class SanaLatentFormat(comfy.latent_formats.LatentFormat):
 
 
 class SanaVideoLatentFormat(comfy.latent_formats.LatentFormat):
-    """Latents of a video VAE that normalises them itself: LTX-2's, and DC-AE-V's."""
+    """Latents of a video VAE that normalises them itself: LTX-2's and DC-AE-V's."""
 
     latent_dimensions = 3
     spacial_downscale_ratio = 32
 
 
 class SanaConfig(comfy.supported_models_base.BASE):
-    """What BaseModel reads of a model config; the module itself comes ready-built."""
+    """What BaseModel reads of a model config; the module is built already."""
 
     unet_config = patches.NoUnet(disable_unet_model_creation=True)
     latent_format = SanaLatentFormat
@@ -81,8 +82,8 @@ class SanaConfig(comfy.supported_models_base.BASE):
 class ComfyForward:
     """A diffusers transformer that is called as ComfyUI calls its diffusion models.
 
-    The wrappers that nodes put around a diffusion model (EasyCache) are run here, with
-    ``transformer_options`` last, as ComfyUI's own models do.
+    It runs the wrappers that nodes put around a diffusion model (EasyCache), with ``transformer_options``
+    last, as ComfyUI's own models do.
     """
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
@@ -94,7 +95,7 @@ class ComfyForward:
         return run.execute(x, timesteps, context, given.get("guidance"), given.get("denoise_mask"), control, options)
 
     def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
-        added = [part.to(x.dtype) for place in (control or {}).values() for part in place if part is not None]
+        added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
         inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added)
         return velocity(self.sana_spec, super().forward(**inputs))
 
@@ -115,7 +116,7 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         self.model_sampling = sampling
 
     def memory_required(self, input_shape, cond_shapes=None):
-        """Bytes of a call with latents of ``input_shape``; what control nets take, ComfyUI asks of them."""
+        """Bytes of a call with latents of ``input_shape``, without those of ControlNets."""
         known = cond_shapes or {}
         captions = max((shape[1] for shape in known.get("c_crossattn", ())), default=CAPTION)
         dtype = self.manual_cast_dtype or self.get_dtype()
@@ -137,12 +138,12 @@ class SanaBaseModel(comfy.model_base.BaseModel):
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         sigma = sigma.reshape([sigma.shape[0]] + [1] * (noise.ndim - 1))
-        mix = getattr(self.model_sampling, "mix", self.model_sampling.noise_scaling)  # ModelSamplingSD3 has the second
+        mix = getattr(self.model_sampling, "mix", self.model_sampling.noise_scaling)  # ModelSamplingSD3's has no mix
         return mix(sigma, noise, latent_image)
 
 
 class ComfyFlowMatch(FlowMatch, comfy.model_sampling.CONST):
-    """FlowMatch under the name by which ComfyUI's samplers and nodes know flow matching."""
+    """FlowMatch as a CONST, the class by which ComfyUI's samplers and nodes recognise flow matching."""
 
 
 class SanaVideo(SanaBaseModel):
@@ -159,7 +160,11 @@ class SanaVideo(SanaBaseModel):
         return latent_image
 
 
-LATENT_FORMATS = {DC_AE: SanaLatentFormat, WAN: comfy.latent_formats.Wan21, LTX2: comfy.latent_formats.LTXV}
+LATENT_FORMATS: dict[LatentSpace | None, type] = {
+    DC_AE: SanaLatentFormat,
+    WAN: comfy.latent_formats.Wan21,
+    LTX2: comfy.latent_formats.LTXV,
+}
 """ComfyUI's formats of the latent spaces that it knows, and ours of DC-AE's."""
 
 
@@ -176,7 +181,7 @@ def _model_sampling(spec: TransformerSpec) -> torch.nn.Module:
 
 @cache
 def _comfy_class(kind: type) -> type:
-    """A diffusers transformer's class with ComfyForward in front; one for each, however often it is loaded."""
+    """A diffusers transformer's class with ComfyForward in front; the same class at every load."""
     return type(f"Comfy{kind.__name__}", (ComfyForward, kind), {})
 
 
@@ -194,7 +199,7 @@ def network_dtypes(module, wanted, device):
     return stored, cast
 
 
-def build_model(loaded: LoadedTransformer, weight_dtype: str):
+def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: bool = False):
     """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
@@ -208,11 +213,18 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str):
 
     module = use_fast_layers(use_comfy_ops(loaded.module, wanted, cast or stored))
     module.sana_spec, module.weight_dtype = loaded.spec, stored
-    module.__class__ = _comfy_class(type(module))
+    module.__class__ = _comfy_class(module.__class__)
     make = SanaVideo if loaded.spec.family.video else SanaBaseModel
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
-    patcher = patcher_class()(model, load_device=load_device, offload_device=offload_device)
+    make_patcher = patcher_class(not disable_dynamic)
+    patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
+    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype)
     return patches.watch(patcher, loaded.spec)
+
+
+def _reload(path, spec: TransformerSpec, weight_dtype: str, disable_dynamic: bool = False):
+    """build_model of the file once more; ``spec`` has the flow shift of its pipeline."""
+    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, disable_dynamic)

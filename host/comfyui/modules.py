@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import comfy.model_management
 import comfy.model_patcher
@@ -23,13 +24,13 @@ CASTING = {
     torch.nn.LayerNorm: _ops.LayerNorm,
     torch.nn.GroupNorm: _ops.GroupNorm,
 }
-"""torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch one by one."""
+"""torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch separately."""
 
 
 def use_comfy_ops(
     module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype
 ) -> torch.nn.Module:
-    """Make a module one that ComfyUI's memory management understands, in place."""
+    """Give a module comfy's layers, so that ComfyUI manages its memory. In place."""
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
     for part in module.modules():
         plain = not hasattr(part, "comfy_cast_weights") and not isinstance(part, TokenEmbedding)
@@ -39,10 +40,10 @@ def use_comfy_ops(
 
 
 def _follow_input(part, args, kwargs):
-    """Bring a module's own few weights and tables to its input's device.
+    """Move a module's own parameters and buffers to its input's device.
 
-    ComfyUI moves comfy's layers at each use, but of a model that it loads in part it leaves other
-    tensors behind: diffusers' norms, the modulation tables of blocks, position embeddings.
+    ComfyUI moves comfy's layers at each use. Of a model that it loads in part it leaves the other tensors
+    on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings.
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)
@@ -55,15 +56,24 @@ def _follow_input(part, args, kwargs):
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether ComfyUI, by its flags and the device, computes in bfloat16 there."""
+    """Whether ComfyUI computes in bfloat16 on a device, by its flags and the device's abilities."""
     return comfy.model_management.should_use_bf16(device)
 
 
 def log_compute_dtype(what: str, compute: torch.dtype, why: str = "float16 overflows in it") -> None:
-    """One line in ComfyUI's log: what a model of ours computes in."""
+    """One line in ComfyUI's log: the dtype that a model computes in, and why."""
     logger.info("%s computes in %s: %s", what, str(compute).removeprefix("torch."), why)
 
 
-def patcher_class():
-    """ComfyUI 0.33 chooses the patcher at start (dynamic offload or not); before, there was one."""
-    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+def patcher_class(dynamic: bool = True) -> type:
+    """ComfyUI 0.33 selects the patcher at start (``dynamic`` offload or not); older versions have one."""
+    plain = comfy.model_patcher.ModelPatcher
+    return getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
+
+
+def set_reload(patcher, build: Callable, *arguments) -> None:
+    """How ComfyUI 0.33 loads the model once more: for a second card, and without dynamic offload for hooks.
+
+    ``build(*arguments, disable_dynamic=False)`` returns a patcher. Older versions do not reload.
+    """
+    patcher.cached_patcher_init = (build, arguments)

@@ -1,7 +1,7 @@
-"""What other nodes ask of a MODEL: done where SANA's transformers can, refused in words where they cannot.
+"""What other nodes ask of a MODEL: applied where SANA's transformers support it, an error where they do not.
 
-ComfyUI's nodes leave their wishes in a model's options, and a model reads those that it knows. Silence
-would sample an image as if the node were not there.
+ComfyUI's nodes write into a model's options, and a model reads the entries that it knows. Without a check,
+a node that is not supported would be ignored silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...samplers import SAMPLERS, flow_match, trigflow
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
 INPUT_BLOCKS = "a UNet's input blocks (PatchModelAddDownscale)"
-PLACES = {
+PATCHES = {
     "attn1_patch": SELF_ATTENTION,
     "attn1_output_patch": SELF_ATTENTION,
     "attn2_patch": CROSS_ATTENTION,
@@ -36,54 +36,54 @@ OPTIONS = {
     "rope_options": "rotary positions (ScaleROPE)",
     "optimized_attention_override": "the attention function (ModelAttentionBackend)",
 }
-"""Names in transformer_options to what they change and which core nodes put them there."""
+"""Names in transformer_options to what they change and which core nodes set them."""
 
 IMAGES = {
     "reference_latents": "a reference image (ReferenceLatent)",
     "unclip_conditioning": "an image from CLIP vision (unCLIPConditioning)",
 }
-"""Names in a CONDITIONING to what they bring."""
+"""Names in a CONDITIONING to what they hold and which core nodes set them."""
 
 MISREAD = {"sample_ddpm", "sample_lcm_upscale"}
-"""Core samplers that add noise as models other than flow matching have it."""
+"""Core samplers whose added noise is not that of flow matching."""
 
 
 class NoUnet(dict):
-    """A model config's ``unet_config`` that says what is wrong when a node looks for a UNet's measures in it."""
+    """A model config's ``unet_config``: an error for nodes that read the sizes of a UNet from it."""
 
     def __missing__(self, name):
-        raise ValueError(f"SANA's transformer is no UNet and has no {name}: take out the node that is made for one")
+        raise ValueError(f"SANA's transformer is not a UNet and has no {name}: remove the node that is for UNets")
 
     def copy(self):
         return type(self)(self)
 
 
 def refuse_patches(options: dict) -> None:
-    """ValueError for a node that reaches into the transformer where SANA's has no such place."""
-    asked = [PLACES.get(name, name) for name, patches in options.get("patches", {}).items() if patches]
-    asked += [REPLACED.get(name, name) for name, new in options.get("patches_replace", {}).items() if new]
-    asked += [what for name, what in OPTIONS.items() if options.get(name)]
-    if asked:
+    """ValueError for a node that patches a part which SANA's transformer does not have."""
+    requests = [PATCHES.get(name, name) for name, patches in options.get("patches", {}).items() if patches]
+    requests += [REPLACED.get(name, name) for name, new in options.get("patches_replace", {}).items() if new]
+    requests += [what for name, what in OPTIONS.items() if options.get(name)]
+    if requests:
         raise ValueError(
-            f"a node wants to change {' and '.join(dict.fromkeys(asked))}, which SANA's transformer does not let "
-            "it do: take that node out between the loader and the sampler"
+            f"a node changes {' and '.join(dict.fromkeys(requests))}, which SANA's transformer does not support: "
+            "remove that node between the loader and the sampler"
         )
 
 
 def refuse_images(conditioning: dict) -> None:
-    """ValueError for a CONDITIONING that holds an image: SANA reads the prompt alone."""
+    """ValueError for a CONDITIONING that holds an image: SANA's only input is the prompt."""
     found = [what for name, what in IMAGES.items() if conditioning.get(name) is not None]
     if found:
-        raise ValueError(f"the conditioning brings {' and '.join(found)}, which SANA cannot read: take that node out")
+        raise ValueError(f"the conditioning holds {' and '.join(found)}, which SANA does not support: remove that node")
     if conditioning.get("concat_latent_image") is not None and conditioning.get("denoise_mask") is None:
         raise ValueError(
-            "the conditioning brings a masked image (InpaintModelConditioning), for which SANA has no channels: "
-            "turn its noise_mask on, so that the latent holds what is not to change"
+            "the conditioning holds a masked image (InpaintModelConditioning), for which SANA has no channels: "
+            "turn its noise_mask on, so that the latent keeps what lies outside the mask"
         )
 
 
 def watch(patcher, spec: TransformerSpec):
-    """The patcher with a check before every run of a sampler, whichever node starts it. Returns it."""
+    """The patcher with a check before every run of a sampler, from any node. Returns it."""
     cell = (spec.space or DC_AE).cell
 
     def before(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
@@ -95,7 +95,7 @@ def watch(patcher, spec: TransformerSpec):
         for prompts in guider.conds.values():  # the run's own copies
             for prompt in prompts:
                 if prompt.get("area") is not None:
-                    prompt["area"] = fitted_area(prompt["area"], noise.ndim - 2, cell)
+                    prompt["area"] = area_in_cells(prompt["area"], noise.ndim - 2, cell)
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, before)
@@ -104,9 +104,9 @@ def watch(patcher, spec: TransformerSpec):
 
 
 def patch_tables(patcher, device_to, *_) -> None:
-    """Patch the weights that lie in blocks themselves (their modulation tables), which ComfyUI passes over.
+    """Patch the weights that blocks hold themselves (their modulation tables), which ComfyUI leaves out.
 
-    A MODEL is loaded to be saved as well, and then nothing else would look at what was merged.
+    A MODEL is also loaded in order to be saved, where nothing else checks what was merged.
     """
     check_merged(patcher)
     for key in patcher.patches:
@@ -116,11 +116,11 @@ def patch_tables(patcher, device_to, *_) -> None:
             patcher.patch_weight_to_device(key, device_to=device_to)
 
 
-def fitted_area(area, dims: int, cell: int) -> tuple:
+def area_in_cells(area, dims: int, cell: int) -> tuple:
     """An area in a latent of ``dims`` dimensions (height and width, or time too), in cells of ``cell`` pixels.
 
-    ConditioningSetArea counts 8 pixels a cell; shares of the whole come as ("percentage", …). Both are
-    sizes and then starts, by dimension. Edges are rounded, not sizes, so that areas that touch still do.
+    ConditioningSetArea counts 8 pixels per cell; fractions of the whole are ("percentage", …). Both are
+    sizes and then starts, by dimension. Edges are rounded, not sizes: areas that touch still touch.
     """
     if area[0] == "percentage":
         half = (len(area) - 1) // 2
@@ -135,15 +135,15 @@ def fitted_area(area, dims: int, cell: int) -> tuple:
 
 
 def check_sampling(patcher):
-    """The MODEL's model_sampling; ValueError where a node gave it one that SANA was not trained with."""
+    """The MODEL's model_sampling; ValueError where a node set one that SANA was not trained with."""
     sampling = patcher.get_model_object("model_sampling")
     spec = patcher.model.sana_spec
     if isinstance(sampling, (trigflow.TrigFlow, flow_match.FlowMatch)):
         return sampling
-    kind = type(sampling).__mro__[1].__name__  # the nodes build a class of their own on comfy's
+    kind = type(sampling).__mro__[1].__name__  # the nodes derive a class from comfy's
     if spec.family.uses_angles:
         raise ValueError(
-            f"SANA-Sprint's sigmas are angles: it cannot be sampled with {kind}. Take the ModelSampling node out; "
+            f"SANA-Sprint's sigmas are angles: it cannot be sampled with {kind}. Remove the ModelSampling node; "
             "Sana SCM Sigmas sets the angles"
         )
     flow = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow)
@@ -151,15 +151,15 @@ def check_sampling(patcher):
         times = f" and times up to {sampling.multiplier:g}" if flow else ""
         raise ValueError(
             f"{spec.name} is sampled by flow matching with times up to 1000, not with {kind}{times}: "
-            "take that node out, or use ModelSamplingSD3 to set the shift"
+            "remove that node, or use ModelSamplingSD3 to set the shift"
         )
     return sampling
 
 
 def check_sigmas(sampling, sigmas) -> None:
-    """ValueError for SIGMAS that are no angles of SANA-Sprint, or no noise levels of flow matching.
+    """ValueError for SIGMAS that are not angles of SANA-Sprint, or not noise levels of flow matching.
 
-    The latter may rise, for a run that goes from an image to noise; the angles' sampler only falls.
+    Noise levels may also rise, for a run from an image to noise; angles must fall.
     """
     if isinstance(sampling, trigflow.TrigFlow):
         trigflow.check_sigmas(sigmas)
@@ -168,9 +168,9 @@ def check_sigmas(sampling, sigmas) -> None:
 
 
 def check_sampler(sampling, function) -> None:
-    """ValueError for a sampler, of ComfyUI's or ours, that takes the MODEL's sigmas for something else.
+    """ValueError for a sampler, of ComfyUI's or ours, that misreads the MODEL's sigmas.
 
-    Other packs' samplers are their own business: many only call one of these.
+    Samplers of other packs are not checked: many only call one of these.
     """
     name = getattr(function, "__name__", "")
     module = getattr(function, "__module__", None) or ""
@@ -178,25 +178,25 @@ def check_sampler(sampling, function) -> None:
     if isinstance(sampling, trigflow.TrigFlow):
         if (core and name != "sample_lcm") or _own_parameterisation(function) is flow_match.FlowMatch:
             raise ValueError(
-                f"SANA-Sprint's sigmas are angles, which {name.removeprefix('sample_')} takes for noise levels: "
-                "choose the sampler lcm, or take Sana SCM Sample or Sana SCM Sampler"
+                f"SANA-Sprint's sigmas are angles, which {name.removeprefix('sample_')} reads as noise levels: "
+                "choose the sampler lcm, or use Sana SCM Sample or Sana SCM Sampler"
             )
     elif _own_parameterisation(function) is trigflow.TrigFlow or name in MISREAD:
         raise ValueError(
-            f"{name.removeprefix('sample_')} does not know flow matching's noise levels, which are SANA's and "
-            "SANA-Video's: choose euler or another sampler, or take Sana Flow Sample or Sana Flow Sampler"
+            f"{name.removeprefix('sample_')} does not support flow matching, with which SANA and SANA-Video are "
+            "sampled: choose euler or another sampler, or use Sana Flow Sample or Sana Flow Sampler"
         )
 
 
 def _own_parameterisation(function) -> type | None:
-    """The parameterisation that a sampler of ours is for; None for any other function."""
+    """The parameterisation of a sampler of ours; None for any other function."""
     return next((row.parameterisation for row in SAMPLERS.values() if row.function is function), None)
 
 
 def check_merged(patcher) -> None:
     """ValueError where a ModelMerge node merged a MODEL of another architecture into this one.
 
-    ComfyUI merges what has the same name and shape, and goes on without the rest.
+    ComfyUI merges weights of the same name and shape, and ignores the others.
     """
     merged = {}
     for key, entries in patcher.patches.items():
@@ -211,5 +211,5 @@ def check_merged(patcher) -> None:
             found = "none" if other is None else f"one of {list(other.shape)}"
             raise ValueError(
                 f"two MODELs of different architectures cannot be merged: this SANA has a weight {key} of "
-                f"{list(own.shape)}, the other has {found}. Merge two of one kind and size"
+                f"{list(own.shape)}, the other has {found}. Merge two MODELs of one kind and size"
             )

@@ -1,7 +1,7 @@
-"""Live previews of DC-AE's latents in ComfyUI's own previewer: found from the VAE at hand, and kept.
+"""Live previews of DC-AE's latents in ComfyUI's own previewer, by a map that is fitted to the VAE.
 
-The map of an autoencoder is fitted at the first preview that wants it, and written to sana-nodes in
-ComfyUI's user folder, so that a run whose VAE is not loaded yet has it too.
+The map of an autoencoder is fitted at the first preview that needs it, and stored in sana-nodes in
+ComfyUI's user folder, for runs in which the VAE is not loaded yet.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ...networks.previews import PreviewMap, TinyDecoder, fingerprint, fit_previ
 logger = logging.getLogger(__name__)
 
 KEPT = 32
-"""Maps that the file holds at most."""
+"""The file holds at most so many maps."""
 
 PUBLISHED_GAIN = 1 / 0.41407
-"""DC-AE's latents are a LATENT times this; tsd was made for the published autoencoders alone."""
+"""The published autoencoders' latents are a LATENT times this; tsd was trained on them."""
 
 
 _loaded: weakref.WeakSet = weakref.WeakSet()
-"""The image VAEs that are loaded: a MODEL that came without one is coloured by them where they agree."""
+"""The image VAEs that are loaded. They colour a MODEL without a paired VAE where their latents agree."""
 
 
 class Previewing:
-    """What a latent format knows of the VAE that its latents are for."""
+    """What a latent format knows of the VAE that decodes its latents."""
 
     def __init__(self):
         self.vae = None
@@ -42,7 +42,7 @@ class Previewing:
         self.vae = weakref.ref(vae)
 
     def _vae(self):
-        """The paired VAE, else a loaded one; None where those that are loaded have different latents."""
+        """The paired VAE, else a loaded one; None where the loaded ones have different latents."""
         paired = self.vae and self.vae()
         if paired is not None:
             return paired
@@ -50,17 +50,17 @@ class Previewing:
         return next(iter(found.values())) if len(found) == 1 else None
 
     def map(self) -> PreviewMap | None:
-        """The map of the paired VAE or of the one that is loaded, else the one that was kept, if there is one alone."""
+        """The map of the paired VAE or of the loaded one; where none is loaded, the stored map if there is only one."""
         vae = self._vae()
         if vae is None:
-            kept = [] if _loaded else list(_read().values())
-            return kept[0] if len(kept) == 1 else None
+            stored = [] if _loaded else list(_read().values())
+            return stored[0] if len(stored) == 1 else None
         if vae.sana_preview is None:
-            vae.sana_preview = _kept_or_found(vae)
+            vae.sana_preview = _stored_or_fitted(vae)
         return vae.sana_preview
 
     def tiny_decoder(self) -> TinyDecoder | None:
-        """tsd from models/vae_approx, where it is and the latents are those it was made for."""
+        """tsd from models/vae_approx; None without the file, and for latents that it was not trained on."""
         vae = self._vae()
         if not _can_reshape() or (vae is not None and abs(vae.sana_spec.gain[0] / PUBLISHED_GAIN - 1) > 1e-3):
             return None
@@ -69,20 +69,20 @@ class Previewing:
         return path and _opened(Path(path), Path(path).stat().st_mtime_ns)
 
 
-def _kept_or_found(vae) -> PreviewMap | None:
-    kept = _read()
-    if vae.sana_fingerprint not in kept:
+def _stored_or_fitted(vae) -> PreviewMap | None:
+    stored = _read()
+    if vae.sana_fingerprint not in stored:
         try:
-            kept[vae.sana_fingerprint] = fit_preview(vae.encode, vae.sana_spec.spatial_ratio)
-        except Exception as error:  # an image without its preview is better than none
-            logger.warning("No preview: its colours could not be found (%s)", error)
+            stored[vae.sana_fingerprint] = fit_preview(vae.encode, vae.sana_spec.spatial_ratio)
+        except Exception as error:  # a preview that fails must not end the run
+            logger.warning("No preview: fitting its colours failed (%s)", error)
             return None
-        _write(kept)
-    return kept[vae.sana_fingerprint]
+        _write(stored)
+    return stored[vae.sana_fingerprint]
 
 
 def remember(vae) -> None:
-    """An image VAE was loaded."""
+    """Note an image VAE that was loaded."""
     vae.sana_fingerprint, vae.sana_preview = fingerprint(vae.first_stage_model.autoencoder), None
     _loaded.add(vae)
 
@@ -97,7 +97,7 @@ def _opened(path: Path, changed: int) -> TinyDecoder | None:
 
 
 def _can_reshape() -> bool:
-    """ComfyUI 0.8 lets a format change a latent before its map; 0.3.64 does not."""
+    """Since ComfyUI 0.8 a format can change a latent before its map; in 0.3.64 it cannot."""
     return hasattr(comfy.latent_formats.LatentFormat, "latent_rgb_factors_reshape")
 
 
@@ -108,7 +108,7 @@ def _file() -> Path:
 def _read() -> dict[str, PreviewMap]:
     try:
         return {key: PreviewMap(**value) for key, value in json.loads(_file().read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not one of ours
+    except (OSError, ValueError, TypeError, AttributeError):  # not there yet, or damaged
         return {}
 
 
@@ -120,4 +120,4 @@ def _write(maps: dict[str, PreviewMap]) -> None:
         half_written.write_text(json.dumps({key: asdict(value) for key, value in last}), encoding="utf-8")
         half_written.replace(file)
     except OSError as error:
-        logger.warning("The preview's colours could not be kept in %s: %s", file, error)
+        logger.warning("The preview's colours could not be stored in %s: %s", file, error)

@@ -1,4 +1,4 @@
-"""A run of a sampler through ComfyUI's guider: memory, previews, progress and interrupt are its."""
+"""A run of a sampler through ComfyUI's guider, which handles memory, previews, progress and interrupts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import latent_preview
 
 
 def guider(patcher, positive, negative=None, cfg: float = 1.0):
-    """ComfyUI's guider for a prompt alone or, with a ``negative``, for classifier-free guidance."""
+    """ComfyUI's guider for a prompt or, with a ``negative``, for classifier-free guidance."""
     made = comfy.samplers.CFGGuider(patcher)
     if negative is None:
         made.inner_set_conds({"positive": positive})

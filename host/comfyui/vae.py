@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 import comfy.model_management
 import comfy.sd
@@ -11,7 +12,7 @@ import comfy.utils
 import torch
 
 from ...model_loaders.quantised.formats import set_values
-from ...model_loaders.vae import LoadedVae
+from ...model_loaders.vae import LoadedVae, load_vae
 from ...networks import precision
 from ...networks.autoencoder import (
     IMAGE_TILE,
@@ -22,21 +23,22 @@ from ...networks.autoencoder import (
     to_autoencoder,
 )
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
+from ...networks.memory import vae_memory
 from . import previews
-from .modules import has_native_bf16, log_compute_dtype, patcher_class, use_comfy_ops
+from .modules import has_native_bf16, log_compute_dtype, patcher_class, set_reload, use_comfy_ops
 
 WORKING_DTYPES = [torch.bfloat16, torch.float32]
 """Never float16: it overflows in DC-AE and gives black or grey images."""
 
 
 class _DefaultsAreSet(Exception):
-    """Ends comfy's VAE.__init__ once the attributes that every VAE has are there."""
+    """Ends comfy's VAE.__init__ once it has set the attributes that every VAE has."""
 
 
 class _NoWeights(dict):
-    """Weights for comfy's VAE.__init__, which sets its defaults and then looks at keys to choose a model.
+    """Weights for comfy's VAE.__init__, which sets its defaults and then selects a model by the weights' keys.
 
-    Ours is chosen already. Without this comfy would warn that no weights were found.
+    Our model is loaded already. With an empty dict comfy would warn that no weights were found.
     """
 
     def __init__(self, vae: comfy.sd.VAE):
@@ -50,7 +52,10 @@ class _NoWeights(dict):
 
 
 class SanaAutoencoder(torch.nn.Module):
-    """An autoencoder in the interface of comfy's first_stage_model; latents are the transformer's."""
+    """An autoencoder in the interface of comfy's first_stage_model; latents are a LATENT's.
+
+    SanaVAE goes through networks.autoencoder; encode and decode are for nodes that take first_stage_model itself.
+    """
 
     def __init__(self, loaded: LoadedVae):
         super().__init__()
@@ -58,18 +63,17 @@ class SanaAutoencoder(torch.nn.Module):
         self.spec = loaded.spec
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] in [-1, 1] to [B, C, H / ratio, W / ratio]."""
-        return from_autoencoder(self.spec, self.autoencoder.encode(pixels, return_dict=False)[0])
+        """[B, 3, H, W], or [B, 3, F, H, W] of a video, in [-1, 1] to a LATENT's samples."""
+        raw = self.autoencoder.encode(pixels, return_dict=False)[0]
+        return from_autoencoder(self.spec, raw if isinstance(raw, torch.Tensor) else raw.mode())
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """[B, C, h, w] to [B, 3, h * ratio, w * ratio] in about [-1, 1]."""
+        """The inverse: pixels in about [-1, 1]."""
         return self.autoencoder.decode(to_autoencoder(self.spec, samples), return_dict=False)[0]
 
 
 class _Run:
     """What ComfyUI lends to one pass: networks.autoencoder.Run."""
-
-    out_of_memory = (comfy.model_management.OOM_EXCEPTION,)
 
     def __init__(self, vae: SanaVAE):
         self.vae, self.device, self.dtype, self.output = vae, vae.device, vae.vae_dtype, vae.output_device
@@ -88,34 +92,51 @@ class _Run:
     def fits(self, needed: int) -> bool:
         return needed <= comfy.model_management.get_total_memory(self.device)
 
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        # ComfyUI 0.33 also knows the driver's own error; before, there was PyTorch's alone
+        is_oom = getattr(comfy.model_management, "is_oom", None)
+        return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
     def free_memory(self) -> None:
         comfy.model_management.soft_empty_cache()
 
 
-class SanaVAE(comfy.sd.VAE):
-    """comfy's VAE around an autoencoder that did not come from one of its own files."""
+def _on_device(device: torch.device) -> AbstractContextManager:
+    """ComfyUI 0.33 knows several cards, and kernels of its layers run on the current one; before, there was one."""
+    context = getattr(comfy.model_management, "cuda_device_context", None)
+    return context(device) if context else nullcontext()
 
-    def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device):
+
+class SanaVAE(comfy.sd.VAE):
+    """comfy's VAE around an autoencoder that did not come from a file that comfy reads."""
+
+    def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device, disable_dynamic: bool = False):
         with suppress(_DefaultsAreSet):
             super().__init__(sd=_NoWeights(self))
         spec = self.sana_spec = loaded.spec
         self.first_stage_model = SanaAutoencoder(loaded).eval()
-        self.sana_autoencoder = Autoencoder(loaded.module, spec)
         self.latent_channels = spec.latent_channels
         self.working_dtypes = WORKING_DTYPES
-        memory = self.sana_autoencoder.memory
+        memory = vae_memory(loaded.module, spec)
         self.memory_used_encode = lambda shape, dtype: memory.encode(shape, dtype.itemsize)
         self.memory_used_decode = lambda shape, dtype: memory.decode(shape, dtype.itemsize)
         self.device, self.vae_dtype = device, dtype
         self.output_device = comfy.model_management.intermediate_device()
         offload_device = comfy.model_management.vae_offload_device()
-        self.patcher = patcher_class()(self.first_stage_model, load_device=device, offload_device=offload_device)
+        make_patcher = patcher_class(not disable_dynamic)
+        self.patcher = make_patcher(self.first_stage_model, load_device=device, offload_device=offload_device)
         self.size = comfy.model_management.module_size(self.first_stage_model)
         self._set_ratios(spec)
 
+    @property
+    def sana_autoencoder(self) -> Autoencoder:
+        """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy its own."""
+        return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
+
     def _set_ratios(self, spec: VaeSpec) -> None:
-        """Pixels per latent cell, as core's nodes ask for them."""
-        self.downscale_ratio = self.upscale_ratio = spec.spatial_ratio
+        """Pixels and frames per latent cell, as core nodes read them."""
+        self.downscale_ratio: Any = spec.spatial_ratio
+        self.upscale_ratio: Any = spec.spatial_ratio
         if spec.is_video:
             sides = (spec.spatial_ratio, spec.spatial_ratio)
             self.latent_dim = 3
@@ -124,25 +145,37 @@ class SanaVAE(comfy.sd.VAE):
             self.downscale_ratio = (lambda n: max(0, spec.latent_frames(n)), *sides)
 
     def decode(self, samples_in, *args, **kwargs):
-        """A LATENT's samples to images [B, H, W, 3], or videos [B, F, H, W, 3], in [0, 1]."""
-        return self.sana_autoencoder.decode(samples_in, _Run(self))
+        """A LATENT's samples to images [B, H, W, 3], or videos [B, F, H, W, 3], in [0, 1].
+
+        What else ComfyUI may pass (``vae_options``) is for other autoencoders.
+        """
+        with _on_device(self.device):
+            return self.sana_autoencoder.decode(self._without_time(samples_in), _Run(self))
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """The same in tiles of ``tile_x`` latent cells. Time needs no tiles, since videos are streamed.
+        """The same in tiles of ``tile_x`` latent cells. Time needs no tiles: videos are decoded in pieces.
 
-        An image's tiles are exact, so ``overlap`` has nothing to do there.
+        The tiles of an image are exact, so ``overlap`` is used for videos only.
         """
         cell = self.sana_spec.spatial_ratio
         tile, overlap = self._tile(tile_x, tile_y, cell), overlap and overlap * cell
-        return self.sana_autoencoder.decode(samples, _Run(self), tile, overlap)
+        with _on_device(self.device):
+            return self.sana_autoencoder.decode(self._without_time(samples), _Run(self), tile, overlap)
 
     def encode(self, pixel_samples):
         """Images [B, H, W, 3] to [B, C, h, w]; frames of one video, or [B, F, H, W, 3], to [B, C, f, h, w]."""
-        return self.sana_autoencoder.encode(pixel_samples, _Run(self))
+        with _on_device(self.device):
+            return self.sana_autoencoder.encode(pixel_samples, _Run(self))
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The same in tiles of ``tile_x`` pixels; as in :meth:`decode_tiled`."""
-        return self.sana_autoencoder.encode(pixel_samples, _Run(self), self._tile(tile_x, tile_y, 1), overlap)
+        with _on_device(self.device):
+            return self.sana_autoencoder.encode(pixel_samples, _Run(self), self._tile(tile_x, tile_y, 1), overlap)
+
+    def _without_time(self, samples: torch.Tensor) -> torch.Tensor:
+        """A LATENT of one frame as that of an image, where this VAE is for images: so ComfyUI's own take it too."""
+        one_frame = samples.ndim == 5 and samples.shape[2] == 1 and not self.sana_spec.is_video
+        return samples[:, :, 0] if one_frame else samples
 
     def _tile(self, tile_x: int | None, tile_y: int | None, cell: int) -> int:
         """Pixels on a side of a tile, from a node's two sizes in cells of so many."""
@@ -151,10 +184,16 @@ class SanaVAE(comfy.sd.VAE):
 
     def frames(self, samples) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
-        return self.sana_autoencoder.frames(samples, _Run(self))
+        pieces = self.sana_autoencoder.frames(samples, _Run(self))
+        while True:
+            with _on_device(self.device):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def vae_encode_crop_pixels(self, pixels):
-        """Sides that the ratio does not divide are cropped in the middle; ValueError where nothing is left."""
+        """Sides are cropped to whole latent cells around the middle; ValueError where nothing is left."""
         return crop_to_cells(self.sana_spec, pixels[..., :3])
 
     def get_sd(self):
@@ -162,11 +201,11 @@ class SanaVAE(comfy.sd.VAE):
         return self.first_stage_model.autoencoder.state_dict()
 
 
-def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
+def build_vae(loaded: LoadedVae, weight_dtype: str, disable_dynamic: bool = False) -> SanaVAE:
     """A comfy VAE around a loaded autoencoder, computing in bfloat16 or float32.
 
-    A video autoencoder stored in float32 computes in it, as diffusers' SANA-Video does, unless ComfyUI
-    was started with a flag that says otherwise.
+    A video autoencoder stored in float32 computes in float32, as in diffusers' SANA-Video, unless a flag of
+    ComfyUI sets another dtype.
     """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.VAE_DTYPES)
     device = comfy.model_management.vae_device()
@@ -175,10 +214,16 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> SanaVAE:
     use_comfy_ops(loaded.module, wanted, compute)
     reason = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
     log_compute_dtype(f"SANA's {loaded.spec.name}", compute, *reason)
-    vae = SanaVAE(loaded, compute, device)
+    vae = SanaVAE(loaded, compute, device, disable_dynamic)
+    set_reload(vae.patcher, _reload, loaded.path, weight_dtype)
     if not loaded.spec.is_video:
         previews.remember(vae)
     return vae
+
+
+def _reload(path, weight_dtype: str, disable_dynamic: bool = False):
+    """The patcher of build_vae of the file once more."""
+    return build_vae(load_vae(path), weight_dtype, disable_dynamic).patcher
 
 
 def _compute_dtype(loaded: LoadedVae, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ...media.prefixes import check_prefix
+from ...networks import lora
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -42,6 +44,8 @@ class EmbeddedHost:
         return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
     def apply_lora(self, model, loaded, strength):
+        for layer in loaded.layers:
+            lora.check_plain(loaded.parts(layer), layer)
         if message := loaded.unused_keys_message():
             logger.warning(message)
         return replace(model, loras=(*model.loras, (loaded, strength)))
@@ -78,14 +82,17 @@ class EmbeddedHost:
     def decode_frames(self, vae_object, samples):
         return vae_object.frames(samples)
 
+    def check_prefix(self, prefix):
+        check_prefix(prefix, Path(self.folders.output))
+
     def save_target(self, prefix, width, height):
-        return self.folders.save_target(prefix)
+        return self.folders.save_target(prefix, width, height)
 
     def shown(self, target, files, animated):
         return {"images": [str(file) for file in files]}
 
     def tags(self, prompt, extra_pnginfo):
-        return {"prompt": prompt} if prompt else {}
+        return self.folders.tags(prompt)
 
     def progress(self, total, what):
         return progress.bar(total, what)

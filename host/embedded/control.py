@@ -9,7 +9,7 @@ import torch
 from ...media.pictures import cover
 from ...model_loaders.controlnet import LoadedControlNet
 from ...networks import precision
-from ...networks.controlnet import ControlNetSpec, check_latent, check_vae, control_residuals, control_time
+from ...networks.controlnet import ControlNetSpec, check_vae, control_residuals, control_time, hint_latent
 from ...networks.fast_transformer import use_fast_layers
 from .devices import default_device, prepare
 from .vae import Vae
@@ -41,10 +41,11 @@ class AppliedControl:
 
     def hint(self, samples: torch.Tensor) -> torch.Tensor:
         """The latent of its images at the size of the latent that is sampled."""
-        check_latent(self.net.spec, samples.shape)
-        height, width = (side * self.vae.spec.spatial_ratio for side in samples.shape[-2:])
-        images = torch.stack([cover(image, width, height) for image in self.images])
-        return self.vae.encode(images).to(self.net.device, self.net.dtype)
+        assert self.vae is not None, "check_vae refuses a ControlNet without a VAE"
+        ratio, encode = self.vae.spec.spatial_ratio, self.vae.encode
+        return hint_latent(self.net.spec, self.images, samples.shape, ratio, cover, encode).to(
+            self.net.device, self.net.dtype
+        )
 
     def residuals(self, sampling: torch.nn.Module, x, sigma, context, hint) -> list:
         """What it adds to the transformer at x_t, noise level ``sigma`` [B]; nothing outside its part of the run."""
@@ -67,7 +68,7 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
 def apply(conditionings: list[list], applied: AppliedControl) -> list[list]:
     """The conditionings with one more ControlNet each."""
     vae = applied.vae.spec if applied.vae else None
-    check_vae(applied.net.spec, vae, vae and vae.latent_channels, bool(vae and vae.is_video))
+    check_vae(applied.net.spec, vae, vae.latent_channels if vae else None, bool(vae and vae.is_video))
     return [
         [[states, {**options, "control": (*options.get("control", ()), applied)}] for states, options in conditioning]
         for conditioning in conditionings

@@ -1,43 +1,48 @@
-"""The few ComfyUI core nodes that our workflows use, for the host without ComfyUI."""
+"""The few ComfyUI core nodes that our workflows use, for the host without ComfyUI; they behave as 0.33's do."""
 
 from __future__ import annotations
 
-import json
+import random
+import string
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from ...media import writer
+from ...media.prefixes import check_folder, check_prefix
 from . import control, runtime
-from .folders import inside
+from .images import read_images
 
-CHANNELS = ("alpha", "red", "green", "blue")
+BATCH_NUMBER = "%batch_num%"
+CHANNELS = ("red", "green", "blue")
 
 
 class LoadImage:
-    RETURN_TYPES = ("IMAGE", "MASK")
+    DISPLAY_NAME = "Load Image"
+    RETURN_TYPES: tuple[str, ...] = ("IMAGE", "MASK")
     FUNCTION = "load"
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("STRING", {})}, "hidden": {"folders": "FOLDERS"}}
+        return {"required": {"image": ([], {})}, "hidden": {"folders": "FOLDERS"}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image, folders):
+        try:
+            folders.input_file(image)
+        except (FileNotFoundError, ValueError) as error:
+            return f"image: {error}"
+        return True
 
     def load(self, image, folders):
-        from PIL import Image, ImageOps
-
-        path = inside(folders.input, image)
-        if not path.is_file():
-            raise FileNotFoundError(f"no picture {image!r} in {folders.input}")
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            alpha = picture.getchannel("A") if "A" in picture.getbands() else None
-            pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0)
-        mask = torch.zeros(64, 64) if alpha is None else 1.0 - torch.from_numpy(np.asarray(alpha, np.float32) / 255.0)
-        return pixels[None], mask[None]
+        return read_images(folders.input_file(image))
 
 
 class SaveImage:
-    RETURN_TYPES = ()
+    DISPLAY_NAME = "Save Image"
+    RETURN_TYPES = ("IMAGE",)
     FUNCTION = "save"
     OUTPUT_NODE = True
 
@@ -48,34 +53,63 @@ class SaveImage:
             "hidden": {"folders": "FOLDERS", "prompt": "PROMPT"},
         }
 
-    def save(self, images, folders, prompt, filename_prefix="ComfyUI"):
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix=None, folders=None):
+        """True, or what is wrong with the prefix and, where the folders are given, with the output folder."""
+        if filename_prefix is None:
+            return True
+        return _message(check_prefix, filename_prefix, folders and folders.output)
 
-        target = folders.save_target(filename_prefix)
-        information = PngInfo()
-        information.add_text("prompt", json.dumps(prompt))
-        saved = []
-        for offset, picture in enumerate(images):
-            path = target.path(".png", offset)
-            pixels = (picture.cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
-            half_written = path.with_suffix(".png.part")
-            Image.fromarray(pixels).save(half_written, format="PNG", pnginfo=information, compress_level=4)
-            half_written.replace(path)
-            saved.append(str(path))
-        return {"ui": {"images": saved}, "result": ()}
+    def save(self, images, folders, prompt, filename_prefix="ComfyUI"):
+        check_prefix(filename_prefix, folders.output)
+        saved = _saved(images, folders, folders.output, filename_prefix, prompt)
+        return {"ui": {"images": saved}, "result": (images,)}
 
 
 class PreviewImage(SaveImage):
+    DISPLAY_NAME = "Preview Image"
+
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"images": ("IMAGE", {})}, "hidden": {"folders": "FOLDERS", "prompt": "PROMPT"}}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, folders=None):
+        return True if folders is None else _message(check_folder, folders.temp)
+
     def save(self, images, folders, prompt):
-        return {"ui": {"images": []}, "result": ()}
+        prefix = "ComfyUI_temp_" + "".join(random.choices(string.ascii_lowercase, k=5))
+        return {"ui": {"previews": _saved(images, folders, folders.temp, prefix, prompt)}, "result": (images,)}
+
+
+def _message(check, *given):
+    """True, or what a check says."""
+    try:
+        check(*given)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return True
+
+
+def _saved(images, folders, folder, prefix: str, prompt) -> list[str]:
+    """Write images below a folder as ComfyUI does, cut to bytes and not rounded; returns their paths.
+
+    ``%batch_num%`` in the prefix is each image's number in the batch.
+    """
+    target = folders.save_target(prefix, images.shape[2], images.shape[1], folder)
+    arrays = [(image.cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8) for image in images]
+    if BATCH_NUMBER not in target.name:
+        groups = [(target, arrays)]
+    else:
+        names = [target.name.replace(BATCH_NUMBER, str(i)) for i in range(len(arrays))]
+        groups = [(replace(target, name=name, number=target.number + i), [arrays[i]]) for i, name in enumerate(names)]
+    tags = folders.tags(prompt)
+    written = (writer.write_images(each.names(".png"), some, len(some), "png", tags) for each, some in groups)
+    return [str(path) for paths in written for path in paths]
 
 
 class VAEDecode:
+    DISPLAY_NAME = "VAE Decode"
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "decode"
 
@@ -84,11 +118,12 @@ class VAEDecode:
         return {"required": {"samples": ("LATENT", {}), "vae": ("VAE", {})}}
 
     def decode(self, samples, vae):
-        pictures = vae.decode(samples["samples"])
-        return (pictures.flatten(0, -4),)
+        images = vae.decode(samples["samples"])
+        return (images.flatten(0, -4),)
 
 
 class VAEEncode:
+    DISPLAY_NAME = "VAE Encode"
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "encode"
 
@@ -101,6 +136,7 @@ class VAEEncode:
 
 
 class CLIPTextEncode:
+    DISPLAY_NAME = "CLIP Text Encode (Prompt)"
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "encode"
 
@@ -113,6 +149,7 @@ class CLIPTextEncode:
 
 
 class ImageBatch:
+    DISPLAY_NAME = "Batch Images (DEPRECATED)"
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "join"
 
@@ -121,26 +158,43 @@ class ImageBatch:
         return {"required": {"image1": ("IMAGE", {}), "image2": ("IMAGE", {})}}
 
     def join(self, image1, image2):
-        if image1.shape[1:3] != image2.shape[1:3]:
-            sizes = [f"{i.shape[2]} x {i.shape[1]}" for i in (image1, image2)]
-            raise ValueError(f"the pictures are {' and '.join(sizes)}; the embedded host joins pictures of one size")
+        channels = max(image1.shape[-1], image2.shape[-1])
+        image1, image2 = (_with_alpha(image) if image.shape[-1] < channels else image for image in (image1, image2))
+        if image1.shape[1:] != image2.shape[1:]:
+            image2 = _cover(image2, image1.shape[2], image1.shape[1])
         return (torch.cat([image1, image2]),)
 
 
+def _with_alpha(images):
+    return functional.pad(images, (0, 1), value=1.0)
+
+
+def _cover(images, width, height):
+    """The middle of images [B, H, W, C] in the shape asked for, resized (common_upscale with crop "center")."""
+    rows, columns = images.shape[1:3]
+    old, new = columns / rows, width / height
+    left = round((columns - columns * (new / old)) / 2) if old > new else 0
+    top = round((rows - rows * (old / new)) / 2) if old < new else 0
+    middle = images[:, top : rows - top, left : columns - left].movedim(-1, 1)
+    return functional.interpolate(middle, size=(height, width), mode="bilinear").movedim(1, -1)
+
+
 class LoadImageMask(LoadImage):
+    DISPLAY_NAME = "Load Image (as Mask)"
     RETURN_TYPES = ("MASK",)
 
     @classmethod
     def INPUT_TYPES(cls):
-        channels = (list(CHANNELS), {})
-        return {"required": {"image": ("STRING", {}), "channel": channels}, "hidden": {"folders": "FOLDERS"}}
+        channels = (["alpha", *CHANNELS], {})
+        return {"required": {"image": ([], {}), "channel": channels}, "hidden": {"folders": "FOLDERS"}}
 
     def load(self, image, channel, folders):
-        pixels, mask = super().load(image, folders)
-        return (mask if channel == "alpha" else pixels[..., CHANNELS.index(channel) - 1],)
+        images, mask = super().load(image, folders)
+        return (mask if channel == "alpha" else images[..., CHANNELS.index(channel)],)
 
 
 class SetLatentNoiseMask:
+    DISPLAY_NAME = "Set Latent Noise Mask"
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "set_mask"
 
@@ -153,35 +207,60 @@ class SetLatentNoiseMask:
 
 
 class ImageCompositeMasked:
+    DISPLAY_NAME = "Image Composite Masked"
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "composite"
 
     @classmethod
     def INPUT_TYPES(cls):
-        place = ("INT", {"default": 0, "min": 0, "max": 16384})
+        offset = ("INT", {"default": 0, "min": 0, "max": 16384})
         return {
             "required": {
                 "destination": ("IMAGE", {}),
                 "source": ("IMAGE", {}),
-                "x": place,
-                "y": place,
+                "x": offset,
+                "y": offset,
                 "resize_source": ("BOOLEAN", {"default": False}),
             },
             "optional": {"mask": ("MASK", {})},
         }
 
     def composite(self, destination, source, x, y, resize_source, mask=None):
-        if (x, y) != (0, 0) or destination.shape[1:3] != source.shape[1:3]:
-            raise ValueError("the embedded host lays one picture over another of its size at 0, 0: run with ComfyUI")
-        kept = 1.0 if mask is None else _resized(mask, destination.shape[1:3])[..., None]
-        return (source * kept + destination[..., :3] * (1 - kept),)
+        if destination.shape[-1] > source.shape[-1]:
+            source = _with_alpha(source)
+        canvas = destination.movedim(-1, 1).clone()
+        layer = source[..., : destination.shape[-1]].movedim(-1, 1)
+        layer = _repeated(_resized(layer, canvas.shape[-2:]) if resize_source else layer, len(canvas))
+        return (_lay(canvas, layer, x, y, mask).movedim(1, -1),)
 
 
-def _resized(mask, size):
-    return functional.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), size=tuple(size), mode="bilinear")[:, 0]
+def _lay(canvas, layer, x: int, y: int, mask):
+    """``layer`` over ``canvas``, both [B, C, H, W], with its corner at x, y; what reaches beyond is cut off."""
+    rows, columns = layer.shape[-2:]
+    left, top = max(-columns, min(x, canvas.shape[-1])), max(-rows, min(y, canvas.shape[-2]))
+    seen = canvas.shape[-2] - top + min(0, top), canvas.shape[-1] - left + min(0, left)
+    kept = torch.ones_like(layer) if mask is None else _mask_of(mask, layer)
+    kept, layer = kept[..., : seen[0], : seen[1]], layer[..., : seen[0], : seen[1]]
+    area = (..., slice(top, top + rows), slice(left, left + columns))
+    canvas[area] = kept * layer + (torch.ones_like(kept) - kept) * canvas[area]
+    return canvas
+
+
+def _mask_of(mask, layer):
+    return _repeated(_resized(mask.reshape(-1, 1, *mask.shape[-2:]), layer.shape[-2:]), len(layer))
+
+
+def _resized(images, size):
+    return functional.interpolate(images, size=tuple(size), mode="bilinear")
+
+
+def _repeated(images, count: int):
+    """The first ``count`` of a batch, begun again where it ends."""
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
 
 class ControlNetApplyAdvanced:
+    DISPLAY_NAME = "Apply ControlNet"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     FUNCTION = "apply"
 

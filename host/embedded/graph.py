@@ -1,183 +1,247 @@
-"""Check and run API-format workflows made of our nodes and a few core ones."""
+"""Check and run API-format workflows made of our nodes and a few core ones, as ComfyUI's executor does.
+
+What ComfyUI converts is converted, what it ignores is ignored, and nodes that no output needs are neither
+checked nor run. What would fail there when it runs (a NaN, a MODEL that is a number) is refused before.
+"""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .core_nodes import CORE_NODES
 from .folders import Folders
+from .values import Declaration, converted, node_problem, short
+
+MOST_PROBLEMS = 20
+"""Problems of one workflow that are told."""
 
 
 class BadWorkflow(ValueError):
-    """A workflow that cannot be run: found before any node ran."""
+    """A workflow that cannot be run, found before any node ran: one line for each problem."""
 
 
 class NodeFailed(RuntimeError):
-    """A node raised: which one, of which class, and what it said."""
+    """A node raised: which one, what the canvas calls it, and why."""
 
-    def __init__(self, node_id: str, class_type: str, error: BaseException):
-        super().__init__(f"node {node_id} ({class_type}): {error}")
-        self.node_id, self.class_type, self.error = node_id, class_type, error
+    def __init__(self, node_id: str, name: str, error: BaseException):
+        super().__init__(f"node {node_id} ({name}): {str(error) or type(error).__name__}")
+        self.node_id, self.error = node_id, error
 
 
 @dataclass
 class Outcome:
-    """What a run saved, by node id, and the values of every node."""
+    """What a run saved and what it only previewed, by node id, and the values of every node."""
 
     saved: dict[str, list[str]] = field(default_factory=dict)
+    previews: dict[str, list[str]] = field(default_factory=dict)
     values: dict[str, tuple] = field(default_factory=dict)
 
 
-def check(graph: Mapping, classes: Mapping[str, type]) -> list[str]:
-    """Raise BadWorkflow for a graph that cannot run; else its node ids in an order that can."""
-    if not graph:
-        raise BadWorkflow("the workflow has no nodes")
-    known = {**CORE_NODES, **classes}
-    for node_id, node in graph.items():
-        _check_node(node_id, node, graph, known)
-    order = _order(graph)
-    if not any(getattr(known[graph[n]["class_type"]], "OUTPUT_NODE", False) for n in graph):
-        raise BadWorkflow("the workflow saves nothing: add a SaveImage node")
-    return order
+@dataclass(frozen=True)
+class Plan:
+    """A workflow that can run: its nodes with converted inputs, what their classes declare, the order of those
+    that an output needs, and notes for a person.
+    """
+
+    graph: dict[str, dict]
+    declared: dict[str, Declaration]
+    order: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
-def _check_node(node_id: str, node: object, graph: Mapping, known: Mapping[str, type]) -> None:
-    if not isinstance(node, Mapping) or "class_type" not in node:
-        raise BadWorkflow(
-            f"node {node_id} has no class_type; save the workflow in API format (Workflow > Export (API))"
-        )
-    name = node["class_type"]
-    if name not in known:
-        raise BadWorkflow(
-            f"node {node_id} is a {name}, which is neither a Sana node nor one of the core nodes known without ComfyUI "
-            f"({', '.join(CORE_NODES)}); run the workflow with ComfyUI (--host comfyui)"
-        )
-    cls, given = known[name], node.get("inputs", {})
-    required, optional = declared_inputs(cls)
-    for key in given:
-        if key not in required and key not in optional:
-            choices = ", ".join([*required, *optional]) or "none"
-            raise BadWorkflow(f"node {node_id} ({name}) has no input {key!r}; its inputs are {choices}")
-    for key in required:
-        if key not in given:
-            raise BadWorkflow(f"node {node_id} ({name}) lacks its input {key!r}")
-    checked_by_node = _validated_names(cls)
-    for key, value in given.items():
-        spec = required.get(key) or optional[key]
-        if is_link(value):
-            _check_link(node_id, name, key, value, spec, graph, known)
-        else:
-            _check_value(f"node {node_id} ({name}): {key}", value, spec, listed=key not in checked_by_node)
-    _ask_node(node_id, name, cls, given, checked_by_node)
-
-
-def declared_inputs(cls: type) -> tuple[dict, dict]:
-    """A class's required and optional inputs."""
-    declared = cls.INPUT_TYPES()
-    return declared.get("required", {}), declared.get("optional", {})
+def known_classes(classes: Mapping[str, type]) -> dict[str, type]:
+    """The node classes of this host by name: the core nodes and ``classes``."""
+    return {**CORE_NODES, **classes}
 
 
 def is_link(value: object) -> bool:
-    """Whether an input's value is another node's output, ``[node id, output number]``."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    """Whether an input's value is meant as another node's output, ``[node id, output number]``."""
+    return isinstance(value, list)
 
 
-def _check_link(node_id, name, key, link, spec, graph, known) -> None:
-    source, number = link
-    where = f"node {node_id} ({name}): {key}"
-    if source not in graph:
-        raise BadWorkflow(f"{where} comes from node {source}, which is not in the workflow")
-    outputs = known.get(graph[source].get("class_type"), CORE_NODES["SaveImage"]).RETURN_TYPES
-    if not 0 <= number < len(outputs):
-        raise BadWorkflow(f"{where} comes from output {number} of node {source}, which has {len(outputs)}")
-    wanted = spec[0] if isinstance(spec[0], str) else "COMBO"
-    if outputs[number] != wanted:
-        raise BadWorkflow(f"{where} takes {wanted}, and output {number} of node {source} is {outputs[number]}")
+def check(graph: Mapping, classes: Mapping[str, type], folders: Folders | None = None) -> Plan:
+    """How to run a graph; BadWorkflow says all that is wrong with it. Makes no file and no folder.
+
+    ``graph``: node id to an object with a ``class_type`` text and an ``inputs`` object.
+    """
+    nodes = {key: {**node, "inputs": dict(node.get("inputs", {}))} for key, node in graph.items()}
+    if not nodes:
+        raise BadWorkflow("the workflow has no nodes")
+    declared = _declarations(nodes, known_classes(classes))
+    outputs = [key for key, node in nodes.items() if getattr(declared[key].cls, "OUTPUT_NODE", False)]
+    if not outputs:
+        raise BadWorkflow("the workflow saves nothing: add a Save Image node")
+    plan = Plan(nodes, declared, _order(nodes, outputs, declared))
+    _raise_if_any(problem for key in plan.order for problem in _node_problems(key, plan, folders))
+    return plan
 
 
-def _check_value(where: str, value: object, spec: tuple, listed: bool) -> None:
-    kind, options = spec[0], spec[1] if len(spec) > 1 else {}
-    if not isinstance(kind, str):
-        if listed and value not in kind:
-            raise BadWorkflow(
-                f"{where} is {value!r}; choose one of {', '.join(map(str, kind)) or 'nothing: none found'}"
-            )
-        return
-    types = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}.get(kind)
-    if types is None:
-        raise BadWorkflow(f"{where} must come from another node's {kind} output, not be {value!r}")
-    if not isinstance(value, types) or (kind in ("INT", "FLOAT") and isinstance(value, bool)):
-        raise BadWorkflow(f"{where} is {value!r}; give a {kind}")
-    if kind in ("INT", "FLOAT"):
-        low, high = options.get("min", -math.inf), options.get("max", math.inf)
-        if math.isnan(value) or not low <= value <= high:
-            raise BadWorkflow(f"{where} is {value}; give a number from {low} to {high}")
+def _declarations(nodes: Mapping, known: Mapping[str, type]) -> dict[str, Declaration]:
+    """What each node's class declares; BadWorkflow for classes that this host does not have."""
+    _raise_if_any(
+        f"node {key} is a {node['class_type'][:100]}, which is neither a Sana node nor one of the core nodes known "
+        f"without ComfyUI ({', '.join(CORE_NODES)}); run the workflow with ComfyUI (--host comfyui)"
+        for key, node in nodes.items()
+        if node["class_type"] not in known
+    )
+    by_class = {name: Declaration.of(name, known[name]) for name in {node["class_type"] for node in nodes.values()}}
+    return {key: by_class[node["class_type"]] for key, node in nodes.items()}
 
 
-def _validated_names(cls: type) -> set[str]:
-    check_inputs = getattr(cls, "VALIDATE_INPUTS", None)
-    return set(inspect.signature(check_inputs).parameters) if check_inputs else set()
+def _raise_if_any(problems: Iterator[str]) -> None:
+    lines = list(dict.fromkeys(problems))
+    if len(lines) > MOST_PROBLEMS:
+        lines[MOST_PROBLEMS:] = [f"and {len(lines) - MOST_PROBLEMS} more"]
+    if lines:
+        raise BadWorkflow("\n".join(lines))
 
 
-def _ask_node(node_id, name, cls, given, names) -> None:
-    """A node's own VALIDATE_INPUTS, with the inputs that no other node gives, as ComfyUI calls it."""
-    if not names:
-        return
-    said = cls.VALIDATE_INPUTS(**{key: given[key] for key in names if key in given and not is_link(given[key])})
-    if said is not True:
-        raise BadWorkflow(f"node {node_id} ({name}): {said}")
+def _sources(key: str, nodes: Mapping, declared: Mapping[str, Declaration]) -> Iterator[str]:
+    """The nodes that a node's declared inputs come from, as far as their links name one."""
+    links = [value for name, value in nodes[key]["inputs"].items() if is_link(value) and declared[key].spec(name)]
+    return iter([link[0] for link in links if len(link) == 2 and isinstance(link[0], str)])
 
 
-def _order(graph: Mapping) -> list[str]:
+def _order(nodes: Mapping, outputs: list[str], declared: Mapping[str, Declaration]) -> list[str]:
+    """The nodes that the outputs need, each after its sources. No recursion: a chain may be long."""
     order: list[str] = []
-    state: dict[str, str] = {}
-
-    def visit(node_id: str, path: list[str]) -> None:
-        if state.get(node_id) == "done":
-            return
-        if state.get(node_id) == "open":
-            cycle = " -> ".join([*path[path.index(node_id) :], node_id])
-            raise BadWorkflow(f"the workflow runs in a circle: {cycle}")
-        state[node_id] = "open"
-        for value in graph[node_id].get("inputs", {}).values():
-            if is_link(value):
-                visit(value[0], [*path, node_id])
-        state[node_id] = "done"
-        order.append(node_id)
-
-    for node_id in graph:
-        visit(node_id, [])
+    done: set[str] = set()
+    for output in outputs:
+        path: dict[str, Iterator[str]] = {} if output in done else {output: _sources(output, nodes, declared)}
+        while path:
+            key = next(reversed(path))
+            source = next((s for s in path[key] if s in nodes and s not in done), None)
+            if source is None:
+                del path[key]
+                done.add(key)
+                order.append(key)
+            elif source in path:
+                circle = [*list(path)[list(path).index(source) :], source]
+                raise BadWorkflow(f"the workflow runs in a circle: {_chain(circle)}")
+            else:
+                path[source] = _sources(source, nodes, declared)
     return order
 
 
-def run(
-    graph: Mapping, classes: Mapping[str, type], folders: Folders, started: Callable[[str, str], None] | None = None
-):
-    """Run a whole workflow; ``started(node id, class)`` is called before each node. Returns an Outcome."""
-    known, outcome = {**CORE_NODES, **classes}, Outcome()
-    for node_id in check(graph, classes):
-        node = graph[node_id]
-        cls = known[node["class_type"]]
-        if started:
-            started(node_id, node["class_type"])
+def _chain(keys: list[str]) -> str:
+    return " -> ".join(keys if len(keys) <= 12 else [*keys[:6], "…", *keys[-5:]])
+
+
+def _node_problems(key: str, plan: Plan, folders: Folders | None) -> Iterator[str]:
+    """What is wrong with one node. Its inputs are converted; those that it does not have are noted."""
+    declared, inputs, whole = plan.declared[key], plan.graph[key]["inputs"], True
+    where = f"node {key} ({declared.name})"
+    for name in [*inputs, *(name for name in declared.required if name not in inputs)]:
         try:
-            result = _call(cls, node.get("inputs", {}), outcome.values, folders, graph)
-        except Exception as error:
-            raise NodeFailed(node_id, node["class_type"], error) from error
-        if isinstance(result, Mapping):
-            shown = result.get("ui", {})
-            outcome.saved[node_id] = [*shown.get("images", []), *shown.get("files", [])]
-            result = result.get("result", ())
-        outcome.values[node_id] = tuple(result)
+            if name not in inputs:
+                raise ValueError("is missing; give it a value or connect another node to it")
+            if declared.spec(name):
+                inputs[name] = _checked(name, inputs[name], declared, plan)
+            else:
+                plan.notes.append(f"{where}: {_ignored(name, inputs[name], declared)}")
+        except ValueError as error:
+            whole = False
+            yield f"{where}: {name[:100]} {error}"
+    if whole:
+        given = {name: None if is_link(value) else value for name, value in inputs.items() if declared.spec(name)}
+        problem = node_problem(declared, given, _hidden(declared, folders, {}))
+        yield from [f"{where}: {problem}"] if problem else []
+
+
+def _ignored(name: str, value: object, declared: Declaration) -> str:
+    """A note of an input that a node does not have; ValueError for a link to it, at which ComfyUI fails later."""
+    if is_link(value):
+        raise ValueError(f"is not one of its inputs, and another node is connected to it; they are {declared.names()}")
+    return f"there is no input {short(name)}, and its value is ignored; the inputs are {declared.names()}"
+
+
+def _checked(name: str, value: Any, declared: Declaration, plan: Plan) -> object:
+    """An input's value as its node takes it, or its link; ValueError says what is wrong."""
+    if not is_link(value):
+        return converted(name, value, declared)
+    _check_link(value, declared.spec(name)[0], plan)
+    return value
+
+
+def _check_link(link: list, kind: str | list, plan: Plan) -> None:
+    if len(link) != 2 or not isinstance(link[0], str) or not isinstance(link[1], int):
+        raise ValueError(f'is {short(link)}; a link is ["node id", output number]')
+    source, number = link
+    if source not in plan.graph:
+        raise ValueError(f"comes from node {source[:100]}, which is not in the workflow")
+    outputs = plan.declared[source].cls.RETURN_TYPES
+    if not -len(outputs) <= number < len(outputs):
+        raise ValueError(f"comes from output {short(number)} of node {source}, which has {len(outputs)}")
+    wanted = kind if isinstance(kind, str) else "COMBO"
+    if outputs[number] != wanted:
+        raise ValueError(f"takes {wanted}, and output {int(number)} of node {source} is {outputs[number]}")
+
+
+def _hidden(declared: Declaration, folders: Folders | None, prompt: Mapping | None) -> dict:
+    """The hidden inputs of a class that this host knows; the others are None."""
+    values = {"FOLDERS": folders, "PROMPT": prompt}
+    return {key: values.get(kind) for key, kind in declared.hidden.items()}
+
+
+def run(
+    graph: Mapping,
+    classes: Mapping[str, type],
+    folders: Folders,
+    started: Callable[[str, str], None] | None = None,
+    noted: Callable[[str], None] | None = None,
+    metadata: bool = True,
+) -> Outcome:
+    """Run a whole workflow.
+
+    ``started(node id, name)`` is called before each node and ``noted(text)`` for what is ignored; without ``metadata``
+    nothing of the workflow is written into files. Raises BadWorkflow before any node runs, NodeFailed after.
+    """
+    plan, outcome = check(graph, classes, folders), Outcome()
+    if noted:
+        for note in plan.notes:
+            noted(note)
+    signatures: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for key in plan.order:
+        twin = first.setdefault(_sign(key, plan.graph[key], signatures), key)
+        if twin != key:
+            _repeat(twin, key, outcome)
+            continue
+        if started:
+            started(key, plan.declared[key].name)
+        _run_node(key, plan, outcome, _hidden(plan.declared[key], folders, plan.graph if metadata else None))
     return outcome
 
 
-def _call(cls: type, given: Mapping, values: Mapping[str, tuple], folders: Folders, graph: Mapping):
-    arguments = {key: values[v[0]][v[1]] if is_link(v) else v for key, v in given.items()}
-    hidden = {"FOLDERS": folders, "PROMPT": graph}
-    for key, kind in cls.INPUT_TYPES().get("hidden", {}).items():
-        arguments[key] = hidden.get(kind)
-    return getattr(cls(), cls.FUNCTION)(**arguments)
+def _sign(key: str, node: Mapping, signatures: dict[str, str]) -> str:
+    """What a node's result depends on: of nodes with one signature the first runs, as with ComfyUI's cache."""
+    inputs = {name: ["", signatures[v[0]], v[1]] if is_link(v) else v for name, v in node["inputs"].items()}
+    text = json.dumps([node["class_type"], inputs], sort_keys=True)
+    signatures[key] = hashlib.sha256(text.encode()).hexdigest()
+    return signatures[key]
+
+
+def _repeat(twin: str, key: str, outcome: Outcome) -> None:
+    kept: tuple[dict[str, Any], ...] = (outcome.values, outcome.saved, outcome.previews)
+    for results in kept:
+        if twin in results:
+            results[key] = results[twin]
+
+
+def _run_node(key: str, plan: Plan, outcome: Outcome, hidden: Mapping) -> None:
+    declared, values = plan.declared[key], outcome.values
+    inputs = {name: value for name, value in plan.graph[key]["inputs"].items() if declared.spec(name)}
+    arguments = {name: values[v[0]][v[1]] if is_link(v) else v for name, v in inputs.items()}
+    try:
+        result = getattr(declared.cls(), declared.cls.FUNCTION)(**{**arguments, **hidden})
+    except Exception as error:
+        raise NodeFailed(key, declared.name, error) from error
+    if isinstance(result, Mapping):
+        shown, result = result.get("ui", {}), result.get("result", ())
+        outcome.saved[key] = [*shown.get("images", []), *shown.get("files", [])]
+        outcome.previews[key] = list(shown.get("previews", []))
+    values[key] = tuple(result)

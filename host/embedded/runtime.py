@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -41,7 +42,7 @@ class Clip:
     """CLIP: Gemma-2, its tokenizer, and what it need not compute again."""
 
     module: torch.nn.Module
-    tokenizer: object
+    tokenizer: Any
     spec: TextEncoderSpec
     device: torch.device
     cache: PromptCache = field(default_factory=PromptCache)
@@ -80,7 +81,7 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a run is led by: the prompt, and with ``cfg`` above 1 also what to lead away from."""
+    """The conditioning of a run: the prompt, and with ``cfg`` above 1 also what to lead away from."""
 
     positive: list
     negative: list | None = None
@@ -95,14 +96,14 @@ class Guidance:
 @contextmanager
 def _with_loras(model: Model):
     """The LoRAs of a MODEL in its weights, which are put back afterwards."""
-    kept = {}
+    kept: dict[torch.nn.Parameter, torch.Tensor] = {}
     try:
         for loaded, strength in model.loras:
             for layer in loaded.layers:
                 weight = model.module.get_parameter(f"{layer}.weight")
                 kept.setdefault(weight, weight.data)
                 floating = precision.floating_weight(model.module.get_submodule(layer), model.dtype)
-                weight.data = lora.patched(floating, loaded.parts(layer), layer, strength)
+                weight.data = lora.patched(floating, loaded.parts(layer), strength)
         yield
     finally:
         for weight, before in kept.items():
@@ -136,8 +137,8 @@ def _resized_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     """A noise mask at the latent's size: [B or 1, 1, ...] (comfy.utils.reshape_mask)."""
     dims = samples.ndim - 2
     if mask.ndim < samples.ndim:
-        places = (-1, 1) if dims == 2 else (1, 1, -1)
-        mask = mask.reshape(*places, *mask.shape[-2:])
+        shape = (-1, 1) if dims == 2 else (1, 1, -1)
+        mask = mask.reshape(*shape, *mask.shape[-2:])
     if mask.shape[2:] == samples.shape[2:]:
         return mask
     return functional.interpolate(mask, size=samples.shape[2:], mode="bilinear" if dims == 2 else "trilinear")
@@ -146,11 +147,11 @@ def _resized_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
 def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
     """A denoiser that keeps the latent where the mask is 0 (ComfyUI's KSamplerX0Inpaint)."""
 
-    def held(x, sigma, **given):
+    def denoise_free_part(x, sigma, **given):
         known = samples if model.spec.family.video else model.sampling.mix(sigma, noise, samples)
         return denoise(x * mask + known * (1 - mask), sigma, **given) * mask + samples * (1 - mask)
 
-    return held
+    return denoise_free_part
 
 
 def _guided(model: Model, guidance: Guidance, mask, hints: dict) -> Callable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,11 +20,11 @@ from .devices import OUT_OF_MEMORY, default_device, move_to_device, prepare
 class _Run:
     """What this host lends to one pass: networks.autoencoder.Run."""
 
-    out_of_memory = OUT_OF_MEMORY
     output, output_dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, vae: Vae, what: str):
-        self.vae, self.device, self.dtype, self.what, self.bar = vae, vae.device, vae.dtype, what, None
+        self.vae, self.device, self.dtype, self.what = vae, vae.device, vae.dtype, what
+        self.bar: Any = None
 
     def report(self, done: int, total: int) -> None:
         if self.bar is None:
@@ -35,6 +36,9 @@ class _Run:
 
     def fits(self, needed: int) -> bool:
         return self.device.type != "cuda" or needed <= torch.cuda.get_device_properties(self.device).total_memory
+
+    def ran_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, OUT_OF_MEMORY)
 
     def free_memory(self) -> None:
         if self.device.type == "cuda":

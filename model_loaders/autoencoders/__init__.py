@@ -1,1 +1,1 @@
-"""One file for each autoencoder: its config, read off shapes where a file came without one, and its module."""
+"""One file per autoencoder: its config, from shapes if the file has none, and its module."""

@@ -16,7 +16,7 @@ MULTISCALE = "to_qkv_multiscale.0.proj_out.weight"
 
 
 def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
-    """The module, its weights mapped, its numbers, and the values of quantised weights."""
+    """The module with memory-mapped weights, its spec, and the values of quantised weights."""
     from diffusers import AutoencoderDC
 
     own = checkpoint.config_with("latent_channels")
@@ -28,10 +28,10 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a DC-AE that came without one, read off its tensors' shapes.
+    """The config of a DC-AE without one, from its tensors' shapes.
 
-    Activations and shortcuts leave no shape: they are those of the published SANA autoencoders, of which
-    DC-AE-Lite alone has a decoder without attention, and alone ends it in SiLU. So is the scaling factor.
+    Activations, shortcuts and the scaling factor cannot be read from shapes: they are those of the published
+    SANA autoencoders. Only DC-AE-Lite has a decoder without attention, which ends in SiLU.
     """
     encoder = _stages(checkpoint, "encoder.down_blocks", "encoder.conv_in.conv.weight")
     decoder = _stages(checkpoint, "decoder.up_blocks", "decoder.conv_out.conv.weight")
@@ -68,16 +68,16 @@ class _Stage:
 
 
 def _stages(checkpoint: Checkpoint, prefix: str, resampled: str) -> list[_Stage]:
-    """The stages from the largest image to the smallest.
+    """The stages from the largest resolution to the smallest.
 
-    The first has no blocks, and leaves no keys, where the key ``resampled`` is there: what comes before or
-    after it resamples by itself then. Nothing uses its channels.
+    With the key ``resampled`` the first stage has no blocks and no keys: the layer before or after it
+    resamples. The channels of this stage are not used.
     """
     numbers = {int(m[1]) for k in checkpoint if (m := re.match(rf"{re.escape(prefix)}\.(\d{{1,3}})\.", k))}
     empty = int(resampled in checkpoint)
     if not numbers or sorted(numbers) != list(range(empty, max(numbers) + 1)):
         raise UnusableFile(
-            f"{checkpoint.path}: the stages of {prefix} are {sorted(numbers)}, and one between is missing: "
+            f"{checkpoint.path}: the stages of {prefix} are {sorted(numbers)}, so a stage is missing: "
             "put its config.json beside it"
         )
     stages = [_stage(checkpoint, f"{prefix}.{n}") for n in sorted(numbers)]
@@ -91,9 +91,7 @@ def _stage(checkpoint: Checkpoint, prefix: str) -> _Stage:
     resample = [key for key in keys if re.fullmatch(r"\d+\.conv\.weight", key)]
     blocks = attention or residual
     if not blocks:
-        raise UnusableFile(
-            f"{checkpoint.path}: {prefix} has no block that a DC-AE knows; put its config.json beside it"
-        )
+        raise UnusableFile(f"{checkpoint.path}: {prefix} has no block of a DC-AE; put its config.json beside it")
     pattern = rf"{blocks[0].split('.')[0]}\.attn\.to_qkv_multiscale\.(\d{{1,3}})\.proj_in\.weight"
     kernels = {
         int(m[1]): checkpoint.shape(f"{prefix}.{key}", 4)[-1] for key in keys if (m := re.fullmatch(pattern, key))
@@ -108,10 +106,10 @@ def _stage(checkpoint: Checkpoint, prefix: str) -> _Stage:
 
 
 def _resampling(stages: list[_Stage], names: tuple[str, str], larger_next: bool) -> str:
-    """Which of two resamplers was used, from how many channels its convolution gives.
+    """Which of two resamplers is used, from the output channels of its convolution.
 
-    Down: a quarter of the next stage's for pixel_unshuffle, all of them for a strided convolution.
-    Up: all of the stage's own for interpolation, four times as many for pixel_shuffle.
+    Down: a quarter of the next stage's channels for pixel_unshuffle, all of them for a strided convolution.
+    Up: the stage's channels for interpolation, four times as many for pixel_shuffle.
     """
     plain = names[0] if not larger_next else names[1]
     other = names[1] if not larger_next else names[0]

@@ -8,7 +8,7 @@ from ..files.checkpoint import Checkpoint, UnusableFile, Value
 
 
 def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
-    """The module, its weights mapped, its numbers, and the values of quantised weights."""
+    """The module with memory-mapped weights, its spec, and the values of quantised weights."""
     own = checkpoint.config_with("latent_channels")
     if own is None:
         raise UnusableFile(
@@ -33,16 +33,16 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
 
 
 def _halvings(config, axis: str) -> int:
-    """By how much the encoder's stages shrink an axis."""
+    """The factor by which the encoder's stages downsample an axis."""
     return 2 ** sum(kind in (axis, "spatiotemporal") for kind in config.downsample_type)
 
 
 def _check_streamable(config, checkpoint: Checkpoint) -> None:
-    """UnusableFile for the variants of LTX's VAE that SANA-Video does not use: noise and times in the decoder."""
+    """UnusableFile for variants of LTX's VAE that SANA-Video does not use: noise or timesteps in the decoder."""
     noisy = config.decoder_inject_noise
     if config.timestep_conditioning or (any(noisy) if isinstance(noisy, (list, tuple)) else noisy):
         raise UnusableFile(
-            f"{checkpoint.path} is an LTX VAE whose decoder takes noise or a time; SANA-Video uses that of LTX-2"
+            f"{checkpoint.path} is an LTX VAE whose decoder uses noise or timesteps; SANA-Video uses that of LTX-2"
         )
     if config.patch_size_t != 1 or "conv" in config.downsample_type:
         raise UnusableFile(f"{checkpoint.path} is an LTX VAE of another layout than LTX-2's, which SANA-Video uses")

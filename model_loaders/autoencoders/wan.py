@@ -10,7 +10,7 @@ from ..files.checkpoint import Checkpoint, UnusableFile, Value
 
 
 def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
-    """The module, its weights mapped, its numbers, and the values of quantised weights."""
+    """The module with memory-mapped weights, its spec, and the values of quantised weights."""
     from diffusers import AutoencoderKLWan
 
     own = checkpoint.config_with("z_dim")
@@ -19,7 +19,7 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
     config = module.config
     if config.z_dim != WAN.channels or config.is_residual:
         raise UnusableFile(
-            f"{checkpoint.path} is a Wan VAE of {config.z_dim} channels; SANA-Video uses that of Wan 2.1 "
+            f"{checkpoint.path} is a Wan VAE with {config.z_dim} channels; SANA-Video uses that of Wan 2.1 "
             f"({WAN.channels})"
         )
     mean, std = config.latents_mean, config.latents_std
@@ -31,7 +31,7 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
 
 
 def config_from_shapes(checkpoint: Checkpoint) -> dict:
-    """The config of a Wan VAE that came without one, read off its tensors' shapes (diffusers' names)."""
+    """The config of a Wan VAE without one, from its tensors' shapes (diffusers' names)."""
     stages: list[int] = []
     temporal: list[bool] = []
     blocks = sorted({int(m[1]) for key in checkpoint if (m := re.match(r"encoder\.down_blocks\.(\d{1,4})\.", key))})
@@ -43,7 +43,7 @@ def config_from_shapes(checkpoint: Checkpoint) -> dict:
             stages.append(checkpoint.shape(f"{block}conv2.weight", 5)[0])
     base = checkpoint.shape("encoder.conv_in.weight", 5)[0]
     if not stages:
-        raise UnusableFile(f"{checkpoint.path}: no encoder.down_blocks that a Wan VAE knows; put its config beside it")
+        raise UnusableFile(f"{checkpoint.path}: it has no encoder.down_blocks of a Wan VAE; put its config beside it")
     return {
         "base_dim": base,
         "decoder_base_dim": checkpoint.shape("decoder.conv_out.weight", 5)[1],

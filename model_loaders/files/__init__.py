@@ -1,1 +1,1 @@
-"""What is on the disk: names under model folders, open files, what they hold, and modules filled from them."""
+"""Model files: names under model folders, open files, their kinds, and modules built from them."""

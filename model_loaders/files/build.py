@@ -1,4 +1,4 @@
-"""Modules without memory, and a checkpoint's tensors put into them."""
+"""Build modules on the meta device and load a checkpoint's tensors into them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, UnusableFile, Value
 
-MOST_WEIGHTS, LARGEST_SIDE = 6_000, 1024
-"""What a config may ask for: tensors (the largest published model has 1,600) and latent cells on a side."""
+MOST_WEIGHTS, LARGEST_NUMBER = 6_000, 1024
+"""What a config may ask for: tensors (the largest published model has 1,600), and numbers that no shape shows."""
 
 
 def build_empty(make: Callable):
-    """``make()`` with weights that hold no memory: whatever torch.empty and torch.randn would fill.
+    """``make()`` with weights that take no memory: tensors of torch.empty and torch.randn are on the meta device.
 
-    Those two begin every weight in diffusers and transformers; tables that files do not hold
-    (rotary frequencies, position embeddings) come from other calls and are computed for real.
+    diffusers and transformers create every weight with these two; tables that are not in files (rotary
+    frequencies, position embeddings) come from other calls and are computed.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -31,7 +31,7 @@ def build_empty(make: Callable):
                 kwargs["device"] = "meta"
                 self.count += 1
                 if self.count > MOST_WEIGHTS:
-                    raise UnusableFile(f"it asks for more than {MOST_WEIGHTS} weights")
+                    raise UnusableFile(f"it has more than {MOST_WEIGHTS} weights")
             return function(*args, **kwargs)
 
     with EmptyWeights():
@@ -39,12 +39,12 @@ def build_empty(make: Callable):
 
 
 def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None, from_shapes: Callable[[], dict]):
-    """An empty module of a diffusers class: from its config.json (``own``), else from ``from_shapes()``.
+    """An empty module of a diffusers class, from its config.json (``own``) or otherwise from ``from_shapes()``.
 
-    Entries that the class does not know are left out. UnusableFile where the config.json does not
-    describe such a model; a config that was read off shapes has no file to blame.
+    Entries that the class does not have are ignored. UnusableFile if the config.json does not describe
+    such a model; errors with a config from shapes are not the file's and are raised unchanged.
     """
-    known = inspect.signature(make_class.__init__).parameters
+    known = inspect.signature(make_class).parameters
     config = from_shapes() if own is None else own
     arguments = {key: value for key, value in config.items() if key in known}
     if own is None:
@@ -61,7 +61,7 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
 
 def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
     """UnusableFile for numbers beyond anything that the file's weights could be, before anything is built."""
-    most = max([LARGEST_SIDE, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
+    most = max([LARGEST_NUMBER, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
     for key, value in arguments.items():
         for number in _numbers(value):
             if not math.isfinite(number) or abs(number) > most:
@@ -69,9 +69,6 @@ def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
                     f"{checkpoint.config_file} says {key} is {str(value)[:80]}, which no tensor of its weights "
                     "matches; it may belong to another model: download it again"
                 )
-    side = arguments.get("sample_size")
-    if isinstance(side, (int, float)) and not 0 < side <= LARGEST_SIDE:
-        raise UnusableFile(f"{checkpoint.config_file} says a sample_size of {side}; 1 to {LARGEST_SIDE} is supported")
 
 
 def _numbers(value: object):
@@ -83,11 +80,11 @@ def _numbers(value: object):
 
 
 def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | None] = str) -> dict[str, Value]:
-    """Put a checkpoint's tensors into a module without copying them.
+    """Load a checkpoint's tensors into a module without copying them.
 
-    ``rename`` gives a key's name in the module, or None for a key to leave out. Returns the values of
+    ``rename`` returns the name of a key in the module, or None for a key to ignore. Returns the values of
     quantised weights by name: a host sets them when it knows the dtype (formats.set_values). Raises
-    UnusableFile for a missing, unknown or misshapen key.
+    UnusableFile for a missing or unknown key, or a key with the wrong shape.
     """
     kept = ((new, key, 0, 1) for key in checkpoint if (new := rename(key)) is not None)
     named = checkpoint.renamed(kept)
@@ -97,14 +94,14 @@ def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | 
     module.load_state_dict(state, strict=True, assign=True)
     left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     if left:
-        raise UnusableFile(f"{checkpoint.path}: {type(module).__name__} was left without {left[0]}")
+        raise UnusableFile(f"{checkpoint.path} has no values for {left[0]} of {type(module).__name__}")
     module.eval().requires_grad_(False)
     _check_dtypes(module, checkpoint.path)
     return {key: entry.value for key, entry in named.entries.items() if entry.value is not None}
 
 
 def _stored(entry):
-    """The stored tensor; for a quantised weight something of its shape that takes no memory."""
+    """The stored tensor; for a quantised weight a placeholder of its shape that takes no memory."""
     import torch
 
     if entry.value is None:

@@ -1,7 +1,8 @@
-"""A checkpoint as the loaders see it: keys, shapes, and tensors that are read when they are asked for."""
+"""A checkpoint: keys, shapes, and tensors that are read on access."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,20 +13,31 @@ import torch
 
 
 class UnusableFile(ValueError):
-    """A weight file or folder that cannot be used, with the reason and what to do."""
+    """A weight file or folder that cannot be used. The message has the reason and what to do."""
+
+
+def json_object(text: str | bytes, where: str) -> dict:
+    """The JSON object in a text of a file; UnusableFile, which ``where`` begins, if it is not one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnusableFile(f"{where} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UnusableFile(f"{where} is not a JSON object")
+    return value
 
 
 Value = Callable[[torch.dtype], torch.Tensor]
-"""A quantised weight's floating value in a dtype."""
+"""Dequantises a weight to a floating-point dtype."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a checkpoint, not read yet.
 
-    ``read(alone)``: the stored tensor, a view of the mapped file; ``alone``: in a mapping of its own,
-    whose memory goes when the tensor does. ``value``: set where the stored tensor is quantised; then
-    ``shape`` is that of the floating weight.
+    ``read(alone)``: the stored tensor, a view of the memory-mapped file; with ``alone`` in a separate mapping,
+    which is freed with the tensor. ``value``: set if the stored tensor is quantised; then ``shape`` is that
+    of the floating-point weight.
     """
 
     shape: tuple[int, ...]
@@ -33,7 +45,7 @@ class Entry:
     value: Value | None = None
 
     def part(self, number: int, count: int) -> Entry:
-        """One of ``count`` equal cuts of the first dimension; a single number is shared."""
+        """One of ``count`` equal parts along the first dimension; a tensor with one element is shared."""
         if count == 1 or math.prod(self.shape) == 1:
             return self
         shape = (self.shape[0] // count, *self.shape[1:])
@@ -56,7 +68,7 @@ def _then(read: Callable, change: Callable, *args, **kwargs):
 class Checkpoint(Mapping[str, torch.Tensor]):
     """A lazily opened checkpoint: a mapping of key to CPU tensor.
 
-    ``config_file``: where ``config`` was read, for errors that are the config's fault.
+    ``config_file``: the file of ``config``, for error messages.
     """
 
     path: Path
@@ -80,11 +92,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self.entries)
 
     def config_with(self, key: str) -> dict | None:
-        """The config where it has ``key``, and so is of the model that was looked for; else None."""
+        """The config if it has ``key`` and so belongs to this type of model, otherwise None."""
         return self.config if self.config and key in self.config else None
 
     def shape(self, key: str, dims: int) -> tuple[int, ...]:
-        """The shape of a tensor of ``dims`` dimensions; UnusableFile where it is missing or another."""
+        """The shape of a tensor with ``dims`` dimensions; UnusableFile if it is missing or has another number."""
         entry = self.entries.get(key)
         if entry is None or len(entry.shape) != dims or 0 in entry.shape:
             found = "is missing" if entry is None else f"has the shape {list(entry.shape)}"
@@ -98,32 +110,32 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def renamed(self, rows: Iterable[tuple[str, str, int, int]]) -> Checkpoint:
         """The same tensors under other names; rows of new name, old name, part and number of parts.
 
-        Parts cut the old tensor's first dimension into equal views. UnusableFile where two keys
-        would become one, or where rows do not divide.
+        Parts are equal views along the old tensor's first dimension. UnusableFile if two keys get the
+        same name, or if the dimension is not divisible.
         """
         entries: dict[str, Entry] = {}
         sources: dict[str, str] = {}
         for new, old, part, parts in rows:
             if new in entries:
-                raise UnusableFile(f"{self.path}: the keys {sources[new]} and {old} are both {new}")
+                raise UnusableFile(f"{self.path}: the keys {sources[new]} and {old} both map to {new}")
             entry = self.entries[old]
             if parts > 1 and math.prod(entry.shape) != 1 and (not entry.shape or entry.shape[0] % parts):
-                rows_there = entry.shape[0] if entry.shape else 0
-                raise UnusableFile(f"{self.path}: {old} has {rows_there} rows, which {parts} cannot share")
+                count = entry.shape[0] if entry.shape else 0
+                raise UnusableFile(f"{self.path}: {old} has {count} rows, which is not divisible by {parts}")
             entries[new], sources[new] = entry.part(part, parts), old
         return self.with_entries(entries)
 
     def without_prefix(self, prefix: str, only: bool = False) -> Checkpoint:
-        """The same with ``prefix`` taken off the names; ``only``: without the keys that do not have it."""
+        """The same without ``prefix`` in the names; ``only``: without the keys that do not have it."""
         keys = (key for key in self if not only or key.startswith(prefix))
         return self.renamed((key.removeprefix(prefix), key, 0, 1) for key in keys)
 
     def as_matrices(self, keys: Iterable[str]) -> Checkpoint:
-        """The same with those tensors, kernels [O, I, 1, 1], as matrices [O, I]."""
+        """The same with the tensors ``keys``, kernels [O, I, 1, 1], as matrices [O, I]."""
         entries = dict(self.entries)
         for key in keys:
             shape = entries[key].shape
             if shape[2:] != (1, 1):
-                raise UnusableFile(f"{self.path}: {key} has the shape {list(shape)} where [O, I, 1, 1] belongs")
+                raise UnusableFile(f"{self.path}: {key} has the shape {list(shape)}; [O, I, 1, 1] was expected")
             entries[key] = entries[key].matrix()
         return self.with_entries(entries)

@@ -1,43 +1,79 @@
-"""Model files by name under a list of root folders, the way ComfyUI's loaders name them."""
+"""Model files by name under a list of root folders, as ComfyUI's loaders name them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
 DEPTH = 4
 
 
-def _walk(root: Path, depth: int) -> Iterable[tuple[Path, list[str]]]:
+@dataclass(frozen=True)
+class Problem:
+    """An entry of a model folder that is not offered, and why."""
+
+    path: Path
+    reason: str
+
+
+def _walk(root: Path, depth: int, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder with the names of its files and folders; what cannot be read is skipped and noted."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        if root.exists():
+            problems.append(Problem(root, error.strerror or str(error)))
         return
-    yield root, [entry.name for entry in entries]
+    kinds = {entry.name: _kind(entry, problems) for entry in entries}
+    yield root, [name for name, kind in kinds.items() if kind]
     if depth > 0:
         for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield from _walk(Path(entry.path), depth - 1)
+            if kinds[entry.name] == "folder" and not entry.name.startswith("."):
+                yield from _walk(Path(entry.path), depth - 1, problems)
 
 
-def list_folders(roots: Iterable[Path], marker: str) -> list[str]:
-    """Folders that hold a file called ``marker``, relative to their root, with forward slashes."""
+def _kind(entry: os.DirEntry, problems: list[Problem]) -> str | None:
+    """ "file" or "folder", links followed; None for what can be neither opened nor listed, such as a FIFO."""
+    try:
+        entry.name.encode("utf-8")
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        reason = "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeEncodeError:
+        reason = "its name is not valid text"
+    problems.append(Problem(Path(entry.path), reason))
+    return None
+
+
+def list_folders(roots: Iterable[Path], marker: str, problems: list[Problem] | None = None) -> list[str]:
+    """Folders that hold a file called ``marker``, relative to their root, with forward slashes.
+
+    What cannot be read is skipped, and appended to ``problems``.
+    """
     found = []
     for root in roots:
-        for folder, names in _walk(Path(root), DEPTH):
+        for folder, names in _walk(Path(root), DEPTH, [] if problems is None else problems):
             if marker in names and folder != Path(root):
                 found.append(folder.relative_to(root).as_posix())
     return sorted(set(found))
 
 
-def list_models(roots: Iterable[Path]) -> list[str]:
-    """Weight files and folders with a config.json; the files inside such a folder are not listed."""
+def list_models(roots: Iterable[Path], problems: list[Problem] | None = None) -> list[str]:
+    """Weight files and folders with a config.json; the files inside such a folder are not listed.
+
+    What cannot be read is skipped, and appended to ``problems``.
+    """
     found = []
     for root in roots:
         inside = None
-        for folder, names in _walk(Path(root), DEPTH):
+        for folder, names in _walk(Path(root), DEPTH, [] if problems is None else problems):
             if inside is not None and inside in folder.parents:
                 continue
             name = folder.relative_to(root).as_posix()
@@ -52,22 +88,24 @@ def list_models(roots: Iterable[Path]) -> list[str]:
 def find_model(roots: Iterable[Path], name: str, what: str) -> Path:
     """The path of ``name`` under the first root that has it.
 
-    Raises FileNotFoundError naming what was looked for and where, ValueError for a name that
-    leaves the roots (absolute, or with ``..``).
+    FileNotFoundError with the name and the folders if there is none, ValueError for a name outside of the
+    roots (absolute, or with ``..``).
     """
     roots = [Path(root) for root in roots]
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r} is not the name of a {what}: give a text")
     parts = Path(name.replace("\\", "/"))
     if not name or parts.is_absolute() or ".." in parts.parts or Path(name).drive:
-        raise ValueError(f"{name!r} is no name of a {what}: give it relative to the model folder")
+        raise ValueError(f"{name[:200]!r} is not the name of a {what}: give it relative to the model folder")
     for root in roots:
         if _exists(root / parts):
             return root / parts
-    places = ", ".join(str(root) for root in roots) or "no folder at all"
-    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {places}")
+    searched = ", ".join(str(root) for root in roots) or "no folder at all"
+    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {searched}")
 
 
 def _exists(path: Path) -> bool:
-    """Whether a path is there; one that the system cannot even look for is not."""
+    """Whether a path exists; False for a path that the system does not support."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told by keys that it alone holds."""
+"""The kind of a checkpoint, identified by its keys."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from ...networks.families import FAMILIES
 from .checkpoint import Checkpoint, UnusableFile
 
 
 class Kind(Enum):
-    """What a file is: a name for programs, and the label that people read."""
+    """The kind of a file: a key, and a label for messages."""
 
     SPRINT = "sprint", "SANA-Sprint transformer"
     IMAGE = "image", "SANA transformer"
@@ -39,7 +40,7 @@ class Kind(Enum):
 
 
 class Naming(Enum):
-    """Whose names the weights have."""
+    """The naming scheme of the weights."""
 
     DIFFUSERS = "diffusers", ""
     NVLABS = "nvlabs", " in NVlabs' naming"
@@ -51,7 +52,7 @@ class Naming(Enum):
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint is and whose names it has."""
+    """The kind of a checkpoint and its naming scheme."""
 
     kind: Kind
     naming: Naming = Naming.DIFFUSERS
@@ -61,7 +62,9 @@ class Description:
         return self.kind.label + self.naming.label
 
 
-TRANSFORMERS = (Kind.SPRINT, Kind.IMAGE, Kind.VIDEO)
+TRANSFORMERS = tuple(kind for kind in Kind if kind.key in FAMILIES)
+"""The kinds that networks.families has a row for, by its key."""
+
 IMAGE_VAES = (Kind.DC_AE,)
 VIDEO_VAES = (Kind.WAN_VAE, Kind.LTX2_VAE)
 VAES = (*IMAGE_VAES, *VIDEO_VAES)
@@ -109,27 +112,29 @@ SIGNATURES: tuple[tuple[Description, tuple[str, ...]], ...] = tuple(
         (Kind.CLIP, (), ("text_model.encoder.layers.0.self_attn.q_proj.weight",)),
     )
 )
-"""The first row whose keys are all there says what a checkpoint is."""
+"""The first row whose keys are all present is the checkpoint's."""
 
 PREFIX = "model.diffusion_model."
-"""What ComfyUI's own savers put before a transformer's names."""
+"""The prefix of a transformer's names in files that ComfyUI saved."""
 
 LORA_MARKS = (".lora_A.", ".lora_down.", ".lora.down.", "lora_unet_", "lora_transformer_", ".hada_w1_a", ".lokr_w1")
 
 CLASSES: dict[str, tuple[Kind, ...]] = {
-    "SanaTransformer2DModel": (Kind.IMAGE, Kind.SPRINT),
-    "SanaVideoTransformer3DModel": (Kind.VIDEO,),
+    **{
+        name: tuple(kind for kind in TRANSFORMERS if FAMILIES[kind.key].module == name)
+        for name in {family.module for family in FAMILIES.values()}
+    },
     "SanaControlNetModel": (Kind.CONTROLNET,),
     "AutoencoderDC": (Kind.DC_AE,),
     "AutoencoderKLWan": (Kind.WAN_VAE,),
     "AutoencoderKLLTX2Video": (Kind.LTX2_VAE,),
     "gemma2": (Kind.GEMMA2,),
 }
-"""What a folder's config.json calls its model, to the kinds that it may be."""
+"""The class name or model_type in a folder's config.json to the possible kinds."""
 
 
 def describe(keys: Iterable[str]) -> Description | None:
-    """What a checkpoint with these keys is, or None."""
+    """The description of a checkpoint with these keys, or None."""
     keys = set(keys)
     for names in (keys, {key.removeprefix(PREFIX) for key in keys}):
         for description, needed in SIGNATURES:
@@ -141,15 +146,15 @@ def describe(keys: Iterable[str]) -> Description | None:
 
 
 def require_kind(checkpoint: Checkpoint, wanted: tuple[Kind, ...], hint: str) -> Description:
-    """The checkpoint's description where it is one of ``wanted``; else UnusableFile that says what it is."""
+    """The checkpoint's description if its kind is in ``wanted``; otherwise UnusableFile with the kind that it has."""
     found = describe(checkpoint)
     if found is not None and found.kind in wanted:
         return found
-    what = f"is a {found.label}" if found else f"holds unknown keys such as {', '.join(sorted(checkpoint)[:3])}"
+    what = f"is a {found.label}" if found else f"has unknown keys such as {', '.join(sorted(checkpoint)[:3])}"
     raise UnusableFile(f"{checkpoint.path} {what}, not a {wanted[0].label}. {hint}")
 
 
 def kinds_of_config(config: Mapping) -> tuple[Kind, ...] | None:
-    """The kinds that a config.json names, or None where it names none that is known here."""
+    """The possible kinds for a config.json, or None if its class is unknown."""
     name = config.get("_class_name") or config.get("model_type")
     return CLASSES.get(name) if isinstance(name, str) else None

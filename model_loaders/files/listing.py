@@ -1,7 +1,7 @@
-"""Which files a loader offers: what is known of each by its header alone, without opening a tensor.
+"""The files that a loader lists, identified by their headers, without reading tensors.
 
-ComfyUI asks for these lists whenever it draws a loader, so nothing heavy is imported and what was read of
-a file is remembered until the file changes.
+ComfyUI requests these lists whenever it shows a loader, so nothing heavy is imported, and results are
+cached until a file changes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .open import PYTORCH_SUFFIXES, header_keys, read_json, weight_files
 
 
 def models_of_kind(roots: Iterable[Path], kinds: tuple[Kind, ...]) -> list[str]:
-    """Names of the models under ``roots`` that are one of ``kinds``, or whose header does not tell.
+    """Names of the models under ``roots`` that are one of ``kinds``, or whose kind is not known.
 
-    A PyTorch file tells nothing until it is opened, and a file that cannot be read is offered so that
-    choosing it says why.
+    The kind of a PyTorch file is not known until it is opened. A file that cannot be read is listed too,
+    so that selecting it shows the error.
     """
     roots = list(roots)
     names = []
@@ -32,7 +32,7 @@ def models_of_kind(roots: Iterable[Path], kinds: tuple[Kind, ...]) -> list[str]:
 
 
 def kinds_of(path: Path) -> tuple[Kind, ...] | None:
-    """What a file or folder may be, () for something unknown, None where it does not tell."""
+    """The possible kinds of a file or folder; () for an unknown kind, None if it cannot be determined."""
     try:
         if path.is_dir() and (named := kinds_of_config(read_json(path / "config.json"))):
             return named

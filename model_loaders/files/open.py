@@ -1,14 +1,15 @@
-"""Open weight files lazily: headers alone, and tensors when they are asked for.
+"""Open weight files lazily: headers first, and tensors on access.
 
-A checkpoint is a safetensors file, a PyTorch file of plain tensors (.pth), or a folder as diffusers
-and transformers write them: a config.json beside one file or beside shards with an index. A tensor is
-a view of the memory-mapped file until somebody writes to it. A PyTorch file is read with
-weights_only: code in it is never run.
+A checkpoint is a safetensors file, a PyTorch file of plain tensors (.pth), or a folder as written by
+diffusers and transformers: a config.json with one file, or with shards and an index. A tensor is a
+copy-on-write view of the memory-mapped file. A PyTorch file is read with weights_only: code in it is
+never run.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -22,26 +23,27 @@ LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a safetensors or PyTorch file, or a folder of them; layers of a few bits are known by their format.
+    """Open a safetensors or PyTorch file, or a folder of them, and identify quantised layers.
 
-    Raises FileNotFoundError or UnusableFile, naming the file and what is wrong with it.
+    Raises FileNotFoundError or UnusableFile with the file and what is wrong with it.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     config_file = path / "config.json" if path.is_dir() else path.with_suffix(".json")
     config = read_json(config_file) if config_file.is_file() else None
-    entries, metadata = {}, {}
+    entries: dict[str, Entry] = {}
+    metadata: dict[str, str] = {}
     for file in weight_files(path):
-        found, said = _open_pytorch(file) if file.suffix in PYTORCH_SUFFIXES else _open_safetensors(file)
-        metadata.update(said)
+        found, header = _open_pytorch(file) if file.suffix in PYTORCH_SUFFIXES else _open_safetensors(file)
+        metadata.update(header)
         if twice := entries.keys() & found.keys():
-            raise UnusableFile(f"{file} holds {min(twice)}, which another file of {path} holds too; keep one of them")
+            raise UnusableFile(f"{file} has the key {min(twice)}, and so has another file of {path}; keep one of them")
         entries.update(found)
     if not entries:
-        raise UnusableFile(f"{path} holds no tensors")
-    config_file = config_file if config is not None else None
-    return with_quantised_layers(Checkpoint(path, entries, config, metadata, config_file))
+        raise UnusableFile(f"{path} has no tensors")
+    own_config = None if config is None else config_file
+    return with_quantised_layers(Checkpoint(path, entries, config, metadata, own_config))
 
 
 def _open_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -58,7 +60,7 @@ def _read(handle, file: Path, key: str, alone: bool = False):
 
 
 def header_keys(file: Path) -> list[str]:
-    """The keys of a safetensors file, without reading a tensor; UnusableFile where it is none."""
+    """The keys of a safetensors file, without reading tensors; UnusableFile if it is not a safetensors file."""
     return list(_safe_open(file, "np").keys())
 
 
@@ -71,23 +73,35 @@ def _safe_open(file: Path, framework: str = "pt"):
         refuse_pointer(file)
         size = file.stat().st_size if file.exists() else 0
         raise UnusableFile(
-            f"{file} ({size:,} bytes) is not a whole safetensors file ({error}); "
-            "it may be cut short or of another format: download it again"
+            f"{file} ({size:,} bytes) is not a complete safetensors file ({error}); "
+            "it may be truncated or of another format: download it again"
         ) from error
 
 
 def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors of a PyTorch file, mapped where its format allows; nothing else of it is used."""
+    """The tensors of a PyTorch file, memory-mapped if its format allows it; nothing else in it is used."""
     import torch
 
-    held = _load_pytorch(file)
+    _refuse_compressed(file)
+    content = _load_pytorch(file)
     for name in ("state_dict", "model", "module"):
-        if isinstance(held, dict) and isinstance(held.get(name), dict):
-            held = held[name]
-    if not isinstance(held, dict):
-        raise UnusableFile(f"{file} holds {type(held).__name__}, not a dictionary of tensors")
-    tensors = {key: value for key, value in held.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict):
+        raise UnusableFile(f"{file} contains {type(content).__name__}, not a dictionary of tensors")
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     return {key: Entry(tuple(value.shape), partial(_itself, value)) for key, value in tensors.items()}, {}
+
+
+def _refuse_compressed(file: Path) -> None:
+    """UnusableFile for a zip archive that would grow when it is read; torch.save stores its tensors as they are."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            grown = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # not a zip archive: the format before PyTorch 1.6, or something that torch refuses itself
+    if grown:
+        raise UnusableFile(f"{file} is a compressed archive ({grown[0]}), which is unsupported: get it as safetensors")
 
 
 def _itself(tensor, alone: bool = False):
@@ -102,11 +116,11 @@ def _load_pytorch(file: Path):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # a file in the format before PyTorch 1.6 cannot be mapped
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises whatever the damaged bytes lead it to
+    except Exception as error:  # torch's unpickler raises any exception for damaged bytes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnusableFile(
-            f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); it may be cut short, or hold code, "
-            "which is never run: download it again, or get it as safetensors"
+            f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); it may be truncated, or contain "
+            "code, which is never run: download it again, or get it as safetensors"
         ) from error
 
 
@@ -114,6 +128,8 @@ def weight_files(path: Path) -> list[Path]:
     """The files of a checkpoint: the file itself, a folder's one safetensors file, or its shards."""
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise UnusableFile(f"{path} is neither a file nor a folder")
     for name in (base + variant for base in BASENAMES for variant in VARIANTS):
         stem, _, variant = name.partition(".")
         index = path / (f"{stem}.safetensors.index.json" if not variant else f"{stem}.safetensors.index.{variant}.json")
@@ -123,9 +139,9 @@ def weight_files(path: Path) -> list[Path]:
             return [path / f"{name}.safetensors"]
     names = sorted(p.name for p in path.iterdir())
     if old := [name for name in names if name.endswith(PYTORCH_SUFFIXES)]:
-        raise UnusableFile(f"{path} holds its weights as {old[0]} alone; get the folder's safetensors files instead")
-    there = ", ".join(names[:8]) or "nothing"
-    raise FileNotFoundError(f"{path} holds no {BASENAMES[0]}.safetensors or model.safetensors (it holds {there})")
+        raise UnusableFile(f"{path} has its weights only as {old[0]}; get the folder's safetensors files instead")
+    listed = ", ".join(names[:8]) or "no files"
+    raise FileNotFoundError(f"{path} has no {BASENAMES[0]}.safetensors or model.safetensors (it has {listed})")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -145,7 +161,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def refuse_pointer(file: Path) -> None:
-    """UnusableFile where a git clone without Git LFS left a text of some 130 bytes in a large file's place."""
+    """UnusableFile for a Git LFS pointer: the text of about 130 bytes that a clone without Git LFS has for a file."""
     with file.open("rb") as stream:
         if stream.read(len(LFS_MARK)) == LFS_MARK:
             raise UnusableFile(
@@ -154,11 +170,11 @@ def refuse_pointer(file: Path) -> None:
 
 
 def read_json(file: Path) -> dict:
-    """A JSON object from a file; UnusableFile where it is not one."""
+    """A JSON object from a file; UnusableFile if it is not one."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UnusableFile(f"{file} holds {type(value).__name__}, not a JSON object")
+        raise UnusableFile(f"{file} contains {type(value).__name__}, not a JSON object")
     return value

@@ -1,4 +1,4 @@
-"""Other projects' names of the same weights: one table for each, to diffusers' names."""
+"""Tables of other projects' names for the same weights, to diffusers' names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TABLES = {
     (Kind.DC_AE, Naming.NVLABS): dc_ae.to_diffusers,
     (Kind.WAN_VAE, Naming.WAN): wan.to_diffusers,
 }
-"""Every naming that is read but diffusers' own."""
+"""The supported namings besides diffusers'."""
 
 
 def to_diffusers(checkpoint: Checkpoint, found: Description) -> Checkpoint:
-    """The same tensors under diffusers' names; UnusableFile names a key that no such model has."""
+    """The same tensors under diffusers' names; UnusableFile for a key that such a model does not have."""
     table = TABLES.get((found.kind, found.naming))
     return checkpoint if table is None else table(checkpoint, found.kind)

@@ -1,7 +1,7 @@
-"""The names that mit-han-lab and NVlabs give a DC-AE's weights, and diffusers' for the same.
+"""mit-han-lab's and NVlabs' names of a DC-AE's weights to diffusers' names.
 
-After diffusers' convert_dcae_to_diffusers.py: a fused qkv is cut into its parts, and kernels of 1 by 1 that
-diffusers has as matrices lose their last two dimensions.
+From diffusers' convert_dcae_to_diffusers.py: a fused qkv is split, and 1 x 1 kernels that are matrices in
+diffusers lose their last two dimensions.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ..files.checkpoint import Checkpoint, UnusableFile
 from ..files.kinds import Kind
 
 WRAPPERS = re.compile(r"\b(main|op_list)\.")
-"""Names of what only holds others: a residual connection, a sequence."""
+"""Names of containers: a residual connection, a sequence."""
 
-TOP = {
+TOP: dict[str, tuple[str, ...]] = {
     r"encoder\.project_in\.conv\.conv\.": ("encoder.conv_in.conv.",),
     r"encoder\.project_in\.conv\.": ("encoder.conv_in.",),
     r"encoder\.project_out\.0\.conv\.": ("encoder.conv_out.",),
@@ -24,7 +24,7 @@ TOP = {
     r"decoder\.project_out\.2\.conv\.conv\.": ("decoder.conv_out.conv.",),
     r"decoder\.project_out\.2\.conv\.": ("decoder.conv_out.",),
 }
-BLOCK = {
+BLOCK: dict[str, tuple[str, ...]] = {
     r"context_module\.qkv\.conv\.": ("attn.to_q.", "attn.to_k.", "attn.to_v."),
     r"context_module\.aggreg\.(\d+)\.0\.": (r"attn.to_qkv_multiscale.\1.proj_in.",),
     r"context_module\.aggreg\.(\d+)\.1\.": (r"attn.to_qkv_multiscale.\1.proj_out.",),
@@ -39,20 +39,20 @@ BLOCK = {
     r"conv2\.norm\.": ("norm.",),
     r"conv\.conv\.": ("conv.",),
 }
-"""Beginning of a name to the beginnings that its tensor's equal parts have in diffusers; the first that fits."""
+"""Prefix of a name to the prefixes of its tensor's equal parts in diffusers; the first match is used."""
 
 MATRIX = re.compile(r"attn\.(to_q|to_k|to_v|to_out)\.weight$")
 STAGES = {"encoder": "encoder.down_blocks", "decoder": "decoder.up_blocks"}
 
 
 def to_diffusers(checkpoint: Checkpoint, kind: Kind = Kind.DC_AE) -> Checkpoint:
-    """The same tensors under diffusers' names; UnusableFile names a key that no DC-AE has."""
+    """The same tensors under diffusers' names; UnusableFile for a key that a DC-AE does not have."""
     named = checkpoint.renamed(row for key in checkpoint for row in _rows(key, checkpoint))
     return named.as_matrices([key for key in named if MATRIX.search(key)])
 
 
 def _rows(key: str, checkpoint: Checkpoint) -> Iterator[tuple[str, str, int, int]]:
-    """Each new name of a tensor, with the part of it that goes there."""
+    """Each new name of a tensor, with its part of the tensor."""
     prefix, rest, table = "", WRAPPERS.sub("", key), TOP
     if match := re.match(r"(encoder|decoder)\.stages\.(\d+)\.(\d+)\.", rest):
         prefix, rest, table = f"{STAGES[match[1]]}.{match[2]}.{match[3]}.", rest[match.end() :], BLOCK

@@ -1,8 +1,8 @@
-"""NVlabs' names of the weights of SANA's transformers and ControlNets, and diffusers' for the same.
+"""NVlabs' names of the weights of SANA's transformers and ControlNets to diffusers' names.
 
-After diffusers' convert_sana_to_diffusers.py, convert_sana_controlnet_to_diffusers.py and
-convert_sana_video_to_diffusers.py: a fused qkv or kv is cut into its parts, and what inference does not use
-is left out.
+From diffusers' convert_sana_to_diffusers.py, convert_sana_controlnet_to_diffusers.py and
+convert_sana_video_to_diffusers.py: a fused qkv or kv is split, and weights that inference does not use are
+ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..files.kinds import Kind
 
 LEFT_OUT = r"y_embedder\.y_embedding$|pos_embed$|logvar_linear\."
 BASE_MODEL = r"|blocks\.|final_layer\."
-"""The transformer that a ControlNet leads stands in the ControlNet's file too."""
+"""The file of a ControlNet also contains its base transformer."""
 
 TOP = {
     "y_embedder.y_proj.fc1.": ("caption_projection.linear_1.",),
@@ -55,22 +55,24 @@ BLOCK = {
     "mlp.point_conv.conv.": ("ff.conv_point.",),
     "mlp.t_conv.": ("ff.conv_temp.",),
 }
-"""Beginning of a name to the beginnings that its tensor's equal parts have in diffusers."""
+"""Prefix of a name to the prefixes of its tensor's equal parts in diffusers."""
 
-OF_TRANSFORMER = ((r"blocks\.(\d+)\.", "transformer_blocks.{}.", BLOCK),)
-OF_CONTROLNET = (
+Blocks = tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...]
+
+OF_TRANSFORMER: Blocks = ((r"blocks\.(\d+)\.", "transformer_blocks.{}.", BLOCK),)
+OF_CONTROLNET: Blocks = (
     (r"controlnet\.(\d+)\.copied_block\.", "transformer_blocks.{}.", BLOCK),
     (r"controlnet\.(\d+)\.after_proj\.", "controlnet_blocks.{}.", {"": ("",)}),
 )
-"""What begins the names of a numbered block, what that is in diffusers, and the table for what follows."""
+"""Pattern for the prefix of a numbered block, its prefix in diffusers, and the table for the rest of the name."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """``top``: beginnings of names outside of blocks. ``left_out``: beginnings of names (a pattern)."""
+    """``top``: prefixes of names outside of blocks. ``left_out``: a pattern for names that are ignored."""
 
     top: dict[str, tuple[str, ...]]
-    blocks: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = OF_TRANSFORMER
+    blocks: Blocks = OF_TRANSFORMER
     left_out: str = LEFT_OUT
 
 
@@ -83,7 +85,7 @@ NAMES = {
 
 
 def to_diffusers(checkpoint: Checkpoint, kind: Kind) -> Checkpoint:
-    """The same tensors under diffusers' names; UnusableFile names a key that no SANA model of that kind has."""
+    """The same tensors under diffusers' names; UnusableFile for a key that a model of this kind does not have."""
     names = NAMES[kind]
     left_out = re.compile(names.left_out)
     return checkpoint.renamed(
@@ -92,7 +94,7 @@ def to_diffusers(checkpoint: Checkpoint, kind: Kind) -> Checkpoint:
 
 
 def _rows(key: str, names: Names, checkpoint: Checkpoint, kind: Kind) -> Iterator[tuple[str, str, int, int]]:
-    """Each new name of a tensor, with the part of it that goes there."""
+    """Each new name of a tensor, with its part of the tensor."""
     prefix, rest, table = "", key, names.top
     for pattern, new, block_table in names.blocks:
         if (match := re.match(pattern, key)) is not None:
@@ -106,18 +108,18 @@ def _rows(key: str, names: Names, checkpoint: Checkpoint, kind: Kind) -> Iterato
 
 
 POSITIONS = {64: 1.0, 128: 2.0}
-"""Interpolation scale by latent cells on a side: SANA knows positions at 2048 and 4096 pixels, not below."""
+"""Interpolation scale by latent cells per side: SANA has position embeddings only at 2048 and 4096 pixels."""
 
 
 def position_config(checkpoint: Checkpoint) -> dict:
-    """sample_size and interpolation_scale, read off the shape of NVlabs' pos_embed [1, cells², width].
+    """sample_size and interpolation_scale, from the shape of NVlabs' pos_embed [1, cells², width].
 
-    Empty without one: files in diffusers' naming never have it. The table itself is computed anew.
+    Empty without a pos_embed, as always in diffusers' naming. The table itself is computed, not loaded.
     """
     if "pos_embed" not in checkpoint:
         return {}
     shape = checkpoint.entries["pos_embed"].shape
     side = round(shape[1] ** 0.5) if len(shape) == 3 else 0
     if side == 0 or side**2 != shape[1]:
-        raise UnusableFile(f"{checkpoint.path}: pos_embed has the shape {list(shape)} where [1, side², width] belongs")
+        raise UnusableFile(f"{checkpoint.path}: pos_embed has the shape {list(shape)}; [1, side², width] was expected")
     return {"sample_size": side, "interpolation_scale": POSITIONS.get(side)}

@@ -1,6 +1,6 @@
-"""Wan's own names of its VAE's weights (ComfyUI's wan_2.1_vae.safetensors), and diffusers' for the same.
+"""Wan's names of its VAE's weights (ComfyUI's wan_2.1_vae.safetensors) to diffusers' names.
 
-After diffusers' convert_wan_to_diffusers.py.
+From diffusers' convert_wan_to_diffusers.py.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ TOP = {
 
 
 def to_diffusers(checkpoint: Checkpoint, kind: Kind = Kind.WAN_VAE) -> Checkpoint:
-    """The same tensors under diffusers' names; UnusableFile names a key that no Wan 2.1 VAE has."""
+    """The same tensors under diffusers' names; UnusableFile for a key that a Wan 2.1 VAE does not have."""
     resnets = _resnets_per_stage(checkpoint)
     return checkpoint.renamed((_diffusers_name(key, resnets, checkpoint), key, 0, 1) for key in checkpoint)
 
 
 def _resnets_per_stage(checkpoint: Checkpoint) -> int:
-    """How many blocks come before the decoder's first upsampling."""
-    places = [int(m[1]) for key in checkpoint if (m := re.match(r"decoder\.upsamples\.(\d+)\.resample\.", key))]
-    if not places:
-        raise UnusableFile(f"{checkpoint.path}: a Wan VAE's decoder has a key such as decoder.upsamples.3.resample.1")
-    return min(places)
+    """The number of blocks before the decoder's first upsampling."""
+    indices = [int(m[1]) for key in checkpoint if (m := re.match(r"decoder\.upsamples\.(\d+)\.resample\.", key))]
+    if not indices:
+        raise UnusableFile(f"{checkpoint.path}: it has no key such as decoder.upsamples.3.resample.1 of a Wan VAE")
+    return min(indices)
 
 
 def _diffusers_name(key: str, resnets: int, checkpoint: Checkpoint) -> str:
@@ -42,14 +42,14 @@ def _diffusers_name(key: str, resnets: int, checkpoint: Checkpoint) -> str:
         if key.startswith(old):
             return new + key[len(old) :]
     if match := re.match(r"(encoder|decoder)\.middle\.(\d+)\.(.*)", key):
-        half, place, rest = match[1], int(match[2]), match[3]
-        block = "attentions.0." + rest if place == 1 else f"resnets.{place // 2}." + _in_block(rest)
+        half, index, rest = match[1], int(match[2]), match[3]
+        block = "attentions.0." + rest if index == 1 else f"resnets.{index // 2}." + _in_block(rest)
         return f"{half}.mid_block.{block}"
     if match := re.match(r"encoder\.downsamples\.(\d+)\.(.*)", key):
         return f"encoder.down_blocks.{match[1]}.{_in_block(match[2])}"
     if match := re.match(r"decoder\.upsamples\.(\d+)\.(.*)", key):
-        stage, place = divmod(int(match[1]), resnets + 1)
-        block = "upsamplers.0." + match[2] if place == resnets else f"resnets.{place}." + _in_block(match[2])
+        stage, index = divmod(int(match[1]), resnets + 1)
+        block = "upsamplers.0." + match[2] if index == resnets else f"resnets.{index}." + _in_block(match[2])
         return f"decoder.up_blocks.{stage}.{block}"
     raise UnusableFile(f"{checkpoint.path}: the key {key} does not belong to a Wan 2.1 VAE")
 

@@ -1,1 +1,1 @@
-"""Weights of a few bits with scales beside them: one registry of formats."""
+"""Quantised weights: a registry of formats."""

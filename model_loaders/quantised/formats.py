@@ -1,15 +1,14 @@
-"""Files whose layers hold a few bits for each weight, with scales: one registry of the formats that are read.
+"""Quantised weights in files: a registry of the supported formats.
 
-A quantised layer has ``weight`` and scales beside it. How a file says so differs: ComfyUI's files have
+A quantised layer has ``weight`` and scales. Files identify the format in different ways: ComfyUI's files have
 ``comfy_quant``, the bytes of a JSON object that names the layer's format, or name the formats of all
-layers in their metadata; older scaled fp8 files have ``scale_weight`` or ``weight_scale`` alone. See
-comfy/quant_ops.py and comfy_kitchen. The floating value of a layer is made in float32 and brought to the
-computation dtype when a host takes the model, so that one file gives one answer whatever marks it has.
+layers in their metadata; older scaled fp8 files have only ``scale_weight`` or ``weight_scale``. See
+comfy/quant_ops.py and comfy_kitchen. A layer is dequantised in float32 and cast to the compute dtype when a
+host loads the model, so the same weights give the same values with and without these marks.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from functools import partial
 import torch
 from einops import rearrange
 
-from ..files.checkpoint import Checkpoint, Entry, UnusableFile, Value
+from ..files.checkpoint import Checkpoint, Entry, UnusableFile, Value, json_object
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +26,12 @@ MARK, METADATA = "comfy_quant", "_quantization_metadata"
 FILE_MARK = "scaled_fp8"
 SCALES = ("weight_scale", "scale_weight")
 BESIDE = (*SCALES, "weight_scale_2", "input_scale", "scale_input", MARK)
-"""What a layer holds besides its weight. The input's scale is for products in eight bits, which are not done here."""
+"""Keys of a layer besides its weight. The input's scale is for eight-bit products, which are not supported."""
 
 FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
 ROWS = 256
-"""So many rows at a time: whole matrices in float32 in passing would leave holes in memory as large as the model."""
+"""Rows that are dequantised at a time: whole float32 matrices would fragment memory by the size of the model."""
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of a four-bit float; its fourth bit is the sign."""
@@ -45,9 +44,9 @@ BLOCK = 16
 class Format:
     """One way to store a layer.
 
-    ``needs``: what it holds besides ``weight``. ``shape``: the floating weight's, of the stored one's;
-    None where it has another number of dimensions than the format knows. ``rows``: how float32
-    values are made of some rows, given the parts (weight and scales) and a slice of rows.
+    ``needs``: the keys besides ``weight``. ``shape``: the shape of the floating-point weight from that of the
+    stored one; None for an unsupported number of dimensions. ``rows``: dequantises some rows to float32,
+    given the parts (weight and scales) and a slice of rows.
     """
 
     name: str
@@ -65,7 +64,7 @@ def _twice_as_wide(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _scaled_rows(parts: Mapping[str, torch.Tensor], rows: slice, kind: torch.dtype | None = None) -> torch.Tensor:
-    """One scale for the tensor, or one for each row; none is 1. Old files hold float8 bytes as uint8."""
+    """One scale per tensor or per row; a missing scale is 1. Old files store float8 bytes as uint8."""
     weight = parts["weight"][rows]
     if kind is not None and weight.dtype == torch.uint8:
         weight = weight.view(kind)
@@ -75,7 +74,7 @@ def _scaled_rows(parts: Mapping[str, torch.Tensor], rows: slice, kind: torch.dty
 
 
 def _nvfp4_rows(parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
-    """Two four-bit floats in a byte, the first in its upper half; a float8 scale for 16 of them, and one for all."""
+    """Two four-bit floats per byte, the first in its upper half; a float8 scale per 16 of them, and one for all."""
     packed = parts["weight"][rows].view(torch.uint8)
     codes = rearrange(torch.stack([packed >> 4, packed & 15]), "nibble rows bytes -> rows (bytes nibble)").long()
     values = torch.tensor([*E2M1, *(-value for value in E2M1)])[codes]
@@ -86,7 +85,7 @@ def _nvfp4_rows(parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
 
 
 def _untiled(scales: torch.Tensor, columns: int) -> torch.Tensor:
-    """Scales by row and column, of cuBLAS' tiles of 128 rows and 4 columns."""
+    """Scales by row and column, from cuBLAS' tiles of 128 rows and 4 columns."""
     tiles = -(-columns // 4)
     axes = {"across": tiles, "inner": 32, "outer": 4, "four": 4}
     table = rearrange(scales.flatten(), "(down across inner outer four) -> (down outer inner) (across four)", **axes)
@@ -105,9 +104,9 @@ FORMATS = {
 
 
 def with_quantised_layers(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with each quantised layer as one entry, its scales inside; itself where none is quantised.
+    """The checkpoint with one entry per quantised layer, scales included; unchanged if no layer is quantised.
 
-    UnusableFile for a format that is unknown here, and for a layer that does not fit its format.
+    UnusableFile for an unsupported format, and for a layer that does not fit its format.
     """
     formats = {**_formats_by_scales(checkpoint), **_formats_by_marks(checkpoint)}
     if not formats:
@@ -127,14 +126,15 @@ def _is_beside(key: str, formats: Mapping[str, dict]) -> bool:
 
 
 def _formats_by_marks(checkpoint: Checkpoint) -> dict[str, dict]:
-    """What ComfyUI's marks or metadata say of each quantised layer."""
-    layers = {}
+    """The options of each quantised layer in ComfyUI's marks or metadata."""
+    where = f"{checkpoint.path}: its description of quantised layers"
+    layers: dict[str, object] = {}
     if METADATA in checkpoint.metadata:
-        layers = _json(checkpoint, checkpoint.metadata[METADATA]).get("layers")
-        layers = layers if isinstance(layers, dict) else {}
+        found = json_object(checkpoint.metadata[METADATA], where).get("layers")
+        layers = found if isinstance(found, dict) else {}
     for key in checkpoint:
         if key.endswith(f".{MARK}"):
-            layers[key.removesuffix(f".{MARK}")] = _json(checkpoint, _mark_bytes(checkpoint, key))
+            layers[key.removesuffix(f".{MARK}")] = json_object(_mark_bytes(checkpoint, key), where)
     return {layer: _checked_options(checkpoint, layer, options) for layer, options in layers.items()}
 
 
@@ -148,25 +148,14 @@ def _mark_bytes(checkpoint: Checkpoint, key: str) -> bytes:
     return bytes(value.tolist())
 
 
-def _json(checkpoint: Checkpoint, text: str | bytes) -> dict:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnusableFile(f"{checkpoint.path}: what it says of its quantised layers is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UnusableFile(f"{checkpoint.path}: what it says of its quantised layers is not a JSON object")
-    return value
-
-
 def _checked_options(checkpoint: Checkpoint, layer: str, options: object) -> dict:
-    name = options.get("format") if isinstance(options, dict) else None
-    if not isinstance(name, str):
-        raise UnusableFile(f"{checkpoint.path}: {layer} is marked as quantised without the name of a format")
+    if not isinstance(options, dict) or not isinstance(options.get("format"), str):
+        raise UnusableFile(f"{checkpoint.path}: {layer} is marked as quantised without a format name")
     return options
 
 
 def _formats_by_scales(checkpoint: Checkpoint) -> dict[str, dict]:
-    """Scaled fp8 without marks: layers with a scale beside a weight of eight bits."""
+    """Scaled fp8 without marks: layers with a scale and an eight-bit weight."""
     layers: dict[str, dict] = {}
     for key in checkpoint:
         layer, _, part = key.rpartition(".")
@@ -175,7 +164,7 @@ def _formats_by_scales(checkpoint: Checkpoint) -> dict[str, dict]:
         if layer in layers:
             raise UnusableFile(f"{checkpoint.path}: {layer}.weight has two scales, {' and '.join(SCALES)}")
         if f"{layer}.weight" not in checkpoint.entries:
-            raise UnusableFile(f"{checkpoint.path}: {key} is there and {layer}.weight, which it scales, is missing")
+            raise UnusableFile(f"{checkpoint.path}: {key} has no {layer}.weight to scale")
         layers[layer] = {"format": _float8_name(checkpoint, layer, key)}
     return layers
 
@@ -188,24 +177,25 @@ def _float8_name(checkpoint: Checkpoint, layer: str, scale: str) -> str:
         return ""  # the metadata names its format
     if name is None:
         raise UnusableFile(
-            f"{checkpoint.path}: {layer}.weight has a scale and holds {dtype}; float8_e4m3fn or float8_e5m2 is read "
-            "with one"
+            f"{checkpoint.path}: {layer}.weight has a scale and its dtype is {dtype}; scales are supported for "
+            "float8_e4m3fn and float8_e5m2"
         )
     return name
 
 
 def _quantised_entry(checkpoint: Checkpoint, layer: str, options: Mapping) -> Entry:
-    """A layer's weight as one entry; UnusableFile where the layer cannot be brought back."""
+    """A layer's weight as one entry; UnusableFile if it cannot be dequantised."""
     format = _known_format(checkpoint, layer, options)
     parts = _parts(checkpoint, layer)
     for name in ("weight", *format.needs):
         if name not in parts:
-            raise UnusableFile(f"{checkpoint.path}: {layer} is quantised as {format.name} and lacks its {name}")
+            raise UnusableFile(f"{checkpoint.path}: {layer} is quantised as {format.name} but has no {name}")
     stored = parts["weight"]
     shape = format.shape(stored.shape)
     if shape is None:
         raise UnusableFile(
-            f"{checkpoint.path}: {layer}.weight has the shape {list(stored.shape)}, which {format.name} cannot have"
+            f"{checkpoint.path}: {layer}.weight has the shape {list(stored.shape)}, which is unsupported for "
+            f"{format.name}"
         )
     _check_scale(checkpoint, layer, format, parts, shape)
     return Entry(shape, stored.read, _value_of(checkpoint, layer, format, parts, shape))
@@ -225,7 +215,7 @@ def _known_format(checkpoint: Checkpoint, layer: str, options: Mapping) -> Forma
 
 
 def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Entry]:
-    """A layer's weight and scales; both names of a scale become one."""
+    """A layer's weight and scales; the two names of a scale are unified."""
     names = {"weight": "weight", "weight_scale_2": "weight_scale_2", **dict.fromkeys(SCALES, "weight_scale")}
     return {
         name: checkpoint.entries[f"{layer}.{stored}"]
@@ -239,11 +229,11 @@ def _check_scale(checkpoint, layer: str, format: Format, parts: Mapping[str, Ent
         return
     count = math.prod(parts["weight_scale"].shape)
     if format.name == "nvfp4":
-        wanted = {-(-shape[0] // 128) * 128 * -(-shape[1] // (4 * BLOCK)) * 4}
-        whole = math.prod(parts["weight_scale_2"].shape) == 1
+        counts = {-(-shape[0] // 128) * 128 * -(-shape[1] // (4 * BLOCK)) * 4}
+        scalar = math.prod(parts["weight_scale_2"].shape) == 1
     else:
-        wanted, whole = {1, shape[0]}, True
-    if count not in wanted or not whole:
+        counts, scalar = {1, shape[0]}, True
+    if count not in counts or not scalar:
         raise UnusableFile(
             f"{checkpoint.path}: {layer} has scales of the shape {list(parts['weight_scale'].shape)}, which do not fit "
             f"its {list(shape)} weights stored as {format.name}"
@@ -256,7 +246,7 @@ def _value_of(checkpoint, layer: str, format: Format, parts: Mapping[str, Entry]
         made = torch.empty(shape, dtype=dtype)
         try:
             for start in range(0, shape[0], ROWS):
-                rows = slice(start, start + ROWS)
+                rows = slice(start, min(start + ROWS, shape[0]))  # nvfp4's scales fill a whole tile
                 made[rows].copy_(format.rows(tensors, rows))
         except (RuntimeError, IndexError) as error:
             raise UnusableFile(f"{checkpoint.path}: {layer} does not fit its format {format.name} ({error})") from error
@@ -266,6 +256,6 @@ def _value_of(checkpoint, layer: str, format: Format, parts: Mapping[str, Entry]
 
 
 def set_values(module: torch.nn.Module, values: Mapping[str, Value], dtype: torch.dtype) -> None:
-    """Give each quantised weight of a module its floating value in ``dtype``, in place."""
+    """Dequantise the weights of a module to ``dtype``, in place."""
     for name, value in values.items():
         module.get_parameter(name).data = value(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import drawing
 import graphs
 import numpy as np
 import pytest
@@ -41,12 +42,12 @@ REFUSED = [
     ("model", "HyperTile", "model", {}, "self-attention"),
     ("model", "TomePatchModel", "model", {}, "self-attention"),
     ("model", "PatchModelAddDownscale", "model", {}, "a UNet's input blocks"),
-    ("model", "FreeU_V2", "model", {}, "no UNet and has no model_channels"),
+    ("model", "FreeU_V2", "model", {}, "not a UNet and has no model_channels"),
     ("model", "PerturbedAttentionGuidance", "model", {}, "self-attention"),
     ("model", "SkipLayerGuidanceDiT", "model", {"start_percent": 0.0, "end_percent": 1.0}, "whole blocks"),
     ("model", "ModelSamplingSD3", "model", {}, "SANA-Sprint's sigmas are angles"),
     ("model", "ModelSamplingDiscrete", "model", {"sampling": "eps", "zsnr": False}, "SANA-Sprint's sigmas are angles"),
-    ("positive", "ReferenceLatent", "conditioning", {"latent": ["3", 0]}, "a reference picture"),
+    ("positive", "ReferenceLatent", "conditioning", {"latent": ["3", 0]}, "a reference image"),
 ]
 
 
@@ -59,7 +60,7 @@ def test_a_node_that_sana_cannot_follow_says_so(server, place, name, key, inputs
 def test_the_samplers_that_angles_do_not_suit_are_refused(server):
     graph = graphs.with_ksampler(2)
     graph["4"]["inputs"]["sampler_name"] = "euler"
-    assert "which euler takes for noise levels: choose the sampler lcm" in server.error(graph)
+    assert "which euler reads as noise levels: choose the sampler lcm" in server.error(graph)
 
 
 def test_another_models_schedule_is_refused_on_video(server):
@@ -141,7 +142,7 @@ def test_a_saved_model_draws_the_same_when_loaded_again(server, home):
     graph = graphs.example()
     graph["93"] = filled(server, "SanaLoadTransformer", model_name="over-http.safetensors")
     graph["4"]["inputs"]["model"] = ["93", 0]
-    assert np.array_equal(server.pictures(graph), before)
+    assert drawing.same_pixels(server.pictures(graph), before)
 
 
 def test_a_shift_on_video_is_what_our_sampler_samples_with(server):

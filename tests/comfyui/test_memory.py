@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import drawing
@@ -51,7 +52,7 @@ def test_a_model_loaded_in_part_draws_the_same(parts, budget):
         patcher.load(cpu, lowvram_model_memory=budget)
         assert patcher.model.model_lowvram
     try:
-        assert torch.equal(drawing.ours(parts, "a red ring"), expected)
+        assert drawing.difference(drawing.ours(parts, "a red ring"), expected) < drawing.ROUNDING
     finally:
         for patcher in (parts[0], parts[1].patcher, parts[2].patcher):
             patcher.detach()
@@ -69,7 +70,7 @@ def test_a_video_model_loaded_in_part_gives_the_same(parts, video_references, na
         patcher.load(cpu, lowvram_model_memory=budget)
         assert patcher.model.model_lowvram
     try:
-        assert torch.equal(filming.ours(video, image), expected)
+        assert drawing.difference(filming.ours(video, image), expected) < drawing.ROUNDING
     finally:
         for patcher in (video[0], video[1].patcher, video[2].patcher):
             patcher.detach()
@@ -86,25 +87,25 @@ def test_every_convolution_of_a_video_model_carries_comfys_operations(parts, vid
 
 
 @pytest.mark.parametrize("node", ["decode", "encode", "frames"])
-def test_running_out_of_memory_falls_back_to_windows(parts, video_references, monkeypatch, node):
-    """The first pass over whole frames raises PyTorch's own error; the second goes through windows."""
-    from sana_nodes.host.comfyui import vae as comfy_vae
+def test_running_out_of_memory_falls_back_to_tiles(parts, video_references, monkeypatch, node):
+    """The first pass over whole frames raises PyTorch's own error; the second goes through tiles."""
+    from sana_nodes.networks import streaming
 
     vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[2]
     tried = []
 
     def failing(name, true):
         def run(*args, **kwargs):
-            tiles = kwargs.get("tiles", args[-1])
+            tiles = inspect.signature(true).bind(*args, **kwargs).arguments["tiles"]
             tried.append(tiles)
             if tiles is None:
                 raise torch.cuda.OutOfMemoryError("out of memory")
             return true(*args, **kwargs)
 
-        monkeypatch.setattr(comfy_vae.streaming, name, run)
+        monkeypatch.setattr(streaming, name, run)
 
-    failing("decode_pieces", comfy_vae.streaming.decode_pieces)
-    failing("encode_pieces", comfy_vae.streaming.encode_pieces)
+    failing("decode_pieces", streaming.decode_pieces)
+    failing("encode_pieces", streaming.encode_pieces)
     latent = torch.randn(1, 16, 2, 8, 8)
     if node == "decode":
         assert vae.decode(latent).shape == (1, 5, 64, 64, 3)
@@ -142,12 +143,13 @@ def test_a_step_in_comfyui_takes_what_it_asks_for(parts, stored, size):
     from diffusers import SanaTransformer2DModel
     from sana_nodes.host.comfyui.model import build_model
     from sana_nodes.model_loaders import transformer
+    from sana_nodes.networks import families
 
     config = {**benchmark.HALF, **benchmark.SPRINT, "num_layers": 2}
     with torch.device("meta"):
         module = SanaTransformer2DModel(**config).to(stored)
         x, sigma, context, guidance = (torch.empty(1, *s) for s in ((32, size, size), (), (120, 2304), ()))
-    loaded = transformer.LoadedTransformer(module, transformer.spec_of(module.config, transformer.SPRINT), Path())
+    loaded = transformer.LoadedTransformer(module, transformer.spec_of(module.config, families.SPRINT), Path())
     model = build_model(loaded, "default").model
     assert (model.manual_cast_dtype is None) == (stored == torch.float32)
     peak = traced_peak(lambda: model.apply_model(x, sigma, c_crossattn=context, guidance=guidance))
@@ -192,7 +194,7 @@ def test_lora_like_patches_change_the_picture_and_leave_no_trace(parts):
     key = "diffusion_model.transformer_blocks.0.attn2.to_v.weight"
     assert patched.add_patches({key: (torch.full_like(weight, 0.3),)}, 1.0) == [key]
     assert (drawing.ours((patched, clip, vae), "a red ring") - before).abs().max() > 1e-4
-    assert torch.equal(drawing.ours(parts, "a red ring"), before)
+    assert drawing.difference(drawing.ours(parts, "a red ring"), before) < drawing.ROUNDING
     assert torch.equal(model.model.diffusion_model.transformer_blocks[0].attn2.to_v.weight, kept)
 
 
@@ -212,7 +214,7 @@ def test_weight_dtype_is_stored_and_computed_in_float32(parts, dtype, stored):
     assert network.transformer_blocks[0].scale_shift_table.dtype == torch.float32
     assert model.model.manual_cast_dtype == torch.float32
     coarse = drawing.ours((model, *parts[1:]), "a red ring")
-    assert 0 < drawing.difference(coarse, drawing.ours(parts, "a red ring")) < 0.5
+    assert 1e-4 < drawing.difference(coarse, drawing.ours(parts, "a red ring")) < 0.5
 
 
 @pytest.mark.parametrize("part,name", [("SanaLoadTextEncoder", "encoder_name"), ("SanaLoadVAE", "vae_name")])
@@ -237,7 +239,7 @@ def test_comfyuis_flags_choose_what_default_stores(parts, monkeypatch, name):
     for asked, stored in (("default", SMALL.get(name, torch.float32)), ("bf16", torch.bfloat16)):
         model = drawing.call("SanaLoadTransformer", model_name="tiny", weight_dtype=asked)[0].model
         assert model.diffusion_model.transformer_blocks[0].attn1.to_q.weight.dtype == stored
-        assert model.get_dtype_inference() == torch.float32
+        assert (model.manual_cast_dtype or model.get_dtype()) == torch.float32
 
 
 @pytest.mark.parametrize("stored,expected", [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)], ids=str)

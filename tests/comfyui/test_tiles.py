@@ -1,4 +1,4 @@
-"""Big pictures in ComfyUI: VAEDecodeTiled, VAEEncodeTiled, and what happens when the device runs out of memory."""
+"""Big images in ComfyUI: VAEDecodeTiled, VAEEncodeTiled, and what happens when the device runs out of memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from sana_nodes.networks import tiling
 
 LATENT = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(0))
-PICTURE = torch.rand(2, 170, 230, 3, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.rand(2, 170, 230, 3, generator=torch.Generator().manual_seed(1))
 """Sides that 32 does not divide: 160 x 224 are left."""
 
 
@@ -32,7 +32,7 @@ def exact(vae, monkeypatch):
 
 @pytest.fixture
 def sides(monkeypatch):
-    """The windows that passes are made with."""
+    """The tiles that passes are made with: pixels on a side."""
     made = []
     true = tiling.Tiling._through
 
@@ -66,16 +66,16 @@ def test_core_nodes_for_tiles_give_the_same_pixels_and_latents(exact, sides, til
     decoded = exact.decode_tiled(LATENT, tile_x=tile, tile_y=tile, overlap=overlap, tile_t=None, overlap_t=None)
     assert decoded.shape == (2, 160, 224, 3) and decoded.dtype == torch.float32
     assert drawing.difference(decoded, exact.decode(LATENT)) < 1e-4
-    encoded = exact.encode_tiled(PICTURE, tile_x=tile * 32, tile_y=tile * 32, overlap=overlap * 32)
+    encoded = exact.encode_tiled(IMAGE, tile_x=tile * 32, tile_y=tile * 32, overlap=overlap * 32)
     assert encoded.shape == (2, 32, 5, 7)
-    assert drawing.difference(encoded, exact.encode(PICTURE)) < 1e-4
-    assert sides == [tile * 32, tile * 32]
+    assert drawing.difference(encoded, exact.encode(IMAGE)) < 1e-4
+    assert sides == [tile * 32] * 4, "two images, there and back"
 
 
 @torch.inference_mode()
-def test_running_out_of_memory_falls_back_to_windows_of_1024_pixels(exact, sides, monkeypatch):
-    """The pass over the whole picture raises PyTorch's own error; comfy's decode and encode go on in windows."""
-    pixels, latents = exact.decode(LATENT), exact.encode(PICTURE)
+def test_running_out_of_memory_falls_back_to_tiles_of_1024_pixels(exact, sides, monkeypatch):
+    """The pass over the first whole image raises PyTorch's own error; from then on the batch goes through tiles."""
+    pixels, latents = exact.decode(LATENT), exact.encode(IMAGE)
     failed = []
 
     def fail(*args, **kwargs):
@@ -85,37 +85,37 @@ def test_running_out_of_memory_falls_back_to_windows_of_1024_pixels(exact, sides
     for half in ("decode", "encode"):
         monkeypatch.setattr(exact.first_stage_model.autoencoder, half, fail)
     assert drawing.difference(exact.decode(LATENT), pixels) < 1e-4
-    assert drawing.difference(exact.encode(PICTURE), latents) < 1e-4
-    assert len(failed) == 2 and sides == [1024, 1024]
+    assert drawing.difference(exact.encode(IMAGE), latents) < 1e-4
+    assert len(failed) == 2 and sides == [1024] * 4
 
 
 @torch.inference_mode()
-def test_what_the_device_cannot_hold_goes_into_windows_at_once(exact, sides, monkeypatch):
+def test_what_the_device_cannot_hold_goes_into_tiles_at_once(exact, sides, monkeypatch):
     import comfy.model_management
 
-    pixels, latents = exact.decode(LATENT), exact.encode(PICTURE)
+    pixels, latents = exact.decode(LATENT), exact.encode(IMAGE)
     assert not sides
     needed = [exact.memory_used_decode((1, 32, 5, 7), torch.float32)]
     needed.append(exact.memory_used_encode((1, 3, 160, 224), torch.float32))
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: min(needed) - 1)
     assert drawing.difference(exact.decode(LATENT), pixels) < 1e-4
-    assert drawing.difference(exact.encode(PICTURE), latents) < 1e-4
-    assert sides == [1024, 1024]
+    assert drawing.difference(exact.encode(IMAGE), latents) < 1e-4
+    assert sides == [1024] * 4
 
 
 @torch.inference_mode()
-def test_memory_is_asked_for_a_window_and_not_for_the_picture(exact, asked):
+def test_memory_is_asked_for_a_tile_and_not_for_the_image(exact, asked):
     large = torch.randn(1, 32, 20, 16)
     exact.decode(large)
     exact.decode_tiled(large, tile_x=2, tile_y=2, overlap=1)
     exact.encode(torch.rand(1, 640, 512, 3))
     exact.encode_tiled(torch.rand(1, 640, 512, 3), tile_x=64, tile_y=64, overlap=32)
-    whole, window, whole_encode, window_encode = asked
-    assert 0 < window < whole / 3 and 0 < window_encode < whole_encode / 3
+    whole, tile, whole_encode, tile_encode = asked
+    assert 0 < tile < whole / 3 and 0 < tile_encode < whole_encode / 3
 
 
 @torch.inference_mode()
-def test_an_interrupt_stops_after_the_window(exact):
+def test_an_interrupt_stops_after_the_tile(exact):
     import comfy.model_management
 
     comfy.model_management.interrupt_current_processing(True)
@@ -127,7 +127,7 @@ def test_an_interrupt_stops_after_the_window(exact):
 
 
 @torch.inference_mode()
-def test_progress_is_shown_for_windows(exact, monkeypatch):
+def test_progress_is_shown_for_tiles(exact, monkeypatch):
     """ComfyUI 0.33 leaves out what comes too soon after the last."""
     import comfy.utils
 
@@ -139,9 +139,20 @@ def test_progress_is_shown_for_windows(exact, monkeypatch):
     assert 2 < len(shown) <= shown[-1][1] and shown[-1][0] == shown[-1][1]
 
 
+@torch.inference_mode()
+def test_progress_goes_from_nothing_to_all_once_for_a_batch(exact, monkeypatch):
+    import comfy.utils
+
+    told = []
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda bar, done, total: told.append((done, total)))
+    exact.decode_tiled(LATENT, tile_x=2, tile_y=2, overlap=1)
+    (total,) = {total for _, total in told}
+    assert [done for done, _ in told] == list(range(1, total + 1)) and total > 20
+
+
 @pytest.mark.parametrize("half", ["encode", "encode_tiled"])
-def test_a_picture_of_less_than_a_cell_is_refused_in_words(vae, half):
-    with pytest.raises(ValueError, match="the picture is 20 pixels on a side; DC-AE needs at least 32"):
+def test_an_image_of_less_than_a_cell_is_refused_in_words(vae, half):
+    with pytest.raises(ValueError, match="the image is 20 pixels on a side; DC-AE needs at least 32"):
         getattr(vae, half)(torch.rand(1, 20, 64, 3))
     with pytest.raises(ValueError, match=r"the latent has the shape \[1, 4, 8, 8\]"):
         vae.decode_tiled(torch.zeros(1, 4, 8, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 
 import controlling
 import drawing
@@ -170,14 +171,13 @@ def test_controlnet_acts_in_its_part_of_the_run_alone(sana, host):
     plain = drawing.flow(sana, PROMPT)
     whole = drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, sana[2]))
     nothing = controlling.controlled(host, image, sana[2], strength=0.0)
-    assert torch.equal(drawing.flow(sana, PROMPT, led=nothing), plain)
+    assert drawing.difference(drawing.flow(sana, PROMPT, led=nothing), plain) < drawing.ROUNDING
     never = controlling.controlled(host, image, sana[2], start_percent=0.999, end_percent=1.0)
-    assert torch.equal(drawing.flow(sana, PROMPT, led=never), plain)
+    assert drawing.difference(drawing.flow(sana, PROMPT, led=never), plain) < drawing.ROUNDING
     early = drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, sana[2], end_percent=0.3))
     late = drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, sana[2], start_percent=0.3))
-    for part in (early, late):
-        assert not torch.equal(part, plain) and not torch.equal(part, whole)
-    assert not torch.equal(early, late)
+    for one, other in itertools.combinations((plain, whole, early, late), 2):
+        assert drawing.difference(one, other) > 1e-3
 
 
 def test_two_controlnets_add_up(sana, host):
@@ -251,7 +251,7 @@ def test_controlnets_that_do_not_fit_say_so(sana, host, home, video_references):
         drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, wan))
     wide = tiny.controlnet(num_attention_heads=3, cross_attention_dim=96, num_cross_attention_heads=3)
     wide.save_pretrained(home / "models" / "controlnet" / "tiny-wide")
-    with pytest.raises(ValueError, match=r"tokens have 64 channels: load a ControlNet of the same size"):
+    with pytest.raises(ValueError, match=r"tokens have 64 channels: load a ControlNet for the same size"):
         drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, vae, "tiny-wide"))
 
 
@@ -263,11 +263,12 @@ def test_a_controlnet_of_one_file_is_understood_from_its_shapes(sana, host, home
         save_file(tiny.controlnet().state_dict(), one)
     image = controlling.image()
     alone = drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, sana[2], "one.safetensors"))
-    assert torch.equal(alone, drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, sana[2])))
+    whole = drawing.flow(sana, PROMPT, led=controlling.controlled(host, image, sana[2]))
+    assert drawing.difference(alone, whole) < drawing.ROUNDING
 
 
 @pytest.mark.parametrize("strength,steps,kept", [(0.25, 4, 1), (0.5, 4, 2), (0.6, 2, 2), (0.5, 2, 1), (0.0, 2, 0)])
 def test_schedule_leaves_out_whole_steps(strength, steps, kept):
     left = trigflow.img2img_sigmas(strength, steps, start="schedule")
     whole = trigflow.scm_sigmas(steps)
-    assert torch.equal(left, whole[steps - kept :] if kept else torch.zeros(0))
+    assert torch.allclose(left, whole[steps - kept :] if kept else torch.zeros(0), atol=1e-6)

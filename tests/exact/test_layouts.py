@@ -170,9 +170,9 @@ def test_scales_that_do_not_fit(tmp_path):
             {f"{name}scale_weight": torch.ones(3)},
             r"has scales of the shape \[3\], which do not fit its \[64, 64\] weights",
         ),
-        ({f"{name}weight": torch.zeros(64, 64)}, "has a scale and holds torch.float32"),
+        ({f"{name}weight": torch.zeros(64, 64)}, "has a scale and its dtype is torch.float32"),
         ({f"{name}weight_scale": torch.ones(())}, "has two scales"),
-        ({"absent.scale_weight": torch.ones(())}, "absent.weight, which it scales, is missing"),
+        ({"absent.scale_weight": torch.ones(())}, "has no absent.weight to scale"),
     ):
         save_file({**file, **change}, tmp_path / "m.safetensors")
         with pytest.raises(UnusableFile, match=said):
@@ -310,14 +310,14 @@ def test_two_keys_that_become_one(tmp_path):
     dc_ae = layouts.original_dc_ae(tiny.autoencoder().state_dict())
     twice = {"encoder.project_out.0.conv.bias": dc_ae["encoder.project_out.main.op_list.0.conv.bias"].clone()}
     save_file({**dc_ae, **twice}, tmp_path / "m.safetensors")
-    with pytest.raises(UnusableFile, match=r"the keys encoder.project_out.* are both encoder.conv_out.bias"):
+    with pytest.raises(UnusableFile, match=r"the keys encoder.project_out.* both map to encoder.conv_out.bias"):
         load_vae(tmp_path / "m.safetensors")
     folder = tmp_path / "transformer"
     network = tiny.transformer()
     network.save_pretrained(folder, max_shard_size="100KB")
     shards = sorted(folder.glob("*.safetensors"))
     shards[-1].write_bytes(shards[0].read_bytes())
-    with pytest.raises(UnusableFile, match="which another file of .* holds too"):
+    with pytest.raises(UnusableFile, match="and so has another file of "):
         load_transformer(folder)
 
 
@@ -326,7 +326,7 @@ def test_a_checkpoint_that_holds_more_than_the_transformer(tmp_path):
     twice = {"patch_embed.proj.bias": torch.zeros(64)}
     for more, said in (
         ({"first_stage_model.encoder.weight": torch.zeros(1)}, r"1 unknown \(such as first_stage_model"),
-        (twice, "the keys .* are both patch_embed.proj.bias"),
+        (twice, "the keys .* both map to patch_embed.proj.bias"),
     ):
         save_file({**weights, **more}, tmp_path / "m.safetensors")
         with pytest.raises(UnusableFile, match=said):

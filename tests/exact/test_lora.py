@@ -93,7 +93,8 @@ def test_at_strength_1_it_is_the_one_that_diffusers_fused(parts, reference, lora
 
 def test_at_strength_0_it_is_none_and_in_between_it_is_in_between(parts, reference, loras):
     file = written(loras)
-    assert torch.equal(drawing.ours(with_lora(parts, file.name, 0.0), PROMPT), drawing.ours(parts, PROMPT))
+    mine = drawing.ours(with_lora(parts, file.name, 0.0), PROMPT)
+    assert drawing.difference(mine, drawing.ours(parts, PROMPT)) < drawing.ROUNDING
     for strength in (0.3, -0.5):
         mine = drawing.ours(with_lora(parts, file.name, strength), PROMPT)
         assert drawing.difference(mine, fused(reference, file, strengths=[strength])) < 1e-4
@@ -109,19 +110,15 @@ def test_two_stack_in_either_order(parts, reference, loras):
         assert drawing.difference(drawing.ours(stacked, PROMPT), expected) < 1e-4
 
 
-def network_of(model):
-    return model.model.diffusion_model if hasattr(model, "model") else model.module
-
-
 @pytest.mark.parametrize("dtype", ["default", "bf16"])
 def test_taking_it_off_restores_every_weight_bit_for_bit(host, reference, loras, dtype):
     file = written(loras)
     parts = drawing.call("SanaLoadPipeline", pipeline="tiny", weight_dtype=dtype)
-    before = {name: value.clone() for name, value in network_of(parts[0]).state_dict().items()}
-    picture = drawing.ours(parts, PROMPT)
-    assert not torch.equal(drawing.ours(with_lora(parts, file.name), PROMPT), picture)
-    assert torch.equal(drawing.ours(parts, PROMPT), picture)
-    after = network_of(parts[0]).state_dict()
+    before = {name: value.clone() for name, value in drawing.network_of(parts[0]).state_dict().items()}
+    image = drawing.ours(parts, PROMPT)
+    assert drawing.difference(drawing.ours(with_lora(parts, file.name), PROMPT), image) > 1e-2
+    assert drawing.difference(drawing.ours(parts, PROMPT), image) < drawing.ROUNDING
+    after = drawing.network_of(parts[0]).state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -151,7 +148,7 @@ def test_every_naming_is_the_same_lora(parts, loras, naming):
     file = written(loras)
     save_file(kohya(file, *NAMINGS[naming]), loras / f"{naming}.safetensors")
     named = drawing.ours(with_lora(parts, f"{naming}.safetensors"), PROMPT)
-    assert torch.equal(named, drawing.ours(with_lora(parts, file.name), PROMPT))
+    assert drawing.difference(named, drawing.ours(with_lora(parts, file.name), PROMPT)) < drawing.ROUNDING
 
 
 def test_pefts_own_folder_says_its_alpha_beside_the_file(parts, loras):
@@ -162,7 +159,7 @@ def test_pefts_own_folder_says_its_alpha_beside_the_file(parts, loras):
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
     beside = drawing.ours(with_lora(parts, "peft-folder/adapter_model.safetensors"), PROMPT)
-    assert torch.equal(beside, drawing.ours(with_lora(parts, file.name), PROMPT))
+    assert drawing.difference(beside, drawing.ours(with_lora(parts, file.name), PROMPT)) < drawing.ROUNDING
 
 
 def test_strays_are_counted_and_named(parts, loras, caplog):
@@ -186,7 +183,7 @@ def test_files_that_do_not_fit_say_why(parts, host, loras):
     good = load_file(written(loras))
     elsewhere = {key.replace("transformer_blocks", "double_blocks"): value for key, value in good.items()}
     elsewhere = {key: value for key, value in elsewhere.items() if "double_blocks" in key}
-    assert "none of its" in said(elsewhere) and "made for another one" in said(elsewhere)
+    assert "none of its" in said(elsewhere) and "made for another model" in said(elsewhere)
     wide = load_file(written(loras, name="wide.safetensors", num_attention_heads=3))
     assert "as a matrix of 96 x 48 (rank 4), and this model's is 64 x 48: it was made for another size" in said(wide)
     torn = {key: value for key, value in good.items() if not key.endswith("blocks.1.attn1.to_q.lora_B.weight")}
@@ -210,11 +207,11 @@ def loha(rank: int = 3) -> dict:
 
 def test_other_kinds_work_in_comfyui_and_are_refused_without(parts, host, loras):
     save_file(loha(), loras / "loha.safetensors")
-    changed = with_lora(parts, "loha.safetensors")
     if host.name == "embedded":
-        with pytest.raises(ValueError, match="hada_w1_a, which the embedded host does not know: run with ComfyUI"):
-            drawing.ours(changed, PROMPT)
+        with pytest.raises(ValueError, match="hada_w1_a, which is unsupported without ComfyUI"):
+            with_lora(parts, "loha.safetensors")
     else:
+        changed = with_lora(parts, "loha.safetensors")
         assert (drawing.ours(changed, PROMPT) - drawing.ours(parts, PROMPT)).abs().max() > 1e-3
 
 
@@ -223,7 +220,7 @@ def test_a_video_model_takes_loras_too(host, video_references, loras):
     parts = drawing.call("SanaLoadPipeline", pipeline="tiny-video")
     plain = filming.ours(parts)
     assert (filming.ours(with_lora(parts, "video.safetensors")) - plain).abs().max() > 1e-3
-    assert torch.equal(filming.ours(parts), plain)
+    assert drawing.difference(filming.ours(parts), plain) < drawing.ROUNDING
 
 
 @pytest.mark.comfyui
@@ -235,4 +232,4 @@ def test_core_lora_loader_where_its_key_rules_allow(parts, host, loras, naming):
     save_file(kohya(file, *NAMINGS[naming]), loras / f"{naming}.safetensors")
     given = {"model": parts[0], "lora_name": f"{naming}.safetensors", "strength_model": 0.8}
     theirs = drawing.ours((drawing.core("LoraLoaderModelOnly", host, **given)[0], *parts[1:]), PROMPT)
-    assert torch.equal(theirs, drawing.ours(with_lora(parts, file.name, 0.8), PROMPT))
+    assert drawing.difference(theirs, drawing.ours(with_lora(parts, file.name, 0.8), PROMPT)) < drawing.ROUNDING

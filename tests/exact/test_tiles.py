@@ -47,23 +47,32 @@ def test_windows_give_what_the_whole_gives(layout, rows, columns, side):
     assert tiled.shape == whole.shape and (tiled - whole).abs().max() < 3e-5 * whole.abs().max()
 
 
+@pytest.fixture(scope="module")
+def thousand():
+    """The trained demo VAE; 1024 x 1024 pixels, their latents, and both there and back as a whole."""
+    autoencoder, pixels = big_images.demo_autoencoder(), big_images.image(1024)
+    with torch.no_grad():
+        latents = autoencoder.encode(pixels).latent
+        return autoencoder, pixels, latents, autoencoder.decode(latents).sample
+
+
 @torch.no_grad()
-def test_two_thousand_pixels_have_no_seams():
-    """The trained demo VAE, there and back in windows of 1024 pixels (4096 pixels: benchmarks/tiles.py)."""
-    autoencoder, pixels = big_images.demo_autoencoder(), big_images.image(2048)
-    whole = autoencoder.decode(autoencoder.encode(pixels).latent).sample
-    tiled = windows(1024).decode(autoencoder, windows(1024).encode(autoencoder, pixels))
+def test_a_thousand_pixels_have_no_seams(thousand):
+    """There and back in tiles of 512 pixels (2048 pixels: tests/slow/test_tiles.py; 4096: benchmarks/tiles.py)."""
+    autoencoder, pixels, _, whole = thousand
+    tiled = windows(512).decode(autoencoder, windows(512).encode(autoencoder, pixels))
     assert big_images.seam(tiled, whole) < 0.1
 
 
 @torch.no_grad()
-def test_the_seam_measure_sees_seams():
+def test_the_seam_measure_sees_seams(thousand):
     """diffusers' own tiles, which know nothing of each other, stand out in the same measure."""
-    autoencoder, pixels = big_images.demo_autoencoder(), big_images.image(1024)
-    latents = autoencoder.encode(pixels).latent
-    whole = autoencoder.decode(latents).sample
+    autoencoder, _, latents, whole = thousand
     autoencoder.enable_tiling(512, 512, 448, 448)
-    assert big_images.seam(autoencoder.decode(latents).sample, whole) > 2
+    try:
+        assert big_images.seam(autoencoder.decode(latents).sample, whole) > 2
+    finally:
+        autoencoder.disable_tiling()
 
 
 @torch.no_grad()

@@ -15,16 +15,22 @@ from core_nodes import call, load_nodes, one, same, where_different
 CHECKS = {}
 
 
-def node(*names: str):
-    """The check of one core node, or of several that are alike: it is called with each name."""
+def into(table: dict):
+    """A decorator for the check of one core node, or of several that are alike: it is called with each name."""
 
-    def register(check):
-        for name in names:
-            assert name not in CHECKS, f"{name} has two checks"
-            CHECKS[name] = lambda rig, name=name: check(rig, name) if len(names) > 1 else check(rig)
-        return check
+    def of(*names: str):
+        def register(check):
+            for name in names:
+                assert name not in table, f"{name} has two checks"
+                table[name] = lambda rig, name=name: check(rig, name) if len(names) > 1 else check(rig)
+            return check
 
-    return register
+        return register
+
+    return of
+
+
+node = into(CHECKS)
 
 
 def mean(*tensors):
@@ -38,7 +44,7 @@ def mean(*tensors):
 def clip_text_encode(rig):
     encoded = one("CLIPTextEncode", clip=rig.clip, text="a red ring")
     ours = drawing.call("SanaEncodePrompt", clip=rig.clip, text="a red ring")[0]
-    assert torch.equal(encoded[0][0], ours[0][0])
+    assert same(encoded[0][0], ours[0][0])
 
 
 @node("CLIPSetLastLayer")
@@ -73,8 +79,7 @@ def average(rig):
             conditioning_to_strength=weight,
         )
 
-    assert torch.equal(between(1.0)[0][0], rig.red[0][0])
-    assert torch.equal(between(0.0)[0][0], rig.blue[0][0])
+    assert same(between(1.0)[0][0], rig.red[0][0], 1e-6) and same(between(0.0)[0][0], rig.blue[0][0], 1e-6)
     assert same(between(0.25)[0][0], 0.25 * rig.red[0][0] + 0.75 * rig.blue[0][0])
     assert same(rig.draw(positive=between(1.0)), rig.base)
     assert not same(rig.draw(positive=between(0.5)), rig.base)
@@ -336,7 +341,7 @@ def ksampler(rig):
     schedule = one("BasicScheduler", model=rig.model, steps=2, scheduler="simple")
     assert same(drawn, rig.draw(sigmas=schedule))
     if rig.family == "sprint":
-        with pytest.raises(ValueError, match="SANA-Sprint's sigmas are angles, which euler takes for noise levels"):
+        with pytest.raises(ValueError, match="SANA-Sprint's sigmas are angles, which euler reads as noise levels"):
             one("KSampler", seed=1, denoise=1.0, **settings(rig, sampler_name="euler"))
 
 

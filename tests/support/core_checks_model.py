@@ -455,13 +455,9 @@ def lazy_cache(rig):
     assert fewer < every and not same(shorter, whole)
 
 
-@node("ContextWindowsManual", "WanContextWindowsManual")
-def context_windows(rig, name):
-    """Windows along time: one as long as the video changes nothing, shorter ones are what is run."""
-    assert len(rig.shape) == 5
-    wan = name.startswith("Wan")
-    latent = {"samples": torch.zeros(1, *rig.shape[1:2], 5, *rig.shape[3:])}
-    seen = []
+def run_in_windows(rig, name: str, latent: dict, length: int) -> tuple[torch.Tensor, list[int]]:
+    """A run through windows of ``length`` along the latent's dim 2, and how much of that dim each call saw."""
+    wan, seen = name.startswith("Wan"), []
     watched = rig.model.clone()
     watched.set_model_unet_function_wrapper(
         lambda apply, given: (
@@ -469,19 +465,26 @@ def context_windows(rig, name):
             apply(given["input"], given["timestep"], **given["c"]),
         )[1]
     )
+    given = {"context_length": (length - 1) * 4 + 1 if wan else length, "context_overlap": 4 if wan else 1}
+    given |= {} if wan else {"dim": 2}
+    if "freenoise" in load_nodes()[name].INPUT_TYPES()["required"]:  # since 0.8
+        given["freenoise"] = False
+    return rig.draw(one(name, model=watched, **given), latent=latent), seen
 
-    def windows(length):
-        dims = {} if wan else {"dim": 2}
-        frames = (length - 1) * 4 + 1 if wan else length
-        overlap = 4 if wan else 1
-        given = {"context_length": frames, "context_overlap": overlap, **dims}
-        if "freenoise" in load_nodes()[name].INPUT_TYPES()["required"]:  # since 0.8
-            given["freenoise"] = False
-        return rig.draw(one(name, model=watched, **given), latent=latent)
 
-    assert same(windows(5), rig.draw(latent=latent)) and set(seen) == {5}
-    seen.clear()
-    assert windows(3).shape[2] == 5 and max(seen) < 5  # 0.33 puts the frame before a window in front of it
+def check_windows(rig, name: str, latent: dict) -> None:
+    """A window as long as dim 2 changes nothing; shorter ones are what is run."""
+    size = latent["samples"].shape[2]
+    whole, seen = run_in_windows(rig, name, latent, size)
+    assert same(whole, rig.draw(latent=latent)) and set(seen) == {size}
+    parted, seen = run_in_windows(rig, name, latent, size // 2 + 1)
+    assert parted.shape == whole.shape and max(seen) < size  # 0.33 puts the frame before a window in front of it
+
+
+@node("ContextWindowsManual", "WanContextWindowsManual")
+def context_windows(rig, name):
+    """Windows along time."""
+    check_windows(rig, name, {"samples": torch.zeros(1, *rig.shape[1:2], 5, *rig.shape[3:])})
 
 
 @node("TorchCompileModel")
@@ -558,7 +561,9 @@ def model_save(rig):
         assert all(key.startswith("model.diffusion_model.") for key in opened.keys())  # noqa: SIM118
     file.rename(models_folder("diffusion_models") / f"saved-{rig.family}.safetensors")
     loaded = drawing.call("SanaLoadTransformer", model_name=f"saved-{rig.family}.safetensors")[0]
-    assert torch.equal(rig.draw(loaded), rig.base)
+    saved, kept = (model.model.diffusion_model.state_dict() for model in (loaded, rig.model))
+    assert saved.keys() == kept.keys() and all(torch.equal(saved[key], value) for key, value in kept.items())
+    assert same(rig.draw(loaded), rig.base)
     merged = one("ModelMergeSimple", model1=rig.model, model2=rig.twin, ratio=0.5)
     load_nodes()["ModelSave"]().save(merged, filename_prefix=f"saved/merged-{rig.family}")
     file = next((Path(folder_paths.get_output_directory()) / "saved").glob(f"merged-{rig.family}_*.safetensors"))
@@ -579,7 +584,9 @@ def vae_save(rig):
     config = dict(rig.vae.first_stage_model.autoencoder.config)
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}))
     loaded = drawing.call("SanaLoadVAE", vae_name=folder.name)[0]
-    assert torch.equal(loaded.decode(rig.noise()), rig.vae.decode(rig.noise()))
+    saved, kept = (vae.first_stage_model.autoencoder.state_dict() for vae in (loaded, rig.vae))
+    assert saved.keys() == kept.keys() and all(torch.equal(saved[key], value) for key, value in kept.items())
+    assert same(loaded.decode(rig.noise()), rig.vae.decode(rig.noise()))
 
 
 @node("CLIPSave")

@@ -19,6 +19,8 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import platforms
 import tiny
 import torch
 from safetensors.torch import save_file
@@ -346,7 +349,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         models = prepared(place)
-        _limit_memory()
+        platforms.limit_memory(MEMORY)
         counts, wrong = Counter(), []
         for number in range(given.first, given.first + given.cases):
             kind, said = outcome(number, place, models, place / "pipeline")
@@ -358,12 +361,16 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _limit_memory() -> None:
-    import resource
+def check(cases: int) -> None:
+    """Run so many cases in a process of their own, which limits its memory; a test of pytest."""
+    import pytest
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if not sys.platform.startswith("linux"):
+        pytest.skip("its alarm and memory limit are Linux's")
+    command = [sys.executable, __file__, "--cases", str(cases)]
+    done = subprocess.run(command, cwd=tiny.REPOSITORY, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"{cases} cases" in done.stdout and "0 ended wrongly" in done.stdout
 
 
 if __name__ == "__main__":

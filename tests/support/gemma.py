@@ -23,13 +23,14 @@ TRICKY = [
 ]
 
 
-def spiece(vocabulary: int = 760, **changes) -> bytes:
+def spiece(vocabulary: int = 790, **changes) -> bytes:
     """Gemma's kind of SentencePiece model: byte-pair pieces, bytes to fall back on, nothing normalised."""
     import sentencepiece
 
     corpus = [*prompts.INSTRUCTIONS["image"].split("\n"), *prompts.INSTRUCTIONS["video"].split("\n"), *TRICKY[:4]]
     written = io.BytesIO()
-    symbols = ["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "▁▁▁▁"]
+    symbols = ["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "\n\n\n"]
+    symbols += ["▁" * count for count in range(2, 32)]  # as many as Gemma's
     settings = {
         "model_type": "bpe",
         "vocab_size": vocabulary,
@@ -42,8 +43,8 @@ def spiece(vocabulary: int = 760, **changes) -> bytes:
         "user_defined_symbols": [*symbols, "<b>", "</b>", "\t\t"],
         "minloglevel": 2,
     }
-    for place, name in enumerate(("pad", "eos", "bos", "unk")):
-        settings |= {f"{name}_id": place, f"{name}_piece": f"<{name}>"}
+    for number, name in enumerate(("pad", "eos", "bos", "unk")):
+        settings |= {f"{name}_id": number, f"{name}_piece": f"<{name}>"}
     lines = iter(line for line in corpus * 3 if line.strip())
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=written, **{**settings, **changes})
     return written.getvalue()
@@ -65,23 +66,18 @@ def write(path: Path, module, model: bytes | None, prefix: str = "model.", dtype
     save_file({**tensors, **more}, path)
 
 
-class Pieces:
-    """Google's own SentencePiece under the interface that diffusers' pipelines call: the tokens to be had."""
+def converted(model: bytes, folder: Path):
+    """The tokenizer that transformers makes of a SentencePiece model, with protobuf, as diffusers' pipelines have it.
 
-    padding_side = "right"
+    ``folder`` is made, and holds its tokenizer.json afterwards.
+    """
+    from transformers import GemmaTokenizerFast
 
-    def __init__(self, model: bytes):
-        import sentencepiece
-
-        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-
-    def encode(self, text: str) -> list[int]:
-        return [2, *self.processor.encode(text)]
-
-    def __call__(self, text, max_length=None, padding=None, **_):
-        from transformers import BatchEncoding
-
-        rows = [self.encode(one)[:max_length] for one in ([text] if isinstance(text, str) else text)]
-        padded = [row + [0] * (max_length - len(row)) for row in rows]
-        mask = [[1] * len(row) + [0] * (max_length - len(row)) for row in rows]
-        return BatchEncoding({"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model)
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    tokenizer = GemmaTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    (folder / "tokenizer.model").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer

@@ -8,6 +8,7 @@ import drawing
 import pytest
 import tiny
 import torch
+from quantising import meant, stored
 from safetensors.torch import load_file, save_file
 from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.files.open import open_checkpoint
@@ -15,31 +16,6 @@ from sana_nodes.model_loaders.quantised.formats import set_values
 from sana_nodes.model_loaders.transformer import load_transformer
 
 LAYERS = [f"transformer_blocks.{block}.{layer}" for block in range(3) for layer in ("attn1.to_q", "attn2.to_out.0")]
-
-
-def stored(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
-    """A weight in a format, as ComfyUI's own quantisers write it."""
-    if name == "nvfp4":
-        kitchen = pytest.importorskip("comfy_kitchen", reason="comfy_kitchen, which ComfyUI brings, writes nvfp4")
-        scale = weight.abs().amax() / (448 * 6)
-        packed, blocks = kitchen.quantize_nvfp4(weight, scale)
-        return {"weight": packed, "weight_scale": blocks.view(torch.uint8), "weight_scale_2": scale}
-    if name.startswith("int8"):
-        scale = weight.abs().amax(1, keepdim=True) / 127 if name.endswith("rows") else weight.abs().amax() / 127
-        return {"weight": torch.round(weight / scale).to(torch.int8), "weight_scale": scale}
-    kind = getattr(torch, name)
-    scale = weight.abs().amax() / torch.finfo(kind).max
-    return {"weight": (weight / scale).to(kind), "weight_scale": scale, "input_scale": torch.ones(())}
-
-
-def meant(weight: torch.Tensor, name: str) -> torch.Tensor:
-    held = stored(weight, name)
-    if name != "nvfp4":
-        return held["weight"].float() * held["weight_scale"]
-    import comfy_kitchen
-
-    blocks = held["weight_scale"].view(torch.float8_e4m3fn)
-    return comfy_kitchen.dequantize_nvfp4(held["weight"], held["weight_scale_2"], blocks, torch.float32)
 
 
 def write(path, name: str, how: str = "keys", prefix: str = "", dtype=torch.float32, **more):
@@ -156,9 +132,9 @@ def test_damaged_marks_are_said(tmp_path):
     path = tmp_path / "q.safetensors"
     mark = torch.tensor(list(b"{"), dtype=torch.uint8)
     save_file({"a.weight": torch.zeros(2, 2, dtype=torch.int8), "a.comfy_quant": mark}, path)
-    with pytest.raises(UnusableFile, match="what it says of its quantised layers is not JSON"):
+    with pytest.raises(UnusableFile, match="its description of quantised layers is not JSON"):
         open_checkpoint(path)
     mark = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
     save_file({"a.weight": torch.zeros(2, 2, dtype=torch.uint8), "a.comfy_quant": mark}, path)
-    with pytest.raises(UnusableFile, match="a is quantised as nvfp4 and lacks its weight_scale"):
+    with pytest.raises(UnusableFile, match="a is quantised as nvfp4 but has no weight_scale"):
         open_checkpoint(path)

@@ -8,20 +8,15 @@ import shutil
 import drawing
 import gemma
 import pytest
+import spieces
 import tiny
 import torch
 from safetensors.torch import save_file
 from sana_nodes.model_loaders import gemma_tokenizer
 from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.text_encoder import load_text_encoder
-from tokenizers.processors import TemplateProcessing
 
-sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece trains the tests' tokenizer")
-
-
-@pytest.fixture(scope="module")
-def spiece() -> bytes:
-    return gemma.spiece()
+pytest.importorskip("google.protobuf", reason="transformers reads a tokenizer.model with protobuf")
 
 
 @pytest.fixture
@@ -43,13 +38,13 @@ def write(file, spiece):
 
 
 @pytest.fixture
-def single(home, reference, host, spiece):
+def single(home, reference, host, spiece, theirs):
     """The file in models/text_encoders, and diffusers' pipeline over the same weights and pieces."""
     from diffusers import SanaSprintPipeline
 
     module, path = gemma.encoder(), home / "models" / "text_encoders" / gemma.FILE
     gemma.write(path, module, spiece)
-    parts = {**reference.components, "text_encoder": module, "tokenizer": gemma.Pieces(spiece)}
+    parts = {**reference.components, "text_encoder": module, "tokenizer": theirs}
     pipeline = SanaSprintPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     yield pipeline
@@ -62,27 +57,6 @@ def test_a_single_file_draws_as_diffusers_does(single, prompt):
     clip = drawing.call("SanaLoadTextEncoder", encoder_name=gemma.FILE)[0]
     mine = drawing.ours((model, clip, vae), prompt)
     assert drawing.difference(mine, drawing.theirs(single, prompt)) < 1e-4
-
-
-@pytest.mark.parametrize("text", gemma.TRICKY, ids=repr)
-def test_tokens_are_sentencepieces_own(spiece, text):
-    mine = gemma_tokenizer.load_spiece(spiece, "here")
-    ids = mine(text).input_ids
-    assert ids == gemma.Pieces(spiece).encode(text)
-    assert mine.decode(ids, skip_special_tokens=True).encode("utf-8", "replace") == text.encode("utf-8", "replace")
-
-
-def test_tokens_are_transformers_own(spiece, tmp_path):
-    """As transformers turns a tokenizer.model into its Gemma tokenizer, control tokens in the text too."""
-    pytest.importorskip("google.protobuf", reason="transformers' conversion wants protobuf")
-    from transformers import GemmaTokenizerFast
-
-    (tmp_path / "tokenizer.model").write_bytes(spiece)
-    theirs = GemmaTokenizerFast.from_pretrained(str(tmp_path), local_files_only=True)
-    mine = gemma_tokenizer.load_spiece(spiece, "here")
-    for text in [*gemma.TRICKY, "▁ under ▁▁ lines", "<start_of_turn>user <bos><eos> x<end_of_turn>"]:
-        plain = theirs(text, add_special_tokens=False).input_ids
-        assert mine(text).input_ids == [2, *plain], text
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "text_encoders.gemma2_2b.transformer.model."])
@@ -102,7 +76,9 @@ def test_a_config_beside_the_file_overrides(write, file, tmp_path):
     module = tiny.text_encoder()
     file.parent.mkdir()
     gemma.write(file, module, gemma.spiece())
-    with pytest.raises(UnusableFile, match="64 query and 32 key channels are no heads of 256.*config.json beside"):
+    with pytest.raises(
+        UnusableFile, match="64 query and 32 key channels over 48 do not divide into heads of 256.*config.json beside"
+    ):
         load_text_encoder(file)
     for name in (file.with_suffix(".json"), file.with_name("config.json")):
         name.write_text(json.dumps(module.config.to_dict()))
@@ -110,43 +86,67 @@ def test_a_config_beside_the_file_overrides(write, file, tmp_path):
         name.unlink()
 
 
-@pytest.mark.parametrize("place", [".", "tokenizer", "../tokenizer"])
+@pytest.mark.parametrize("folder", [".", "tokenizer", "../tokenizer"])
 @pytest.mark.parametrize("kind", ["tokenizer.json", "tokenizer.model"])
 @pytest.mark.parametrize("inside", ["missing", "damaged"])
-def test_a_tokenizer_beside_the_file(write, file, spiece, place, kind, inside):
+def test_a_tokenizer_beside_the_file(write, file, spiece, theirs, folder, kind, inside):
     write(model=None if inside == "missing" else spiece[:-100])
-    beside = file.parent / place
+    beside = file.parent / folder
     beside.mkdir(exist_ok=True)
     if kind == "tokenizer.model":
         (beside / kind).write_bytes(spiece)
     else:
-        gemma_tokenizer.load_spiece(spiece, "here").backend_tokenizer.save(str(beside / kind))
+        shutil.copy(theirs.folder / kind, beside)
     loaded = load_text_encoder(file)
     for text in gemma.TRICKY:
-        assert loaded.tokenizer(text).input_ids == gemma.Pieces(spiece).encode(text)
+        assert loaded.tokenizer(text).input_ids == theirs(text).input_ids
 
 
-def test_a_bad_tokenizer_is_said(write, file, spiece):
+def test_a_file_without_a_tokenizer_says_where_it_looked(write, file):
     write(model=None)
     with pytest.raises(FileNotFoundError, match="no tokenizer.json or tokenizer.model for .*looked in"):
         load_text_encoder(file)
-    for bad in (spiece[:-100], b"\xff" * 40, b"{}", b"\x08"):
-        write(model=bad)
-        with pytest.raises(UnusableFile, match=r"its spiece_model (holds no whole|is not Gemma-2's) SentencePiece"):
-            load_text_encoder(file)
-    write(model=spiece.replace(b"<bos>", b"<BOS>"))
-    with pytest.raises(UnusableFile, match="is not Gemma-2's SentencePiece model.*this one with <pad>, <eos>, <BOS>"):
+
+
+NO_BYTES = {
+    "a scalar": torch.tensor(7, dtype=torch.uint8),
+    "floats": torch.rand(4000),
+    "halves": torch.rand(4000).half(),
+    "whole numbers": torch.arange(4000),
+    "signed bytes": torch.arange(100, dtype=torch.int8),
+    "a matrix": torch.zeros(40, 40, dtype=torch.uint8),
+    "16 MB and one": torch.zeros(gemma_tokenizer.MOST_BYTES + 1, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("name", NO_BYTES)
+def test_a_spiece_model_that_is_no_row_of_bytes(write, file, theirs, name):
+    write(model=None, spiece_model=NO_BYTES[name])
+    with pytest.raises(
+        UnusableFile, match="tiny_gemma.safetensors: its spiece_model is not a row of at most 16,777,216"
+    ):
         load_text_encoder(file)
-    others = {"add_dummy_prefix": True}, {"normalization_rule_name": "nmt_nfkc"}, {"model_type": "unigram"}
-    for changes in others:  # T5's and Llama's make
-        write(model=gemma.spiece(400, **changes))
-        with pytest.raises(UnusableFile, match="is not Gemma-2's SentencePiece model"):
-            load_text_encoder(file)
-    write(model=None)
-    no_bos = gemma_tokenizer.load_spiece(spiece, "here").backend_tokenizer
-    no_bos.post_processor = TemplateProcessing(single="$A")
-    no_bos.save(str(file.with_name("tokenizer.json")))
-    with pytest.raises(UnusableFile, match="does not begin a prompt with <bos>"):
+    shutil.copy(theirs.folder / "tokenizer.json", file.parent)
+    assert load_text_encoder(file).tokenizer.encode("a ring") == theirs("a ring").input_ids
+
+
+@pytest.mark.parametrize("model", [b"", b"\x08", b"{}"], ids=repr)
+def test_a_spiece_model_that_is_none(write, file, model):
+    write(model=None, spiece_model=torch.tensor(list(model), dtype=torch.uint8))
+    with pytest.raises(UnusableFile, match="its spiece_model (holds no|is not Gemma-2's) SentencePiece model"):
+        load_text_encoder(file)
+
+
+@pytest.mark.parametrize("kind", ["spiece_model", "tokenizer.json"])
+def test_a_tokenizer_of_more_tokens_than_the_weights(write, file, theirs, kind):
+    words = [(f"q{n}", -1.0, 1) for n in range(600)]
+    write(model=spieces.model(words) if kind == "spiece_model" else None)
+    if kind == "tokenizer.json":
+        table = json.loads((theirs.folder / kind).read_text(encoding="utf-8"))
+        table["model"]["vocab"]["far"] = 10**9
+        (file.parent / kind).write_text(json.dumps(table), encoding="utf-8")
+    known = "887" if kind == "spiece_model" else "1000000001"
+    with pytest.raises(UnusableFile, match=f"the tokenizer of .* knows {known} tokens and its weights only 800"):
         load_text_encoder(file)
 
 
@@ -201,10 +201,10 @@ def test_a_folder_without_usable_weights_says_why(tmp_path):
     with pytest.raises(UnusableFile, match="model.safetensors is a Git LFS pointer.*run `git lfs pull`"):
         load_text_encoder(path)
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match="holds no .*model.safetensors.*asks for a licence first"):
+    with pytest.raises(FileNotFoundError, match="has no .*model.safetensors.*asks for a licence first"):
         load_text_encoder(path)
     (path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UnusableFile, match="holds its weights as pytorch_model.bin alone; get the folder's safetens"):
+    with pytest.raises(UnusableFile, match="has its weights only as pytorch_model.bin; get the folder's safetens"):
         load_text_encoder(path)
 
 
@@ -229,7 +229,7 @@ def test_comfyuis_own_gemma_is_refused_with_the_reason(home, reference, spiece, 
     data = {"spiece_model": torch.frombuffer(bytearray(spiece), dtype=torch.uint8)}
     clip = type("CLIP", (), {"tokenizer": getattr(module, tokenizer)(tokenizer_data=data)})()
     with pytest.raises(
-        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with SanaLoadText.*soft caps"
+        ValueError, match=rf"\({tokenizer}\) is not SANA's Gemma-2: load it with Sana Load Text.*soft caps"
     ):
         drawing.call("SanaEncodePrompt", clip=clip, text="x")
     hosts._current = None

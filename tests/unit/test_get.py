@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -31,11 +33,38 @@ class Hub(ThreadingHTTPServer):
         self.cut_after: int | None = None
         self.refused_then = False
         self.refusal: tuple[int, str] | None = None
+        self.commit, self.later = COMMIT, COMMIT
+        self.resolved: list[str] = []
+        self.flips = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def commit_of(self, path: str) -> str:
+        """The commit that a listing names; the branch moves on to ``later`` after the first."""
+        revision = path.partition("/revision/")[2]
+        if len(revision) == len(COMMIT):
+            return revision
+        commit, self.commit = self.commit, self.later
+        return commit
+
+    def sibling(self, name: str) -> dict:
+        """What the hub says of a file; a sha256 for what git-lfs holds."""
+        data = self.files[name]
+        if not name.endswith(".safetensors"):
+            return {"rfilename": name, "size": len(data)}
+        sha256 = hashlib.sha256(data).hexdigest()
+        return {"rfilename": name, "size": len(data), "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 134}}
+
+    def sent(self, name: str) -> bytes:
+        """The bytes that go out: the first ``flips`` times with one wrong."""
+        data = self.files[name]
+        if name.endswith(".safetensors") and self.flips:
+            self.flips -= 1
+            data = data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]
+        return data
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -70,17 +99,29 @@ class Answers(BaseHTTPRequestHandler):
             ]
             self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, body)
         elif path.startswith(f"/api/models/{hub.repository}"):
-            siblings = [{"rfilename": name} for name in hub.files]
-            info = {"id": hub.repository, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+            siblings = [hub.sibling(name) for name in hub.files]
+            info = {
+                "id": hub.repository,
+                "sha": hub.commit_of(path),
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            }
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
         elif path.startswith(f"/{hub.repository}/resolve/"):
-            self._file(path.split("/resolve/")[1].split("/", 1)[1], body)
+            revision, name = path.split("/resolve/")[1].split("/", 1)
+            hub.resolved.append(revision)
+            self._file(name, body)
         else:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
 
     def _file(self, name: str, body: bool) -> None:
         hub, data = self.server, self.server.files[name]
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Repo-Commit": hub.commit,
+            "Accept-Ranges": "bytes",
+        }
         if not body:
             self._send(200, data, headers, False)
             return
@@ -89,7 +130,7 @@ class Answers(BaseHTTPRequestHandler):
         start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
         if asked:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        rest = data[start:]
+        rest = hub.sent(name)[start:]
         if hub.cut_after is not None and len(rest) > hub.cut_after:
             self.send_response(206 if asked else 200)
             for key, value in {"Content-Length": str(len(rest)), **headers}.items():
@@ -158,7 +199,7 @@ def test_a_broken_connection_is_gone_on_with(hub, tmp_path):
 def test_after_a_failure_whole_files_are_kept_and_half_ones_have_no_name(hub, tmp_path):
     hub.cut_after, hub.refused_then = 15_000_000, True
     done = run(hub, tmp_path, "dc-ae-1.1", "--to", "models")
-    assert done.returncode == 1 and "run the same command again to go on" in done.stderr
+    assert done.returncode == 1 and "run the same command again to resume" in done.stderr
     folder = tmp_path / "models" / "vae" / "dc-ae-1.1"
     assert not (folder / WEIGHTS).exists() and (folder / "config.json").exists()
     hub.refusal = None
@@ -168,7 +209,44 @@ def test_after_a_failure_whole_files_are_kept_and_half_ones_have_no_name(hub, tm
     assert (folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
-def test_what_a_person_is_told_when_it_cannot_be_had(hub, tmp_path):
+def test_a_flipped_byte_on_the_way_is_found_and_downloaded_again(hub, tmp_path):
+    hub.flips = 1
+    done = run(hub, tmp_path, "dc-ae-1.1", "--to", "models")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{WEIGHTS} does not have the sha256" in done.stderr
+    assert (tmp_path / "models" / "vae" / "dc-ae-1.1" / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+    assert [name for name, _ in hub.asked].count(WEIGHTS) == 2
+
+
+def test_a_file_that_stays_wrong_is_refused_and_leaves_nothing(hub, tmp_path):
+    hub.flips = 2
+    done = run(hub, tmp_path, "dc-ae-1.1", "--to", "models")
+    assert done.returncode == 1 and f"{WEIGHTS} arrived from {ROW.repository} with another sha256" in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert not (tmp_path / "models" / "vae" / "dc-ae-1.1" / WEIGHTS).exists()
+
+
+def test_a_flipped_byte_on_the_disk_is_found(hub, tmp_path):
+    """Size and time of the file are as before: the library alone would keep it."""
+    assert run(hub, tmp_path, "dc-ae-1.1", "--to", "models").returncode == 0
+    file = tmp_path / "models" / "vae" / "dc-ae-1.1" / WEIGHTS
+    state, data = file.stat(), bytearray(FILES[WEIGHTS])
+    data[12345] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    done = run(hub, tmp_path, "dc-ae-1.1", "--to", "models")
+    assert done.returncode == 0 and f"{WEIGHTS} does not have the sha256" in done.stderr
+    assert file.read_bytes() == FILES[WEIGHTS]
+
+
+def test_all_files_are_of_the_listings_commit(hub, tmp_path):
+    """Each file is asked for by the commit that the listing named, never by a branch that may move on."""
+    hub.commit, hub.later = "e" * 40, "f" * 40
+    assert run(hub, tmp_path, "dc-ae-1.1", "--to", "models").returncode == 0
+    assert set(hub.resolved) == {"e" * 40}
+
+
+def test_what_a_person_reads_when_it_is_not_available(hub, tmp_path, capsys):
     hub.refusal = (403, "GatedRepo")
     done = run(hub, tmp_path, "dc-ae-1.1")
     assert done.returncode == 1 and "is gated: accept its licence at" in done.stderr
@@ -176,8 +254,8 @@ def test_what_a_person_is_told_when_it_cannot_be_had(hub, tmp_path):
     done = run(hub, tmp_path, "dc-ae-1.1")
     assert done.returncode == 1 and "is not there" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run(hub, tmp_path, "dc-ae-9")
-    assert done.returncode == 2 and "no published model is called 'dc-ae-9'; choose one of" in done.stderr
+    assert cli.main(["get", "dc-ae-9"]) == 2
+    assert "no published model is called 'dc-ae-9'; choose one of" in capsys.readouterr().err
 
 
 def test_the_table(capsys):
@@ -222,9 +300,60 @@ def test_one_precision_of_each_part_is_taken():
 
 def test_no_node_downloads():
     """huggingface_hub is imported by the command alone."""
+    files = {file.relative_to(tiny.REPOSITORY): file for file in tiny.REPOSITORY.rglob("*.py")}
     users = [
-        file.relative_to(tiny.REPOSITORY).as_posix()
-        for file in tiny.REPOSITORY.rglob("*.py")
-        if "huggingface_hub" in file.read_text(encoding="utf-8") and not {"tests", ".venv"} & set(file.parts)
+        name
+        for name, file in files.items()
+        if not {"tests", ".venv"} & set(name.parts) and "huggingface_hub" in file.read_text(encoding="utf-8")
     ]
-    assert users == ["cli/published.py"]
+    assert users == [Path(published.__file__).resolve().relative_to(tiny.REPOSITORY)]
+
+
+@pytest.fixture
+def repository(monkeypatch):
+    """A hub in name only: what snapshot_download does is up to each test."""
+    import huggingface_hub
+
+    files = [SimpleNamespace(rfilename=name, lfs=None) for name in ("config.json", WEIGHTS)]
+    info = SimpleNamespace(siblings=files, sha="commit")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+
+    def downloads(*steps):
+        calls = iter(steps)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **given: next(calls)(given["local_dir"]))
+        return calls
+
+    return downloads
+
+
+def arrive(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", WEIGHTS):
+        (folder / name).write_bytes(FILES[name])
+
+
+def fail(error):
+    def step(folder):
+        raise error
+
+    return step
+
+
+def test_a_download_that_breaks_inside_a_file_goes_on(repository, tmp_path):
+    """huggingface_hub before 1.0 gives up there, with an OSError that has no number."""
+    repository(fail(OSError("Connection broken")), fail(OSError("Connection broken")), arrive)
+    assert (published.get(ROW, tmp_path) / WEIGHTS).is_file()
+
+
+def test_a_full_disk_is_not_tried_again(repository, tmp_path):
+    left = repository(fail(OSError(28, "No space left on device")), arrive)
+    with pytest.raises(published.CannotGet, match="No space left"):
+        published.get(ROW, tmp_path)
+    assert next(left) is arrive
+
+
+def test_a_download_without_the_weights_is_no_success(repository, tmp_path):
+    """Where the server goes away in the middle, snapshot_download warns and returns the folder as it is."""
+    repository(lambda folder: None)
+    with pytest.raises(published.CannotGet, match="config.json did not arrive"):
+        published.get(ROW, tmp_path)

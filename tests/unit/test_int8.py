@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import save_file
 from sana_nodes.networks import int8, precision
 
+ROUNDING = 1e-3
+"""Two passes over the same int8 weights differ by less: a float that rounds otherwise (drawing.ROUNDING) may take an
+input to the next of its 255 steps. None did under other kernels (1e-6); int8 itself moves the image by 0.05."""
+
 
 @pytest.fixture
 def bitsandbytes():
@@ -73,7 +77,7 @@ def test_pictures_stay_close_on_both_hosts(bitsandbytes, host, reference, node):
     place = 1 if node == "SanaLoadTextEncoder" else 0
     parts[place : place + len(loaded)] = loaded
     coarse = drawing.ours(parts, "a red ring")
-    assert drawing.difference(coarse, exact) > 0
+    assert drawing.difference(coarse, exact) > 1e-3
     assert (coarse - exact).abs().mean() < 0.02
 
 
@@ -83,6 +87,7 @@ def test_a_lora_lies_on_the_floating_weight_and_leaves(bitsandbytes, host, refer
     tiny.write_lora(path)
     whole = drawing.call("SanaLoadPipeline", pipeline="tiny")
     model = drawing.call("SanaLoadTransformer", model_name="tiny", weight_dtype="int8_bnb")[0]
+    weights = {name: value.clone() for name, value in drawing.network_of(model).state_dict().items()}
     before = drawing.ours((model, *whole[1:]), "a red ring")
 
     def with_lora(given):
@@ -91,7 +96,9 @@ def test_a_lora_lies_on_the_floating_weight_and_leaves(bitsandbytes, host, refer
 
     mine, exact = with_lora(model), with_lora(whole[0])
     assert (exact - before).abs().mean() > 5 * (mine - exact).abs().mean() > 0
-    assert torch.equal(drawing.ours((model, *whole[1:]), "a red ring"), before)
+    after = drawing.network_of(model).state_dict()
+    assert weights.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in weights.items())
+    assert drawing.difference(drawing.ours((model, *whole[1:]), "a red ring"), before) < ROUNDING
     path.unlink()
 
 
@@ -110,7 +117,7 @@ def test_a_model_loaded_in_part_draws_the_same(bitsandbytes, home, reference, bu
         patcher.unpatch_model(cpu)
         patcher.load(cpu, lowvram_model_memory=budget)
     try:
-        assert torch.equal(drawing.ours(parts, "a red ring"), expected)
+        assert drawing.difference(drawing.ours(parts, "a red ring"), expected) < ROUNDING
     finally:
         for patcher in patchers:
             patcher.detach()

@@ -98,9 +98,10 @@ def test_vae_file_without_a_config(tmp_path, changes):
     assert {k: _tuples(v) for k, v in read.items()} == {k: _tuples(kinds[k]) for k in read}
     loaded = load_vae(tmp_path / "vae.safetensors")
     assert_same(loaded.module, weights_of(module))
-    picture = torch.rand(1, 3, 64, 64)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(loaded.module.encode(picture).latent, module.encode(picture).latent)
+        mine, theirs = loaded.module.encode(picture).latent, module.encode(picture).latent
+    assert drawing.difference(mine, theirs) < drawing.ROUNDING
 
 
 def _tuples(value):
@@ -133,7 +134,7 @@ def test_gemma_folder_in_shards_and_with_a_language_head(tmp_path):
     assert_same(loaded.module, weights_of(base))
     ids = torch.tensor([[2, 400, 300, 10]])
     with torch.no_grad():
-        assert torch.allclose(loaded.module(ids)[0], base(ids)[0], atol=1e-6)
+        assert torch.allclose(loaded.module(ids)[0], base(ids)[0], atol=drawing.ROUNDING)
     next(path.glob("model-00002-*")).unlink()
     with pytest.raises(FileNotFoundError, match="model-00002"):
         load_text_encoder(path)
@@ -141,7 +142,7 @@ def test_gemma_folder_in_shards_and_with_a_language_head(tmp_path):
 
 def test_gemma_says_what_is_wrong(tmp_path):
     path = gemma_folder(tmp_path, tiny.text_encoder(vocabulary=500))
-    with pytest.raises(UnusableFile, match="knows 796 tokens and .* only 500"):
+    with pytest.raises(UnusableFile, match="796 tokens and .* only 500"):
         load_text_encoder(path)
     (path / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
@@ -192,12 +193,12 @@ def test_files_that_are_not_safetensors(tmp_path, folder):
         ):
             load_transformer(path)
     torch.save({"state_dict": {}}, tmp_path / "sana.pth")
-    with pytest.raises(UnusableFile, match="holds no tensors"):
+    with pytest.raises(UnusableFile, match="has no tensors"):
         load_transformer(tmp_path / "sana.pth")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_transformer(tmp_path / "absent.safetensors")
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no diffusion_pytorch_model.safetensors.*config.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no diffusion_pytorch_model.safetensors.*config.json"):
         load_transformer(path)
 
 
@@ -251,7 +252,7 @@ def test_pipeline_folder_lacking_a_part(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no model_index.json"):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "SanaSprintPipeline"}')
-    with pytest.raises(FileNotFoundError, match="lacks the folder transformer, text_encoder, tokenizer, vae"):
+    with pytest.raises(FileNotFoundError, match="has no folder transformer, text_encoder, tokenizer, vae"):
         load_pipeline(tmp_path)
 
 
@@ -259,7 +260,7 @@ def test_names_stay_inside_the_model_folders(tmp_path):
     (tmp_path / "vae").mkdir()
     (tmp_path / "secret.safetensors").write_bytes(b"")
     for name in ("../secret.safetensors", "..\\secret.safetensors", str(tmp_path / "secret.safetensors"), ""):
-        with pytest.raises(ValueError, match="is no name of a VAE"):
+        with pytest.raises(ValueError, match="is not the name of a VAE"):
             folders.find_model([tmp_path / "vae"], name, "VAE")
     with pytest.raises(FileNotFoundError, match=r"no VAE called 'x'; looked in .*vae"):
         folders.find_model([tmp_path / "vae"], "x", "VAE")
@@ -292,16 +293,16 @@ def test_weights_are_mapped_not_copied(folder):
 
 @pytest.mark.parametrize("layout", ["diffusers", "scaled-fp8"])
 @pytest.mark.parametrize("name", ["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])
-def test_loading_the_06b_transformer_takes_its_weights_and_little_more(tmp_path, name, layout):
+def test_loading_a_transformer_takes_its_weights_and_little_more(tmp_path, name, layout):
     """Peak resident memory above the baseline, with every weight read once, against the weights that stay.
 
-    The plainest layout, and the one where most is done; benchmarks/loading.py has them all.
+    A quarter of the 0.6B model, in the plainest layout and in the one where most is done. The whole of it:
+    tests/slow/test_loading.py; every layout: benchmarks/loading.py.
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("peak memory is read from Linux's /proc")
-    path = loading.write(layout, tmp_path)
+    path = loading.write(layout, tmp_path, layers=7)
     peak, stays = loading.cost(path, name, str(tiny.COMFYUI))
-    path.unlink()
     assert 0.5 < peak / stays <= loading.LIMIT, f"loading took {peak / stays:.2f} times the weights"
 
 
@@ -330,7 +331,7 @@ def test_loaders_offer_what_fits_them(host, reference, home, tmp_path_factory):
     encoders = offered("SanaLoadTextEncoder", "encoder_name")
     assert "tiny" in encoders and "lora.safetensors" not in encoders
     assert "offered.safetensors" in offered("SanaLoadLora", "lora_name")
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         drawing.call("SanaLoadVAE", vae_name="cut.safetensors")
     for name in ("vae/cut.safetensors", "vae/unknown.safetensors", *strangers):
         (models / name).unlink()

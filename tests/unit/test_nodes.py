@@ -34,7 +34,7 @@ def test_bad_numbers_are_refused_before_any_work(parts, given):
 
 
 def test_sigmas_of_other_models_are_refused(parts):
-    with pytest.raises(ValueError, match="use SanaSCMSigmas"):
+    with pytest.raises(ValueError, match="use Sana SCM Sigmas"):
         sample(parts, sigmas=torch.tensor([14.6, 3.0, 0.0]))
 
 
@@ -43,7 +43,7 @@ def test_denoise_keeps_more_of_the_latent_the_lower_it_is(parts):
     assert torch.equal(sample(parts, latent_image=latent, denoise=0.0), latent["samples"])
     positive = drawing.call("SanaEncodePrompt", clip=parts[1], text="x")[0]
     out = drawing.call("SanaSCMSample", model=parts[0], positive=positive, latent_image=latent, denoise=0.3)[0]
-    assert out["kept"] == "along" and not torch.equal(out["samples"], latent["samples"])
+    assert out["kept"] == "along" and drawing.difference(out["samples"], latent["samples"]) > 1e-3
     far = [(sample(parts, latent_image=latent, denoise=d) - latent["samples"]).norm() for d in (0.01, 0.99)]
     assert far[0] < far[1]
 
@@ -121,6 +121,6 @@ def test_weight_dtypes(host, reference, dtype):
         layer = network.transformer_blocks[0].attn1.to_q
         assert layer.weight.dtype == STORED[dtype]
         parts = loaded if len(loaded) > 1 else (*loaded, *drawing.call("SanaLoadPipeline", pipeline="tiny")[1:])
-        picture = drawing.ours(parts, "a red ring")
-        assert drawing.difference(picture, exact) < 0.5 and (picture - exact).abs().mean() < 0.05
-        assert torch.equal(picture, exact) == (STORED[dtype] == torch.float32)
+        apart = drawing.difference(image := drawing.ours(parts, "a red ring"), exact)
+        assert apart < 0.5 and (image - exact).abs().mean() < 0.05
+        assert apart < drawing.ROUNDING if STORED[dtype] == torch.float32 else apart > 10 * drawing.ROUNDING

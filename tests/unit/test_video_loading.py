@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import drawing
 import pytest
 import tiny
 import torch
@@ -47,11 +48,12 @@ def test_transformer_layouts(tmp_path, transformer, layout):
     same_weights(loaded.module, transformer)
     assert (loaded.spec.family.key, loaded.spec.latent_channels, loaded.spec.patch) == ("video", 16, (1, 2, 2))
     assert loaded.spec.flow_shift == 8.0 and loaded.spec.name == "SANA-Video"
-    x, states = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 7, 48)
+    generator = torch.Generator().manual_seed(0)
+    x, states = (torch.randn(shape, generator=generator) for shape in ((1, 16, 2, 4, 4), (1, 7, 48)))
     with torch.no_grad():
         mine = loaded.module(x, states, torch.tensor([500.0]), return_dict=False)[0]
         theirs = transformer(x, states, torch.tensor([500.0]), return_dict=False)[0]
-    assert torch.equal(mine, theirs)
+    assert drawing.difference(mine, theirs) < drawing.ROUNDING
 
 
 def test_fused_weights_are_views(tmp_path, transformer):
@@ -103,7 +105,7 @@ def test_unknown_missing_and_uneven_keys(tmp_path, transformer):
     for change, said in (
         ({**good, "blocks.0.extra.weight": torch.zeros(1)}, "blocks.0.extra.weight"),
         ({k: v for k, v in good.items() if k != "blocks.1.attn.qkv.weight"}, "missing"),
-        ({**good, "blocks.1.attn.qkv.weight": torch.zeros(100, 64)}, "3 cannot share"),
+        ({**good, "blocks.1.attn.qkv.weight": torch.zeros(100, 64)}, "not divisible by 3"),
     ):
         save_file(change, tmp_path / "model.safetensors")
         with pytest.raises(UnusableFile, match=said):
@@ -178,7 +180,7 @@ def test_ltx2_folder(tmp_path):
 
 def test_variants_of_ltx_that_sana_does_not_use(tmp_path):
     tiny.ltx2_vae(decoder_inject_noise=(True, False, False, False)).save_pretrained(tmp_path / "vae")
-    with pytest.raises(UnusableFile, match="noise or a time"):
+    with pytest.raises(UnusableFile, match="noise or timesteps"):
         load_vae(tmp_path / "vae")
 
 
