@@ -19,7 +19,8 @@ import torch
 from memory import CONFIGS, VAES
 from sana_nodes.host.embedded import runtime, vae
 from sana_nodes.host.embedded.devices import CASTING, default_device
-from sana_nodes.model_loaders.text_encoder import GEMMA_2_2B, LoadedTextEncoder
+from sana_nodes.model_loaders.gemma_config import GEMMA_2_2B
+from sana_nodes.model_loaders.text_encoder import LoadedTextEncoder
 from sana_nodes.model_loaders.transformer import LoadedTransformer, spec_of
 from sana_nodes.model_loaders.vae import LoadedVae
 from sana_nodes.networks import precision, prompts

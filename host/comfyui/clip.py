@@ -13,7 +13,7 @@ from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
 from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens
-from .modules import has_native_bf16, log_compute_dtype, set_reload, use_comfy_ops
+from .modules import log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
@@ -111,7 +111,8 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str, **more
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     load_device = options.get("load_device", comfy.model_management.text_encoder_device())
-    compute = precision.compute_dtype(precision.stored_dtype(loaded.module, wanted), has_native_bf16(load_device))
+    stored = precision.stored_dtype(loaded.module, wanted)
+    compute = precision.compute_dtype(stored, uses_bf16(load_device, "fp32_text_enc"))
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
     use_comfy_ops(loaded.module, wanted, compute)
     log_compute_dtype("SANA's Gemma-2", compute)

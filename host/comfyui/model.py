@@ -25,7 +25,7 @@ from ...networks.memory import CAPTION, transformer_memory
 from ...networks.transformer import network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from . import patches
-from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops
+from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing
 
 
@@ -196,6 +196,9 @@ def network_dtypes(module, wanted, device):
     """What a network is stored in, and what it is cast to at each use, or None."""
     stored = precision.stored_dtype(module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
+    if device.type == "cpu":  # where ComfyUI knows of float32 alone
+        compute = precision.compute_dtype(stored, uses_bf16(device, "fp32_unet"))
+        cast = None if compute == stored else compute
     return stored, cast
 
 

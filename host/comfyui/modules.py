@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import comfy.cli_args
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -55,9 +56,17 @@ def _follow_input(part, args, kwargs):
             part._buffers[name] = buffer.to(device)
 
 
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether ComfyUI computes in bfloat16 on a device, by its flags and the device's abilities."""
-    return comfy.model_management.should_use_bf16(device)
+def uses_bf16(device: torch.device, fp32_flag: str) -> bool:
+    """Whether weights of bfloat16 are computed in it on a device, by ComfyUI's flags and the device's abilities.
+
+    ``fp32_flag``: the part's own flag, such as fp32_vae. ComfyUI never chooses bfloat16 on a processor; torch
+    says which have it.
+    """
+    flags = comfy.cli_args.args
+    if flags.force_fp32 or getattr(flags, fp32_flag):
+        return False
+    on_processor = device.type == "cpu" and precision.native_bf16(device)
+    return on_processor or comfy.model_management.should_use_bf16(device)
 
 
 def log_compute_dtype(what: str, compute: torch.dtype, why: str = "float16 overflows in it") -> None:

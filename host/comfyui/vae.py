@@ -25,7 +25,7 @@ from ...networks.autoencoder import (
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
 from ...networks.memory import vae_memory
 from . import previews
-from .modules import has_native_bf16, log_compute_dtype, patcher_class, set_reload, use_comfy_ops
+from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 
 WORKING_DTYPES = [torch.bfloat16, torch.float32]
 """Never float16: it overflows in DC-AE and gives black or grey images."""
@@ -227,15 +227,17 @@ def _reload(path, weight_dtype: str, disable_dynamic: bool = False):
 
 
 def _compute_dtype(loaded: LoadedVae, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:
-    keeps_float32 = loaded.spec.is_video and precision.stored_dtype(loaded.module, wanted) == torch.float32
+    stored = precision.stored_dtype(loaded.module, wanted)
+    keeps_float32 = loaded.spec.is_video and stored == torch.float32
     if wanted == torch.float32:
         return torch.float32
     allowed = [torch.float32] if keeps_float32 else WORKING_DTYPES
     compute = comfy.model_management.vae_dtype(device, allowed)
-    if compute in WORKING_DTYPES:
+    if compute == torch.bfloat16:
         return compute
-    stored = torch.float32 if keeps_float32 else torch.bfloat16  # --fp16-vae
-    return precision.compute_dtype(stored, has_native_bf16(device))
+    if compute == torch.float16:  # --fp16-vae
+        stored = torch.float32 if keeps_float32 else torch.bfloat16
+    return precision.compute_dtype(stored, uses_bf16(device, "fp32_vae"))
 
 
 def spec_of(vae) -> VaeSpec:
