@@ -154,7 +154,7 @@ def prompt_number(index: int) -> str:
 
 
 def prompt_case(size: Size) -> Case:
-    from transformers import Gemma2Config, Gemma2Model
+    from transformers import DynamicCache, Gemma2Config, Gemma2Model
 
     config = Gemma2Config(**{**GEMMA, **(SMALL_GEMMA if size.small else {})})
     config.num_hidden_layers = size.layers or config.num_hidden_layers
@@ -168,7 +168,7 @@ def prompt_case(size: Size) -> Case:
     module.to(DEVICE)
     wide = in_float32(_as_loaded(shared(module)))
     tokenizer = Words(config.vocab_size)
-    spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size, DynamicCache)
     loaded = LoadedTextEncoder(_as_loaded(shared(module)), tokenizer, spec, Path())
     clip = runtime.build_clip(loaded, "default", "default")
 

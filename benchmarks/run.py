@@ -7,7 +7,7 @@ bfloat16 weights. Ratios are the pack's figure over diffusers'. ``cpu`` is the r
 programs on the machine change less. Memory is what PyTorch allocates beyond the weights at its peak. Errors are the
 largest difference from float32 over the same weights, in the row's own unit. The roofline is what the operations of
 a row take at this machine's measured rate of bfloat16 matrix products, or reading its weights once at its rate of
-copies, whichever is longer.
+copies: the longer of the two.
 """
 
 from __future__ import annotations

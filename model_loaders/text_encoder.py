@@ -56,13 +56,19 @@ def load_text_encoder(path: Path, tokenizer_folder: Path | None = None) -> Loade
     quantised = load_strictly(module, checkpoint, rename=lambda key: None if key.endswith(UNUSED) else key)
     module.embed_tokens.__class__ = TokenEmbedding
     tokenizer = _tokenizer(path, tokenizer_folder, pieces)
-    spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size, _new_cache)
     if len(tokenizer) > spec.vocabulary:
         raise UnusableFile(
             f"the tokenizer of {path} knows {len(tokenizer)} tokens and its weights only {spec.vocabulary}: "
             "they belong to different models"
         )
     return LoadedTextEncoder(module, tokenizer, spec, path, quantised)
+
+
+def _new_cache():
+    from transformers import DynamicCache
+
+    return DynamicCache()
 
 
 def _opened(path: Path) -> tuple[Checkpoint, Entry | None]:

@@ -1,7 +1,7 @@
 """SANA's image transformer in fewer passes over memory, to the same answer.
 
 Blocks and their attention are diffusers' own (SanaTransformerBlock, SanaLinearAttnProcessor2_0, SanaAttnProcessor2_0,
-GLUMBConv) with another forward, which calls the very same layers: a LoRA, weights of eight bits, layers that cast,
+GLUMBConv) with another forward, which calls the same layers: a LoRA, weights of eight bits, layers that cast,
 offloading and a ControlNet act as before. It differs in this:
 
 - Linear attention goes over the tokens a few at a time, so that its float32 copies stay in the processor's cache. The
@@ -73,10 +73,10 @@ def _linear_attention(query, key, value, heads: int, weights: list, eps: float |
         k32, v32 = _by_head(functional.relu(k32), heads), _by_head(v.float(), heads)
         sums = sums + k32.transpose(1, 2) @ functional.pad(v32, (0, 1), value=1.0)
     out = torch.empty_like(query)
-    for q, place in zip(query.split(step), out.split(step)):
+    for q, part in zip(query.split(step), out.split(step)):
         q32 = q.float() if weights[0] is None else q.float().mul(weights[0])
         wide = _by_head(functional.relu(q32), heads) @ sums
-        place.unflatten(1, (heads, -1)).copy_((wide[..., :-1] / (wide[..., -1:] + 1e-15)).transpose(0, 1))
+        part.unflatten(1, (heads, -1)).copy_((wide[..., :-1] / (wide[..., -1:] + 1e-15)).transpose(0, 1))
     return out
 
 

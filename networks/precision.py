@@ -95,8 +95,8 @@ def _cpu_native_bf16() -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if torch.backends.cpu.get_cpu_capability() != "AVX512":  # AVX2 also where ATEN_CPU_CAPABILITY says so
         return False
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older torch cannot say
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older torch cannot say
+    return any(getattr(torch.cpu, name, bool)() for name in questions)
 
 
 def log_compute_dtype(what: str, stored: torch.dtype, compute: torch.dtype) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,9 +57,10 @@ def weights_probe(module) -> tuple[float, ...]:
 
 
 class PromptCache:
-    """Of one encoder. ``weights``: anything that differs where its weights do; another one empties the cache."""
+    """What is kept of one encoder. ``new_cache`` makes an empty cache of keys and values for its module."""
 
-    def __init__(self):
+    def __init__(self, new_cache: Callable[[], Any]):
+        self._new_cache = new_cache
         self._weights: Hashable = None
         self._prefixes: list[Prefix] = []
         self._states: OrderedDict[PromptTokens, torch.Tensor] = OrderedDict()
@@ -74,9 +76,10 @@ class PromptCache:
 
     @torch.no_grad()
     def encode(self, module, tokens: PromptTokens, device, weights: Hashable = None) -> torch.Tensor:
-        """The kept hidden states of one prompt: [1, L, width] in the module's computation dtype.
+        """The kept hidden states of one prompt: [1, L, width] in the module's compute dtype.
 
-        They are on the CPU where the prompt is a repeated one, else on ``device``.
+        They are on the CPU where the prompt is a repeated one, else on ``device``. ``weights``: anything that
+        differs where the module's weights do; another one empties the cache.
         """
         weights = (weights, str(device))
         if weights != self._weights:
@@ -111,8 +114,6 @@ class PromptCache:
         return found, found.common(ids)
 
     def _made(self, module, ids: tuple[int, ...], device) -> Prefix:
-        from transformers import DynamicCache
-
-        cache = DynamicCache()  # whole in layers with a sliding window too: the window is in the mask alone
+        cache = self._new_cache()
         states = module(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)[0]
         return Prefix(ids, cache, states[:, :1].clone())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -13,11 +14,16 @@ from .prompts import PromptTokens
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """``width``: channels of a hidden state; ``vocabulary``: token ids are below it."""
+    """``width``: channels of a hidden state; ``vocabulary``: token ids are below it.
+
+    ``new_cache`` makes an empty cache of keys and values, which keeps all of them in every layer: that some
+    layers see a few tokens alone is in their masks.
+    """
 
     width: int
     layers: int
     vocabulary: int
+    new_cache: Callable[[], Any]
 
 
 class TokenEmbedding(torch.nn.Embedding):

@@ -79,7 +79,7 @@ class SanaTextModel(torch.nn.Module):
         self.spec = loaded.spec
         self.dtypes = {compute_dtype}
         self.options: dict = {}
-        self.cache = PromptCache()
+        self.cache = PromptCache(loaded.spec.new_cache)
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:

@@ -45,7 +45,7 @@ class Clip:
     tokenizer: Any
     spec: TextEncoderSpec
     device: torch.device
-    cache: PromptCache = field(default_factory=PromptCache)
+    cache: PromptCache
 
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
@@ -76,7 +76,7 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     device = torch.device("cpu") if where == "cpu" else default_device()
     prepare(loaded, wanted, device, "SANA's Gemma-2")
-    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device)
+    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, PromptCache(loaded.spec.new_cache))
 
 
 @dataclass(frozen=True)

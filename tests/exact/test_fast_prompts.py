@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import tiny
@@ -11,8 +12,10 @@ from sana_nodes.networks import prompt_cache
 from sana_nodes.networks.prompt_cache import PromptCache, weights_probe
 from sana_nodes.networks.prompts import PromptTokens
 from sana_nodes.networks.text_encoder import encode_tokens
+from transformers import DynamicCache
 
 CPU = torch.device("cpu")
+new = partial(PromptCache, DynamicCache)
 PREFIX = tuple(3 + n * 7 % 700 for n in range(90))
 """Longer than the tiny encoder's window of 64, so that keys leave it."""
 
@@ -36,14 +39,14 @@ def difference(cache: PromptCache, module, tokens: PromptTokens) -> float:
 @pytest.mark.parametrize("window", [64, 4096])
 def test_states_are_those_of_the_plain_path(window):
     """Prompts of 1 to 80 tokens, of which an instruction's last one is kept too."""
-    module, cache, choose = tiny.text_encoder(sliding_window=window), PromptCache(), random.Random(0)
+    module, cache, choose = tiny.text_encoder(sliding_window=window), new(), random.Random(0)
     for length in (1, 2, 30, 80):
         own = tuple(choose.randrange(3, 800) for _ in range(length))
         assert difference(cache, module, PromptTokens(PREFIX + own, len(PREFIX) - 1)) < 1e-5
 
 
 def test_an_instruction_is_computed_once(calls):
-    cache = PromptCache()
+    cache = new()
     for own in ((5, 6), (7, 8, 9)):
         cache.encode(calls, PromptTokens(PREFIX + own, len(PREFIX)), CPU)
     assert calls.seen == [90, 2, 3]
@@ -51,7 +54,7 @@ def test_an_instruction_is_computed_once(calls):
 
 
 def test_a_repeated_prompt_is_free_and_unchanged(calls):
-    cache, tokens = PromptCache(), PromptTokens((*PREFIX, 5, 6), len(PREFIX))
+    cache, tokens = new(), PromptTokens((*PREFIX, 5, 6), len(PREFIX))
     first = cache.encode(calls, tokens, CPU)
     cache.encode(calls, tokens, CPU).zero_()
     count = len(calls.seen)
@@ -60,7 +63,7 @@ def test_a_repeated_prompt_is_free_and_unchanged(calls):
 
 def test_tokens_that_merge_at_the_boundary(calls):
     """A prompt whose text changes the instruction's last tokens uses those before."""
-    cache = PromptCache()
+    cache = new()
     cache.encode(calls, PromptTokens((*PREFIX, 5, 6), len(PREFIX)), CPU)
     calls.seen.clear()
     merged = PromptTokens((*PREFIX[:-2], 777, 5, 6), len(PREFIX) - 1)
@@ -81,14 +84,14 @@ def test_tokens_that_merge_at_the_boundary(calls):
     ids=["no prompt", "cut inside", "all kept", "all but one kept", "one token", "two tokens"],
 )
 def test_borders(ids, first_kept):
-    cache, module = PromptCache(), tiny.text_encoder()
+    cache, module = new(), tiny.text_encoder()
     cache.encode(module, PromptTokens((*PREFIX, 5), len(PREFIX)), CPU)
     assert difference(cache, module, PromptTokens(ids, first_kept)) < 1e-5
 
 
 def test_another_instruction_and_back(calls):
     """Two are kept, and a third takes the place of the one that was used longest ago."""
-    cache = PromptCache()
+    cache = new()
     others = [tuple((id_ + shift) % 700 + 3 for id_ in PREFIX) for shift in (1, 2, 3)]
     for number, one in enumerate((*others[:2], others[0], others[2], others[0], others[1])):
         assert difference(cache, calls, PromptTokens((*one, 11 + number), len(one))) < 1e-5
@@ -97,7 +100,7 @@ def test_another_instruction_and_back(calls):
 
 
 def test_other_weights_empty_it(calls):
-    cache, tokens = PromptCache(), PromptTokens((*PREFIX, 5), len(PREFIX))
+    cache, tokens = new(), PromptTokens((*PREFIX, 5), len(PREFIX))
     cache.encode(calls, tokens, CPU, weights_probe(calls))
     with torch.no_grad():
         calls.layers[1].self_attn.k_proj.weight += 0.1
@@ -107,7 +110,7 @@ def test_other_weights_empty_it(calls):
 
 def test_few_prompts_are_kept(calls, monkeypatch):
     monkeypatch.setattr(prompt_cache, "PROMPTS", 2)
-    cache = PromptCache()
+    cache = new()
     for own in (5, 6, 7, 5):
         cache.encode(calls, PromptTokens((*PREFIX, own), len(PREFIX)), CPU)
     assert calls.seen == [90, 1, 1, 1, 1]
@@ -120,7 +123,7 @@ def test_bfloat16_is_no_farther_from_float32_than_the_plain_path():
         module = tiny.text_encoder(seed)
         half = tiny.text_encoder(seed).to(torch.bfloat16)
         module.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
-        cache = PromptCache()
+        cache = new()
         for own in range(4):
             tokens = PromptTokens((*PREFIX, *(own * 31 + n for n in range(3, 23))), len(PREFIX) - 1)
             exact = encode_tokens(module, tokens, CPU)
