@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sd
+import folder_paths
 import torch
 
+from ...model_loaders.files.kept import KeptTensors
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
@@ -21,7 +24,7 @@ CORE_GEMMA = (
 )
 """So in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
 
-IDS, FIRST_KEPT = "gemma2", "gemma2_first_kept"
+IDS, FIRST_KEPT, PLAIN = "gemma2", "gemma2_first_kept", "gemma2_plain"
 
 
 class GemmaTokens(dict):
@@ -79,7 +82,8 @@ class SanaTextModel(torch.nn.Module):
         self.spec = loaded.spec
         self.dtypes = {compute_dtype}
         self.options: dict = {}
-        self.cache = PromptCache(loaded.spec.new_cache)
+        folder = Path(folder_paths.get_user_directory()) / "sana-nodes" / "prompts"
+        self.cache = PromptCache(loaded.spec.new_cache, KeptTensors(folder))
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
@@ -94,7 +98,8 @@ class SanaTextModel(torch.nn.Module):
         ids = tuple(pair[0] for pair in tokens[IDS][0])
         # ModelPatcher names the patches that a model was loaded with; hooks change weights under the same name
         weights = getattr(self, "current_weight_patches_uuid", None), weights_probe(self.gemma)
-        states = self.cache.encode(self.gemma, prompts.PromptTokens(ids, tokens[FIRST_KEPT]), device, weights)
+        prompt = prompts.PromptTokens(ids, tokens[FIRST_KEPT])
+        states = self.cache.encode(self.gemma, prompt, device, weights, patched=not tokens.get(PLAIN))
         return states.to(comfy.model_management.intermediate_device()).float(), None
 
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
@@ -140,4 +145,6 @@ def encode_prompt(clip, prompt: str, **options) -> list:
             f"this CLIP ({kind}) is not SANA's Gemma-2: load it with Sana Load Text Encoder or Sana Load Pipeline"
             f"{CORE_GEMMA if kind in CORE_GEMMA_TOKENIZERS else ''}"
         )
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt, **options))
+    tokens = clip.tokenize(prompt, **options)
+    tokens[PLAIN] = not (clip.patcher.patches or clip.patcher.forced_hooks or clip.apply_hooks_to_conds)
+    return clip.encode_from_tokens_scheduled(tokens)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ...media.prefixes import check_prefix
+from ...model_loaders.files.kept import KeptTensors
 from ...networks import lora
 from . import control, progress, runtime, vae
 from .folders import Folders
@@ -29,7 +30,8 @@ class EmbeddedHost:
         return runtime.build_model(loaded, weight_dtype)
 
     def clip(self, loaded, weight_dtype, device="default"):
-        return runtime.build_clip(loaded, weight_dtype, device)
+        disk = KeptTensors(self.folders.user / "sana-nodes" / "prompts")
+        return runtime.build_clip(loaded, weight_dtype, device, disk)
 
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)

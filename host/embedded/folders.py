@@ -24,7 +24,7 @@ def _base() -> Path:
 
 @dataclass
 class Folders:
-    """models/KIND, input, output and temp, below the working directory unless set.
+    """models/KIND, input, output, temp and user, below the working directory unless set.
 
     ``preferred`` and ``more``: further folders of a kind, before and after those.
     """
@@ -33,6 +33,7 @@ class Folders:
     input: Path = field(default_factory=lambda: _base() / "input")
     output: Path = field(default_factory=lambda: _base() / "output")
     temp: Path = field(default_factory=lambda: _base() / "temp")
+    user: Path = field(default_factory=lambda: _base() / "user")
     preferred: dict[str, list[Path]] = field(default_factory=dict)
     more: dict[str, list[Path]] = field(default_factory=dict)
 

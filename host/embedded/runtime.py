@@ -18,7 +18,7 @@ from ...networks import lora, precision, prompts
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_layers
 from ...networks.latent_spaces import denormalise, normalise
-from ...networks.prompt_cache import PromptCache
+from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec
 from ...networks.transformer import network_inputs, velocity
 from . import progress
@@ -72,11 +72,12 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     )
 
 
-def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str) -> Clip:
+def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: Disk | None = None) -> Clip:
+    """``disk`` keeps what is computed of an instruction for the next start."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     device = torch.device("cpu") if where == "cpu" else default_device()
     prepare(loaded, wanted, device, "SANA's Gemma-2")
-    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, PromptCache(loaded.spec.new_cache))
+    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, PromptCache(loaded.spec.new_cache, disk))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from functools import partial
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
+from sana_nodes.model_loaders.files import kept
+from sana_nodes.model_loaders.files.kept import KeptTensors
 from sana_nodes.networks import prompt_cache
 from sana_nodes.networks.prompt_cache import PromptCache, weights_probe
 from sana_nodes.networks.prompts import PromptTokens
@@ -130,3 +134,122 @@ def test_bfloat16_is_no_farther_from_float32_than_the_plain_path():
             errors["mine"] += (cache.encode(half, tokens, CPU).float() - exact).square().mean().item()
             errors["plain"] += (encode_tokens(half, tokens, CPU).float() - exact).square().mean().item()
     assert 0 < errors["mine"] ** 0.5 < 1.1 * errors["plain"] ** 0.5
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch) -> KeptTensors:
+    monkeypatch.setattr(prompt_cache, "LONG", 0.0)
+    return KeptTensors(tmp_path / "user" / "prompts")
+
+
+TOKENS = PromptTokens((*PREFIX, 5, 6), len(PREFIX) - 1)
+
+
+def started(disk, encoder=None) -> tuple[PromptCache, torch.nn.Module, list[int]]:
+    """What a program that starts has: an encoder whose cache is empty, and what it computes from now on."""
+    module = encoder or tiny.text_encoder()
+    seen = []
+    module.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape[1]), with_kwargs=True)
+    return new(disk), module, seen
+
+
+def test_the_first_prompt_after_a_start_finds_the_instruction_on_disk(disk):
+    cache, module, seen = started(disk)
+    first = cache.encode(module, TOKENS, CPU)
+    assert seen == [89, 3] and len(list(disk.folder.iterdir())) == 1
+    cache, module, seen = started(disk)
+    again = cache.encode(module, TOKENS, CPU)
+    assert seen == [3] and (again - first).abs().max() < 1e-6
+    other = PromptTokens((*PREFIX, 9, 8, 7), len(PREFIX) - 1)
+    assert difference(cache, module, other) < 1e-5 and len(list(disk.folder.iterdir())) == 1
+
+
+def _other_matrix(module):
+    module.layers[2].mlp.down_proj.weight += 1e-3
+
+
+def _other_norm(module):
+    module.norm.weight += 1e-3
+
+
+def _other_dtype(module):
+    module.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [_other_matrix, _other_norm, _other_dtype])
+def test_other_weights_do_not_find_it(disk, change):
+    cache, module, _ = started(disk)
+    cache.encode(module, TOKENS, CPU)
+    cache, module, seen = started(disk)
+    with torch.no_grad():
+        change(module)
+    cache.encode(module, TOKENS, CPU)
+    assert seen == [89, 3] and len(list(disk.folder.iterdir())) == 2
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _fewer_layers(path):
+    kept = load_file(path)
+    save_file({name: value for name, value in kept.items() if not name.endswith(".2")}, path)
+
+
+def _fewer_tokens(path):
+    save_file({name: value[..., :50, :].contiguous() for name, value in load_file(path).items()}, path)
+
+
+def _flat(path):
+    save_file({name: value.flatten() for name, value in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _fewer_layers, _fewer_tokens, _flat])
+def test_a_damaged_file_is_computed_again(disk, damage):
+    cache, module, _ = started(disk)
+    first = cache.encode(module, TOKENS, CPU)
+    (path,) = disk.folder.iterdir()
+    damage(path)
+    for computed in ([89, 3], [3]):
+        cache, module, seen = started(disk)
+        assert (cache.encode(module, TOKENS, CPU) - first).abs().max() < 1e-6
+        assert seen == computed, "and the next start finds a whole file"
+
+
+def test_patched_weights_leave_the_disk_alone(disk):
+    """A LoRA that is applied while a layer runs is not in the tensors: they have the hash of the plain weights."""
+    cache, module, _ = started(disk)
+    cache.encode(module, TOKENS, CPU, patched=True)
+    assert not disk.folder.exists()
+    started(disk)[0].encode(module, TOKENS, CPU)
+    cache, module, seen = started(disk)
+    cache.encode(module, TOKENS, CPU, patched=True)
+    assert seen == [89, 3]
+
+
+def test_what_is_quick_is_not_kept(disk, monkeypatch):
+    monkeypatch.setattr(prompt_cache, "LONG", 60.0)
+    cache, module, _ = started(disk)
+    cache.encode(module, TOKENS, CPU)
+    assert not disk.folder.exists()
+
+
+def test_a_folder_that_takes_nothing_is_a_line_in_the_log(disk, caplog):
+    disk.folder.parent.mkdir()
+    disk.folder.write_text("a file")
+    cache, module, seen = started(disk)
+    cache.encode(module, TOKENS, CPU)
+    assert seen == [89, 3] and "keeps nothing for the next start" in caplog.text
+
+
+def test_few_files_stay(disk):
+    for number in range(kept.MOST + 2):
+        disk.save(f"{number}", {"first": torch.zeros(number + 1)})
+        os.utime(disk.folder / f"{number}.safetensors", (number, number))
+        if number > 1:
+            assert disk.load("0") is not None, "what is used stays"
+    assert {path.name for path in disk.folder.iterdir()} == {f"{n}.safetensors" for n in (0, 3, 4, 5)}
