@@ -10,7 +10,7 @@ from ..host.embedded.folders import KINDS, Folders
 from ..model_loaders.files import folders
 from ..model_loaders.files.kinds import IMAGE_VAES, TRANSFORMERS, VIDEO_VAES, Kind, describe
 from ..model_loaders.files.listing import kinds_of
-from ..model_loaders.files.open import open_checkpoint
+from ..model_loaders.files.open import checkpoint_keys
 from ..model_loaders.pipeline import check_pipeline
 from .calls import EXAMPLES, find_comfyui
 
@@ -96,7 +96,7 @@ def _pipeline(roots: list[Path], name: str) -> str:
 
 def _checkpoint(roots: list[Path], name: str) -> str:
     try:
-        found = describe(open_checkpoint(folders.find_model(roots, name, "model")))
+        found = describe(checkpoint_keys(folders.find_model(roots, name, "model")))
         return found.label if found else "not recognised"
     except (OSError, ValueError) as error:
         return f"unusable: {error}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .files.checkpoint import UnusableFile
 from .files.open import read_json
-from .text_encoder import LoadedTextEncoder, load_text_encoder
-from .transformer import LoadedTransformer, load_transformer
-from .vae import LoadedVae, load_vae
+
+if TYPE_CHECKING:  # the command line checks folders without torch
+    from .text_encoder import LoadedTextEncoder
+    from .transformer import LoadedTransformer
+    from .vae import LoadedVae
 
 PARTS = ("transformer", "text_encoder", "tokenizer", "vae")
 
@@ -23,6 +26,10 @@ class LoadedPipeline:
 
 def load_pipeline(path: Path) -> LoadedPipeline:
     """All three models of a SANA pipeline folder, with memory-mapped weights."""
+    from .text_encoder import load_text_encoder
+    from .transformer import load_transformer
+    from .vae import load_vae
+
     check_pipeline(path)
     return LoadedPipeline(
         _with_shift(load_transformer(path / "transformer"), path / "scheduler" / "scheduler_config.json"),

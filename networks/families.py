@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..samplers import SAMPLERS, Sampler
-from ..samplers.flow_match import FlowMatch
-from ..samplers.trigflow import TrigFlow
 from .latent_spaces import LatentSpace, space_of
+
+if TYPE_CHECKING:  # the command line lists models without torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Family:
     """One row.
 
     ``module``: the class in diffusers. ``parameterisation``: creates the model_sampling object for a flow
-    shift. ``samplers``: the rows of the sampler table for this family, the default first. ``video``: latents
+    shift. ``samplers``: names in the sampler table for this family, the default first. ``uses_angles``: True if
+    sigmas are the angles of TrigFlow, False if they are the noise levels of flow matching. ``video``: latents
     have frames. ``instruction``: the key in prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: the
     default; ``large_flow_shift``: that of the 4096 pixel model (sample_size 128). ``node`` and
     ``latent_node``: display names of the nodes that sample it and create its latents.
@@ -31,7 +31,8 @@ class Family:
     name: str
     module: str
     parameterisation: Callable[[float], torch.nn.Module]
-    samplers: tuple[Sampler, ...]
+    samplers: tuple[str, ...]
+    uses_angles: bool
     video: bool
     instruction: str
     flow_shift: float
@@ -40,25 +41,26 @@ class Family:
     node: str
     latent_node: str
 
-    @property
-    def uses_angles(self) -> bool:
-        """True if sigmas are the angles of TrigFlow, False if they are the noise levels of flow matching."""
-        return self.samplers[0].parameterisation is TrigFlow
 
+def _trigflow(flow_shift: float) -> torch.nn.Module:
+    from ..samplers.trigflow import TrigFlow
 
-def _trigflow(flow_shift: float) -> TrigFlow:
     return TrigFlow()
 
 
-_SCM = (SAMPLERS["scm"],)
-_FLOW = (SAMPLERS["dpm_solver++"], SAMPLERS["euler"])
+def _flow_match(flow_shift: float) -> torch.nn.Module:
+    from ..samplers.flow_match import FlowMatch
+
+    return FlowMatch(flow_shift)
+
 
 SPRINT = Family(
     key="sprint",
     name="SANA-Sprint",
     module="SanaTransformer2DModel",
     parameterisation=_trigflow,
-    samplers=_SCM,
+    samplers=("scm",),
+    uses_angles=True,
     video=False,
     instruction="image",
     flow_shift=3.0,
@@ -71,8 +73,9 @@ IMAGE = replace(
     SPRINT,
     key="image",
     name="SANA",
-    parameterisation=FlowMatch,
-    samplers=_FLOW,
+    parameterisation=_flow_match,
+    samplers=("dpm_solver++", "euler"),
+    uses_angles=False,
     large_flow_shift=6.0,
     node="Sana Flow Sample",
 )

@@ -6,8 +6,10 @@ A new latent space is a row here, its config in model_loaders/autoencoders, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # the command line lists models without torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def denormalise(space: LatentSpace | None, samples: torch.Tensor) -> torch.Tenso
 
 def neutral_latent(space: LatentSpace) -> torch.Tensor:
     """The LATENT that is zeros as the transformer's input: [C]."""
+    import torch
+
     return torch.tensor(space.mean) if space.mean else torch.zeros(space.channels)
 
 
@@ -91,6 +95,8 @@ def _std(space: LatentSpace, like: torch.Tensor) -> torch.Tensor:
 
 def by_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
     """Values per channel (a single number is for all), broadcastable to ``like`` [B, C, ...]."""
+    import torch
+
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *(1,) * (like.ndim - 2))
 
 

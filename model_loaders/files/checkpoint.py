@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # the command line lists models without torch
+    import torch
 
 
 class UnusableFile(ValueError):
@@ -27,7 +29,7 @@ def json_object(text: str | bytes, where: str) -> dict:
     return value
 
 
-Value = Callable[[torch.dtype], torch.Tensor]
+Value = Callable[["torch.dtype"], "torch.Tensor"]
 """Dequantises a weight to a floating-point dtype."""
 
 
@@ -65,7 +67,7 @@ def _then(read: Callable, change: Callable, *args, **kwargs):
 
 
 @dataclass(frozen=True)
-class Checkpoint(Mapping[str, torch.Tensor]):
+class Checkpoint(Mapping[str, "torch.Tensor"]):
     """A lazily opened checkpoint: a mapping of key to CPU tensor.
 
     ``config_file``: the file of ``config``, for error messages.
@@ -82,6 +84,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return {key: entry.shape for key, entry in self.entries.items()}
 
     def __getitem__(self, key: str) -> torch.Tensor:
+        import torch
+
         entry = self.entries[key]
         return entry.read() if entry.value is None else entry.value(torch.float32)
 

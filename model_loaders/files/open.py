@@ -13,7 +13,6 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from ..quantised.formats import with_quantised_layers
 from .checkpoint import Checkpoint, Entry, UnusableFile
 
 BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -42,6 +41,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         entries.update(found)
     if not entries:
         raise UnusableFile(f"{path} has no tensors")
+    from ..quantised.formats import with_quantised_layers
+
     own_config = None if config is None else config_file
     return with_quantised_layers(Checkpoint(path, entries, config, metadata, own_config))
 
@@ -62,6 +63,12 @@ def _read(handle, file: Path, key: str, alone: bool = False):
 def header_keys(file: Path) -> list[str]:
     """The keys of a safetensors file, without reading tensors; UnusableFile if it is not a safetensors file."""
     return list(_safe_open(file, "np").keys())
+
+
+def checkpoint_keys(path: Path) -> list[str]:
+    """The keys of what open_checkpoint opens; torch is needed for PyTorch files alone."""
+    files = weight_files(path)
+    return [k for f in files for k in (_open_pytorch(f)[0] if f.suffix in PYTORCH_SUFFIXES else header_keys(f))]
 
 
 def _safe_open(file: Path, framework: str = "pt"):

@@ -19,6 +19,7 @@ from sana_nodes.networks import prompts
 from sana_nodes.networks.families import FAMILIES
 from sana_nodes.networks.latent_spaces import DC_AE, LATENT_SPACES, LTX2, WAN, normalise, space_of
 from sana_nodes.samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver
+from sana_nodes.samplers.trigflow import TrigFlow
 
 
 def test_rewording_a_label_breaks_nothing(tmp_path, monkeypatch):
@@ -61,7 +62,9 @@ def test_families_refer_to_what_is_there():
         assert family.key == key and Kind[key.upper()].key == key
         assert family.instruction in prompts.INSTRUCTIONS and hasattr(diffusers, family.module)
         sampling = family.parameterisation(family.flow_shift)
-        assert family.samplers and all(isinstance(sampling, row.parameterisation) for row in family.samplers)
+        rows = [SAMPLERS[name] for name in family.samplers]
+        assert rows and all(isinstance(sampling, row.parameterisation) for row in rows)
+        assert family.uses_angles == (rows[0].parameterisation is TrigFlow)
         assert Kind[key.upper()] in kinds.CLASSES[family.module]
     assert Kind.VIDEO not in kinds.CLASSES["SanaTransformer2DModel"]
 
