@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import image_files
+import platforms
 import tiny
 from PIL import Image
 
@@ -46,6 +47,8 @@ def command(tmp_path):
 def started(command: list[str]):
     environment = {**os.environ, "COMFYUI_PATH": str(tiny.COMFYUI)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if sys.platform != "win32":
+        streams["preexec_fn"] = platforms.heed_interrupts
     return subprocess.Popen(command, env=environment, **streams)
 
 

@@ -239,7 +239,7 @@ def test_models_and_vaes_that_do_not_belong(server):
     sprint_in_video["4"]["inputs"]["model"] = ["30", 0]
     assert "use Sana SCM Sample" in server.error(sprint_in_video)
     video_in_sprint = graphs.example(pipeline="tiny-video")
-    assert "use Sana Flow Sample" in server.error(video_in_sprint)
+    assert "sample it with Sana Flow Sample" in server.error(video_in_sprint)
     other_vae = lossless()
     other_vae["31"] = graphs.node("SanaLoadPipeline", pipeline="tiny-video-ltx2", weight_dtype="default")
     other_vae["3"]["inputs"]["vae"] = ["31", 2]

@@ -365,7 +365,7 @@ def ksampler_select(rig):
         return
     for name in ("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm", "uni_pc", "ddim", "res_multistep"):
         assert same(*as_cores_own(rig, one("KSamplerSelect", sampler_name=name)))
-    with pytest.raises(ValueError, match="ddpm does not know flow matching"):
+    with pytest.raises(ValueError, match="ddpm does not support flow matching"):
         rig.draw(sampler=one("KSamplerSelect", sampler_name="ddpm"))
 
 
@@ -433,7 +433,7 @@ def custom_advanced(rig, _):
     assert same(seeded, rig.base) and not same(rig.draw(noise=one("RandomNoise", noise_seed=2)), rig.base)
     if rig.family == "sprint":
         return
-    with pytest.raises(ValueError, match="scm does not know flow matching"):
+    with pytest.raises(ValueError, match="scm does not support flow matching"):
         rig.draw(sampler=drawing.call("SanaSCMSampler")[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,11 @@ def limit_memory(more: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def heed_interrupts() -> None:
+    """For preexec_fn: a shell's background jobs and their children ignore SIGINT; a command in a console does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Counters(ctypes.Structure):

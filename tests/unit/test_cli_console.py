@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import image_files
+import platforms
 from sana_nodes.cli import console
 
 MODELS = Path(__file__).resolve().parents[2] / "demo" / "models"
@@ -88,18 +89,15 @@ def test_a_full_disk_behind_standard_output_is_told(workflow, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def heed_interrupts() -> None:
-    """A shell's background jobs ignore SIGINT, and their children too: the command is started as in a console."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @POSIX
 def test_ctrl_c_before_anything_runs_ends_with_130_and_one_line(tmp_path):
     """A FIFO as the workflow file keeps the command waiting until it is interrupted."""
     fifo = tmp_path / "waits.json"
     os.mkfifo(fifo)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command(fifo), cwd=tmp_path, env=environment(), preexec_fn=heed_interrupts, **streams)
+    process = subprocess.Popen(
+        command(fifo), cwd=tmp_path, env=environment(), preexec_fn=platforms.heed_interrupts, **streams
+    )
     with fifo.open("w"):  # opens once the command reads
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
@@ -116,7 +114,7 @@ def test_ctrl_c_in_a_run_ends_with_130_and_leaves_no_half_file(workflow, tmp_pat
     workflow.write_text(json.dumps(graph))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(
-        command(workflow), cwd=tmp_path, env=environment(), preexec_fn=heed_interrupts, **streams
+        command(workflow), cwd=tmp_path, env=environment(), preexec_fn=platforms.heed_interrupts, **streams
     )
     first = process.stderr.readline()
     process.send_signal(signal.SIGINT)
