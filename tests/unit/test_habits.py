@@ -97,3 +97,10 @@ def test_bootstrap_ends_with_a_sentence_where_pip_fails(monkeypatch, capsys):
     monkeypatch.setattr(module.subprocess, "run", fail)
     assert module.main(["test"]) == 1
     assert "failed; its reason is above" in capsys.readouterr().err
+
+
+def test_modules_that_are_imported_by_name_alone_have_different_names():
+    """Folders that programs and tests put on the path: of two modules with one name, the first would be found."""
+    folders = ("tests/support", "benchmarks", "demo")
+    names = [file.stem for folder in folders for file in (ROOT / folder).glob("*.py")]
+    assert len(names) > 40 and sorted(set(names)) == sorted(names)

@@ -1,6 +1,6 @@
 """Give ``sana-nodes run`` thousands of workflow files that no editor would write, and count how it ends.
 
-    python benchmarks/graphs.py [--cases 4000] [--seed 0]
+    python benchmarks/hostile_graphs.py [--cases 4000] [--seed 0]
 
 Each must end with the exit code 0, 1 or 2, a sentence on standard error where it is not 0, and no traceback. Needs
 hypothesis (pip install sana-nodes[test]).
