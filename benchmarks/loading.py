@@ -4,8 +4,9 @@
 
 SANA-Sprint 0.6B with constant weights is saved in each layout and loaded in a separate process, which then reads every
 loaded weight once. The peak of resident memory, without that of the imports, is divided by the bytes of the loaded
-weights: 1.0 is the weights only. Scaled fp8 weights are loaded in the compute dtype (float32 on a CPU), so the ratio is
-to that and not to the file.
+weights: 1.0 is the weights only. Scaled fp8 weights are loaded in the compute dtype, so the ratio is to that and not to
+the file. The device counts as one that computes in bfloat16. With --widening it counts as one that does not: the
+embedded host then casts weights of bfloat16 to float32 once, and the file's pages are in memory beside them.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ import diffusers, transformers, torch
 from diffusers import SanaTransformer2DModel
 from sana_nodes import host
 from sana_nodes.model_loaders.transformer import load_transformer
-name, path, comfyui = sys.argv[1:4]
+from sana_nodes.networks import precision
+name, path, comfyui, widening = sys.argv[1:5]
+precision.native_bf16 = lambda device: not widening
 if name == "comfyui":
     sys.path.insert(0, comfyui)
     sys.argv = ["main.py", "--cpu"]
@@ -89,9 +92,12 @@ print(peak() - before, sum(p.numel() * p.itemsize for p in module.parameters()))
 """
 
 
-def cost(path: Path, host: str, comfyui: str = "") -> tuple[int, int]:
-    """Peak bytes above the baseline after every weight was read once, and bytes of the loaded weights."""
-    command = [sys.executable, "-c", MEASURE, host, str(path), comfyui]
+def cost(path: Path, host: str, comfyui: str = "", widening: bool = False) -> tuple[int, int]:
+    """Peak bytes above the baseline after every weight was read once, and bytes of the loaded weights.
+
+    ``widening``: as on a device that does not compute in bfloat16.
+    """
+    command = [sys.executable, "-c", MEASURE, host, str(path), comfyui, "1" * widening]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -103,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("layouts", nargs="*", metavar="LAYOUT", help=", ".join(LAYOUTS))
     parser.add_argument("--host", default="embedded", choices=("embedded", "comfyui"))
+    parser.add_argument("--widening", action="store_true", help="as on a device that computes in float32 alone")
     parser.add_argument("--folder", type=Path, help="where the files are written (2.4 GB for the largest)")
     arguments = parser.parse_args()
     if not Path("/proc/self/status").exists():
@@ -111,7 +118,7 @@ def main() -> None:
         for layout in arguments.layouts or LAYOUTS:
             path = write(layout, Path(folder))
             size = path.stat().st_size
-            peak, loaded = cost(path, arguments.host, os.environ.get("COMFYUI_PATH", ""))
+            peak, loaded = cost(path, arguments.host, os.environ.get("COMFYUI_PATH", ""), arguments.widening)
             path.unlink()
             remark = "" if peak <= LIMIT * loaded else f": above {LIMIT}"
             print(f"{layout}: file {size:,}, loaded {loaded:,}, peak {peak:,}, {peak / loaded:.3f}{remark}", flush=True)

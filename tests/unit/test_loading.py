@@ -306,6 +306,16 @@ def test_loading_a_transformer_takes_its_weights_and_little_more(tmp_path, name,
     assert 0.5 < peak / stays <= loading.LIMIT, f"loading took {peak / stays:.2f} times the weights"
 
 
+def test_weights_that_are_cast_once_take_their_file_beside_them(tmp_path):
+    """Where float32 is computed in: the float32 weights that stay, the file's pages, and little more."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("peak memory is read from Linux's /proc")
+    path = loading.write("diffusers", tmp_path, layers=7)
+    peak, stays = loading.cost(path, "embedded", widening=True)
+    file = path.stat().st_size
+    assert stays > 1.9 * file and peak < (stays + file) * loading.LIMIT
+
+
 def test_loaders_offer_what_fits_them(host, reference, home, tmp_path_factory):
     """Files of other models are left out; what a header does not tell is offered, so that choosing it says why."""
     from sana_nodes import NODE_CLASS_MAPPINGS
