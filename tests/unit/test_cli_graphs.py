@@ -1,4 +1,4 @@
-"""Three hundred graphs by hypothesis end with 0, 1 or 2 and without a traceback; 4,000 do in benchmarks/hostile_graphs.py."""
+"""Three hundred graphs by hypothesis end with 0, 1 or 2 and no traceback; 4,000 do in benchmarks/hostile_graphs.py."""
 
 from __future__ import annotations
 
