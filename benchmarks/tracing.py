@@ -18,15 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
-            return self._fused(*args, **kwargs)
+            return self.fused(*args, **kwargs)
         return func(*args, **kwargs)
 
-    @staticmethod
-    def _fused(query, key, value, *args, **kwargs):
+    def fused(self, query, key, value, *args, **kwargs):
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
@@ -59,7 +58,7 @@ class _Counting(TorchDispatchMode):
 @torch.no_grad()
 def traced_peak(call: Callable[[], object]) -> int:
     """Peak bytes that ``call`` allocates on meta tensors, with its result and without its inputs."""
-    with _FusedAttention(), _Counting() as counting:
+    with FusedAttention(), _Counting() as counting:
         result = call()
     peak = counting.peak
     del result

@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
 
+import roofline
 import rows
 import run
 
@@ -43,3 +44,20 @@ def test_copies_share_weights_and_not_layers():
     layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
     copy = rows.shared(layer)
     assert copy[0] is not layer[0] and copy[0].weight.data_ptr() == layer[0].weight.data_ptr()
+
+
+def test_launches_count_products_bytes_and_no_views():
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    made = roofline.launches(lambda: (a @ b).t().add_(1).view(-1))
+    assert [(k.operations, k.moved) for k in made] == [(2 * 3 * 5 * 7, 4 * (15 + 35 + 21)), (0, 4 * 2 * 21)]
+    q = torch.empty(1, 2, 16, 8, device="meta")
+    (one,) = roofline.launches(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert (one.operations, one.moved) == (4 * 2 * 16 * 16 * 8, 4 * 4 * q.numel())
+
+
+def test_bounds():
+    """A product that its operations bound, one that its bytes bound, and a norm that fuses away."""
+    kernels = [roofline.Kernel(10**12, 1), roofline.Kernel(1, 10**9), roofline.Kernel(0, 10**9)]
+    found = roofline.bounds(kernels, (1e13, 1e12))
+    assert found == pytest.approx({"eager": 0.102, "compiled": 0.101, "graphed": 0.101})
+    assert roofline.bounds([roofline.Kernel(1, 1)] * 10, (1e13, 1e12))["eager"] == pytest.approx(6e-5)
