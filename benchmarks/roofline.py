@@ -2,12 +2,12 @@
 
     python benchmarks/roofline.py [--card NAME] [--json FILE]
 
-Each part runs once on meta tensors in bfloat16, as the pack runs it on a card; nothing is computed. For every kernel that
-PyTorch would launch, its floating-point operations and the bytes of its inputs and outputs are counted. From these and a
-card's published rates of dense bfloat16 products and of memory follow three times:
+Each part runs once on meta tensors in bfloat16, as the pack runs it on a card; nothing is computed. For every kernel
+that PyTorch would launch, its floating-point operations and the bytes of its inputs and outputs are counted. From these
+and a card's published rates of dense bfloat16 products and of memory follow three times:
 
 - eager: every kernel takes the longer of its products, its bytes and EAGER_LAUNCH, what the host needs to launch it;
-- compiled: what lies between products (norms, gates, casts, copies) is fused into them and costs no bytes of its own;
+- compiled: what lies between products (norms, gates, casts, copies) is fused into them and moves no further bytes;
 - graphed: the same without waiting for launches.
 
 They are bounds for perfect kernels: a measured time is longer.
