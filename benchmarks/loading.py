@@ -1,18 +1,23 @@
 """Peak memory while a transformer is loaded, relative to the memory of the loaded weights.
 
     python benchmarks/loading.py [--host embedded|comfyui] [--folder DIR] [LAYOUT …]
+    python benchmarks/loading.py --against-diffusers [--folder DIR]
 
 SANA-Sprint 0.6B with constant weights is saved in each layout and loaded in a separate process, which then reads every
 loaded weight once. The peak of resident memory, without that of the imports, is divided by the bytes of the loaded
 weights: 1.0 is the weights only. Scaled fp8 weights are loaded in the compute dtype, so the ratio is to that and not to
 the file. The device counts as one that computes in bfloat16. With --widening it counts as one that does not: the
 embedded host then casts weights of bfloat16 to float32 once, and the file's pages are in memory beside them.
+
+With --against-diffusers, SANA 1.6B in bfloat16 is loaded from one folder by the pack and by from_pretrained in turns,
+each time in a process that has imported both: seconds from the warm file until every weight was read, and the peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -92,6 +97,52 @@ print(peak() - before, sum(p.numel() * p.itemsize for p in module.parameters()))
 """
 
 
+COMPARED = """
+import sys, time
+import diffusers, transformers, torch
+from pathlib import Path
+from diffusers import SanaTransformer2DModel
+from sana_nodes import host
+from sana_nodes.model_loaders.transformer import load_transformer
+from sana_nodes.networks import precision
+precision.native_bf16 = lambda device: True
+here = host.use("embedded")
+peak = lambda: next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+before, start = peak(), time.perf_counter()
+if sys.argv[1] == "ours":
+    module = here.model(load_transformer(Path(sys.argv[2])), "default").module
+else:
+    module = SanaTransformer2DModel.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16, local_files_only=True)
+assert sum(p.view(torch.int32 if p.numel() % 2 == 0 else torch.int16).amax().item() for p in module.parameters())
+print(time.perf_counter() - start, peak() - before)
+"""
+SANA_16B = {"guidance_embeds": False}
+
+
+def against_diffusers(folder: Path, repeats: int = 5) -> tuple[float, float]:
+    """Medians of the pack's seconds and peak over diffusers'."""
+    import diffusers
+    from safetensors.torch import save_file
+
+    with torch.device("meta"):
+        network = diffusers.SanaTransformer2DModel(**SANA_16B)
+    save_file(
+        {name: torch.full(value.shape, 0.01).bfloat16() for name, value in network.state_dict().items()},
+        folder / "diffusion_pytorch_model.safetensors",
+    )
+    network.save_config(folder)
+    found: dict[str, list] = {"ours": [], "theirs": []}
+    for _ in range(repeats + 1):
+        for side, figures in found.items():
+            command = [sys.executable, "-c", COMPARED, side, str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-3000:])
+            figures.append([float(value) for value in done.stdout.split()[-2:]])
+    ours, theirs = ([statistics.median(v) for v in zip(*figures[1:])] for figures in found.values())
+    return ours[0] / theirs[0], ours[1] / theirs[1]
+
+
 def cost(path: Path, host: str, comfyui: str = "", widening: bool = False) -> tuple[int, int]:
     """Peak bytes above the baseline after every weight was read once, and bytes of the loaded weights.
 
@@ -111,10 +162,14 @@ def main() -> None:
     parser.add_argument("--host", default="embedded", choices=("embedded", "comfyui"))
     parser.add_argument("--widening", action="store_true", help="as on a device that computes in float32 alone")
     parser.add_argument("--folder", type=Path, help="where the files are written (2.4 GB for the largest)")
+    parser.add_argument("--against-diffusers", action="store_true", help="seconds and peak against from_pretrained")
     arguments = parser.parse_args()
     if not Path("/proc/self/status").exists():
         parser.error("the peak of memory is read from /proc, which only Linux has")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        if arguments.against_diffusers:
+            print("SANA 1.6B, pack over diffusers: time {:.2f}, peak {:.2f}".format(*against_diffusers(Path(folder))))
+            return
         for layout in arguments.layouts or LAYOUTS:
             path = write(layout, Path(folder))
             size = path.stat().st_size

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import torch
 from memory import CONFIGS, VAES
 from sana_nodes.host.embedded import runtime, vae
 from sana_nodes.host.embedded.devices import CASTING, default_device
+from sana_nodes.model_loaders.files.kept import KeptTensors
 from sana_nodes.model_loaders.gemma_config import GEMMA_2_2B
 from sana_nodes.model_loaders.text_encoder import LoadedTextEncoder
 from sana_nodes.model_loaders.transformer import LoadedTransformer, spec_of
@@ -26,6 +28,7 @@ from sana_nodes.model_loaders.vae import LoadedVae
 from sana_nodes.networks import precision, prompts
 from sana_nodes.networks.autoencoder import to_autoencoder
 from sana_nodes.networks.families import IMAGE, SPRINT, VIDEO, Family
+from sana_nodes.networks.prompt_cache import PromptCache
 from sana_nodes.networks.text_encoder import TextEncoderSpec, TokenEmbedding
 from sana_nodes.networks.transformer import network_inputs
 from sana_nodes.samplers import SAMPLERS
@@ -153,7 +156,8 @@ def prompt_number(index: int) -> str:
     return f"{index} " + " ".join(f"word{n * (index + 1)}" for n in range(29))
 
 
-def prompt_case(size: Size) -> Case:
+def prompt_case(size: Size, after_a_start: bool = False) -> Case:
+    """Another prompt at each call; ``after_a_start``: the pack has what it keeps on disk alone."""
     from transformers import DynamicCache, Gemma2Config, Gemma2Model
 
     config = Gemma2Config(**{**GEMMA, **(SMALL_GEMMA if size.small else {})})
@@ -170,7 +174,14 @@ def prompt_case(size: Size) -> Case:
     tokenizer = Words(config.vocab_size)
     spec = TextEncoderSpec(config.hidden_size, config.num_hidden_layers, config.vocab_size, DynamicCache)
     loaded = LoadedTextEncoder(_as_loaded(shared(module)), tokenizer, spec, Path())
-    clip = runtime.build_clip(loaded, "default", "default")
+    folder = TemporaryDirectory()
+    clip = runtime.build_clip(loaded, "default", "default", KeptTensors(Path(folder.name)))
+
+    def ours(index: int) -> torch.Tensor:
+        used = replace(clip, cache=PromptCache(DynamicCache, clip.cache.disk)) if after_a_start else clip
+        return used.condition(prompt_number(index))[0][0]
+
+    ours.folder = folder  # removed with the case
 
     def plain(used: torch.nn.Module, index: int) -> torch.Tensor:
         tokens = prompts.tokenize_prompt(tokenizer, prompt_number(index), prompts.IMAGE_INSTRUCTION)
@@ -181,7 +192,7 @@ def prompt_case(size: Size) -> Case:
         return torch.cat([states[:, :1], states[:, tokens.first_kept : len(tokens.ids)]], dim=1).float().cpu()
 
     return Case(
-        lambda index: clip.condition(prompt_number(index))[0][0],
+        ours,
         partial(plain, module),
         partial(plain, wide),
         size_of(module) - size_of(module.embed_tokens),
@@ -271,6 +282,19 @@ def vae_case(name: str, half: str, shape: tuple[int, ...], size: Size) -> Case:
     )
 
 
+def image_case(size: Size) -> Case:
+    """A prompt, two steps of SANA-Sprint 0.6B and the decoding of 1024 x 1024 pixels, one after another."""
+    made = [ROWS[name](size) for name in ("prompt", "sprint-0.6b-step", "dc-ae-decode")]
+
+    def run(side: str, index: int) -> torch.Tensor:
+        encode, step, decode = (getattr(case, side) for case in made)
+        for call in (encode, step, step):
+            call(index)
+        return decode(index)
+
+    return Case(*(partial(run, side) for side in ("ours", "theirs", "exact")), sum(case.weights for case in made))
+
+
 def _encoded(module: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     given = (images.movedim(-1, 1) * 2.0 - 1.0).to(DEVICE, dtype)
     return module.encode(given, return_dict=False)[0].float().cpu()
@@ -278,6 +302,7 @@ def _encoded(module: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) 
 
 ROWS: dict[str, Callable[[Size], Case]] = {
     "prompt": prompt_case,
+    "prompt-after-start": partial(prompt_case, after_a_start=True),
     "sprint-0.6b-step": partial(step_case, Step("Sprint 0.6B", SPRINT, (32, 32))),
     "sprint-1.6b-step": partial(step_case, Step("Sprint 1.6B", SPRINT, (32, 32))),
     "sana-1.6b-step-cfg": partial(step_case, Step("Sana 1.6B", IMAGE, (32, 32), 4.5)),
@@ -286,6 +311,7 @@ ROWS: dict[str, Callable[[Size], Case]] = {
     "dc-ae-decode": partial(vae_case, "DC-AE", "decode", (32, 32)),
     "dc-ae-encode": partial(vae_case, "DC-AE", "encode", (1024, 1024)),
     "wan-decode": partial(vae_case, "Wan 2.1 VAE", "decode", (2, 30, 52)),
+    "image": image_case,
     "ltx2-decode": partial(vae_case, "LTX-2 video VAE", "decode", (2, 8, 14)),
 }
 """The table: a name, and what makes its case at a size."""

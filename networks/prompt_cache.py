@@ -101,7 +101,7 @@ class PromptCache:
     """
 
     def __init__(self, new_cache: Callable[[], Any], disk: Disk | None = None):
-        self._new_cache, self._disk = new_cache, disk
+        self._new_cache, self.disk = new_cache, disk
         self._weights: Hashable = None
         self._prefixes: list[Prefix] = []
         self._states: OrderedDict[PromptTokens, torch.Tensor] = OrderedDict()
@@ -132,7 +132,7 @@ class PromptCache:
         if tokens in self._states:
             self._states.move_to_end(tokens)
             return self._states[tokens].clone()
-        states = self._computed(module, tokens, device, None if patched else self._disk)
+        states = self._computed(module, tokens, device, None if patched else self.disk)
         self._states[tokens] = states.to("cpu", copy=True)
         if len(self._states) > PROMPTS:
             self._states.popitem(last=False)
