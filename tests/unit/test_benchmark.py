@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
 
+import growth
 import roofline
 import rows
 import run
@@ -61,3 +62,8 @@ def test_bounds():
     found = roofline.bounds(kernels, (1e13, 1e12))
     assert found == pytest.approx({"eager": 0.102, "compiled": 0.101, "graphed": 0.101})
     assert roofline.bounds([roofline.Kernel(1, 1)] * 10, (1e13, 1e12))["eager"] == pytest.approx(6e-5)
+
+
+def test_a_line_and_its_residual():
+    assert growth.line([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx((2.0, 3.0, 0.0), abs=1e-12)
+    assert growth.line([0, 1, 2, 3], [0.0, 1.0, 4.0, 9.0])[2] > 0.1, "a parabola is no line"

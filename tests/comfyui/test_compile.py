@@ -1,0 +1,53 @@
+"""Core TorchCompileModel: graphs and graph breaks are counted with a backend that compiles nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import drawing
+import in_process
+import pytest
+from torch import _dynamo
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+
+@pytest.fixture
+def compiling(home, reference):
+    """TorchCompileModel with a backend, and the counter of graphs that is that backend."""
+    from sana_nodes import host as hosts
+
+    in_process.start_comfyui(home)
+    hosts.use("comfyui")
+    from comfy_extras import nodes_torch_compile
+
+    import nodes
+
+    del nodes
+    _dynamo.reset()
+    counters.clear()
+    counter = CompileCounter()
+
+    def compiled(model):
+        made = nodes_torch_compile.TorchCompileModel.execute(model, counter)
+        made = asyncio.run(made) if asyncio.iscoroutine(made) else made
+        return made.args[0] if hasattr(made, "args") else made[0]
+
+    yield compiled, counter
+    _dynamo.reset()
+    hosts._current = None
+
+
+def test_steps_and_prompts_share_graphs(compiling):
+    """Four steps are one graph; the second length of a prompt is one more, in which the length is a variable."""
+    compiled, counter = compiling
+    model, clip, vae = drawing.call("SanaLoadPipeline", pipeline="tiny")
+    fast = compiled(model)
+    prompts = ("a red ring", "a green square in the top right of an orange background", "ring", "a blue ring " * 9)
+    counts = []
+    for prompt in prompts:
+        made = drawing.ours((fast, clip, vae), prompt, steps=4)
+        assert drawing.difference(made, drawing.ours((model, clip, vae), prompt, steps=4)) < drawing.ROUNDING
+        counts.append(counter.frame_count)
+    assert counts[0] > 0 and counts[1:] == [2 * counts[0]] * 3
+    assert not counters["graph_break"]
