@@ -19,14 +19,15 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-TOKENS = 256
-"""Tokens of one step of linear attention on a processor: about the size of its cache."""
+TOKENS = 512
+"""Tokens of one step on a processor: its float32 copies are about the size of the cache."""
 
 TOKENS_ON_DEVICES = 4096
-"""On a card, where each step costs launches, and float32 copies of so many tokens are small beside the weights."""
+"""On a card, where each step costs launches, and the copies are small beside the weights."""
 
 
 def tokens_of_step(device: torch.device) -> int:
+    """Tokens that are computed at a time where float32 copies or wide maps are made of them."""
     return TOKENS if device.type == "cpu" else TOKENS_ON_DEVICES
 
 
@@ -129,10 +130,15 @@ class CrossAttention:
 
 
 def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """norm(x) * (1 + scale) + shift of [B, tokens, channels], ``scale`` and ``shift`` [B, 1 or tokens, channels]."""
+    """norm(x) * (1 + scale) + shift of [B, tokens, channels], ``scale`` and ``shift`` [B, 1 or tokens, channels].
+
+    ``scale`` is nobody else's: 1 is added to it in place.
+    """
+    scale.add_(1)
     if scale.shape[:-1].numel() == 1 and norm.weight is None:
-        return functional.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), norm.eps)
-    return torch.addcmul(shift, norm(x), 1 + scale)
+        return functional.layer_norm(x, x.shape[-1:], scale.flatten(), shift.flatten(), norm.eps)
+    normed = norm(x)
+    return torch.addcmul(shift, normed, scale, out=normed)
 
 
 def is_fast(block, hidden_states: torch.Tensor, timestep: torch.Tensor) -> bool:

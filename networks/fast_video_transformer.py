@@ -103,9 +103,7 @@ class FastVideoBlock:
     ):
         caption = encoder_hidden_states, encoder_attention_mask
         if not is_fast(self, hidden_states, timestep):
-            return super().forward(
-                hidden_states, attention_mask, *caption, timestep, frames, height, width, rotary_emb
-            )
+            return super().forward(hidden_states, attention_mask, *caption, timestep, frames, height, width, rotary_emb)
 
         def feed_forward(tokens: torch.Tensor) -> torch.Tensor:
             return self.ff(tokens.unflatten(1, (frames, height, width))).flatten(1, 3)
@@ -133,7 +131,7 @@ class FastVideoFeedForward:
 
 def frames_of_step(maps: torch.Tensor) -> int:
     """How many of the maps [frames, channels, H, W] the feed-forward takes at a time."""
-    return max(1, 2 * tokens_of_step(maps.device) // maps[0, 0].numel())
+    return max(1, tokens_of_step(maps.device) // maps[0, 0].numel())
 
 
 def use_fast_video_layers(module: torch.nn.Module) -> torch.nn.Module:
