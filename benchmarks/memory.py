@@ -21,6 +21,7 @@ from sana_nodes.networks.autoencoder import IMAGE_TILE
 from sana_nodes.networks.families import SPRINT as SPRINT_FAMILY
 from sana_nodes.networks.families import VIDEO as VIDEO_FAMILY
 from sana_nodes.networks.families import TransformerSpec
+from sana_nodes.networks.fast_transformer import use_fast_layers
 from sana_nodes.networks.latent_spaces import DC_AE as DC_AE_SPACE
 from sana_nodes.networks.latent_spaces import LTX2, WAN, VaeSpec
 from sana_nodes.networks.tiling import Tiling
@@ -100,7 +101,7 @@ def module(name: str, device: str, dtype: torch.dtype):
 
     kind, config = CONFIGS[name]
     with torch.device("meta"):
-        network = getattr(diffusers, kind)(**config).eval().to(dtype)
+        network = use_fast_layers(getattr(diffusers, kind)(**config).eval().to(dtype))
     return network if device == "meta" else network.to_empty(device=device)
 
 

@@ -66,6 +66,9 @@ def filled(make: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Modul
         for name, buffer in part.named_buffers(recurse=False):
             if buffer.is_meta:
                 setattr(part, name, torch.zeros_like(buffer, device=DEVICE))
+        if type(part).__name__ == "WanRotaryPosEmbed":
+            part.__init__(part.attention_head_dim, part.patch_size, part.max_seq_len)
+            part.to(DEVICE)
     block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed)).to(DEVICE, torch.bfloat16)
     for name, parameter in list(module.named_parameters()):
         owner = module.get_submodule(name.rpartition(".")[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
 from .tiling import halos
 
@@ -18,13 +19,15 @@ CAPTION = 300
 
 @dataclass(frozen=True)
 class TransformerMemory:
-    """One call of a SANA transformer. The peak is inside a block's feed-forward (GLUMBConv).
+    """One call of a SANA transformer, as fast_layers.py runs it on a card. The peak is at one of these.
 
-    Each token has twice the two halves of the feed-forward, before and after its convolution, and four maps of
-    the model's width. With per-token timesteps (image to video) its modulation is added: six vectors, once from
-    the timestep and once with the block's table, and the timestep itself. With fewer tokens than the prompt
-    has, the peak is where the prompt's keys are normalised in float32. With ``casting`` (weights are cast at
-    each use) it can be where the largest weights are cast.
+    - In a block's feed-forward (GLUMBConv): its two halves of ``mlp_ratio`` maps each, before and after its
+      convolution, of all tokens of an image and of a few frames of a video.
+    - In linear attention: keys and values beside the tokens, and float32 copies of a few tokens.
+    - Where the prompt is normalised in float32, with fewer tokens than the prompt has.
+    - With ``casting`` (weights are cast at each use) where the largest weights are cast.
+
+    Per-token timesteps (image to video) add seven vectors of the model's width to each token.
     """
 
     width: int
@@ -36,18 +39,28 @@ class TransformerMemory:
     def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
         """``shape``: [B, C, H, W] or [B, C, F, H, W] of the latents in one call; ``timed``: per-token timesteps."""
         batch, channels = shape[:2]
-        cells = math.prod(shape[2:])
+        cells, float32 = math.prod(shape[2:]), 4 / itemsize
         tokens = batch * cells // math.prod(self.patch)
-        prompt, halves, modulation = batch * captions, 2 * self.mlp_ratio, 13 if timed else 0
+        prompt, halves = batch * captions, 2 * self.mlp_ratio
+        kept = tokens * (7 if timed else 0)
+        wide, copied = self._tokens_at_a_time(shape, tokens), min(tokens // batch, TOKENS_ON_DEVICES)
         widths = [
-            tokens * (2 * halves + 4 + modulation) + prompt,
-            tokens * (5 + modulation) + prompt * (3 + 8 / itemsize),
+            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + prompt,
+            kept + tokens * 5 + copied * 3.5 * float32 + prompt,
+            kept + tokens * 1.5 + prompt * (1 + 2 * float32),
         ]
         if self.casting:
-            widths.append(tokens * (halves + 5 + modulation) + prompt + halves * self.width)
+            widths.append(kept + tokens * 4 + wide * halves + prompt + halves * self.width)
             widths.append(6 * self.width)
         latents = batch * (2 * channels * cells + self.caption_channels * captions)
         return int(itemsize * (self.width * max(widths) + latents))
+
+    def _tokens_at_a_time(self, shape, tokens: int) -> int:
+        """The tokens whose wide maps exist at the same time in the feed-forward: all, or those of whole frames."""
+        if len(shape) == 4:
+            return tokens
+        frame = math.prod(shape[3:]) // math.prod(self.patch[1:])
+        return min(tokens, max(1, TOKENS_ON_DEVICES // frame) * frame)
 
 
 def transformer_memory(module, patch: tuple[int, int, int], casting: bool = False) -> TransformerMemory:

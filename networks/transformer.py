@@ -8,13 +8,16 @@ from torch.nn import functional
 from .families import TransformerSpec
 
 
-def network_inputs(spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None) -> dict:
+def network_inputs(
+    spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None, context_mask=None
+) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
     ``x`` [B, C, H, W] or [B, C, F, H, W] scaled input, ``time`` [B] timestep of the network, ``context``
     [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (only for SANA-Sprint), ``mask``
     broadcastable to ``x``: 0 where a video's latent is kept (only for SANA-Video), ``control``: the
-    ControlNet residuals after each block except the first, [B, tokens, width] each.
+    ControlNet residuals after each block except the first, [B, tokens, width] each, ``context_mask`` [B, L]:
+    0 where a context has no token (padded_contexts).
     """
     inputs = {
         "hidden_states": x,
@@ -25,11 +28,27 @@ def network_inputs(spec: TransformerSpec, x, time, context, guidance=None, mask=
     if control:
         inputs["controlnet_block_samples"] = tuple(control)
         _check_control(spec, control)
+    if context_mask is not None:
+        inputs["encoder_attention_mask"] = context_mask
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
     if spec.family.video and mask is not None and bool((mask < 1).any()):
         inputs["timestep"] = token_times(spec, time, mask.expand(x.shape[0], -1, *x.shape[2:]))
     return inputs
+
+
+def padded_contexts(contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Contexts [1, L, width] of different lengths in one batch, and the mask [B, L] that network_inputs takes.
+
+    Where all are of one length, there is no mask.
+    """
+    lengths = [context.shape[1] for context in contexts]
+    longest = max(lengths)
+    batch = torch.cat([functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in contexts])
+    if min(lengths) == longest:
+        return batch, None
+    used = torch.arange(longest, device=batch.device) < torch.tensor(lengths, device=batch.device)[:, None]
+    return batch, used.to(batch.dtype)
 
 
 def _check_control(spec: TransformerSpec, control) -> None:

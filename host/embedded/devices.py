@@ -35,6 +35,14 @@ def available_memory(device: torch.device) -> int:
     return free
 
 
+def fits_free_memory(device: torch.device, needed: int) -> bool:
+    """Whether a card has ``needed`` bytes free now; of other devices torch does not know, and a CPU gains nothing."""
+    if device.type != "cuda":
+        return False
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return needed < torch.cuda.mem_get_info(device)[0] + unused
+
+
 OUT_OF_MEMORY = (torch.OutOfMemoryError,)
 
 

@@ -18,11 +18,12 @@ from ...networks import lora, precision, prompts
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_layers
 from ...networks.latent_spaces import denormalise, normalise
+from ...networks.memory import transformer_memory
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec
-from ...networks.transformer import network_inputs, velocity
+from ...networks.transformer import network_inputs, padded_contexts, velocity
 from . import progress
-from .devices import default_device, move_to_device, prepare
+from .devices import default_device, fits_free_memory, move_to_device, prepare
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     move_to_device(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
-    denoise = _guided(model, guidance, mask, hints)
+    denoise = _guided(model, guidance, samples.shape, mask, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
     with _with_loras(model), progress.bar(len(sigmas) - 1, "sampling") as bar:
@@ -155,44 +156,88 @@ def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
     return denoise_free_part
 
 
-def _guided(model: Model, guidance: Guidance, mask, hints: dict) -> Callable:
-    """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with classifier-free guidance where it is asked for."""
-    towards = _denoiser(model, guidance.positive, mask, hints)
-    if guidance.negative is None or guidance.cfg == 1.0:
-        return towards
-    away = _denoiser(model, guidance.negative, mask, hints)
+def _guided(model: Model, guidance: Guidance, shape, mask, hints: dict) -> Callable:
+    """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with classifier-free guidance where it is asked for.
 
-    def denoise(x, sigma, **given):
-        unguided = away(x, sigma)
-        return unguided + (towards(x, sigma) - unguided) * guidance.cfg
+    Both conditionings are one batch where a card has memory for a latent ``shape`` [B, C, ...] of twice the size.
+    Otherwise they are computed one after the other: on a processor that takes half the memory and no more time.
+    """
+    towards = _condition(model, guidance.positive)
+    if guidance.negative is None or guidance.cfg == 1.0:
+        return _denoiser(model, towards, mask, hints)
+    away = _condition(model, guidance.negative)
+    if not hints and fits_free_memory(model.device, _bytes_of_both(model, towards, away, shape, mask)):
+        return _denoiser_of_both(model, towards, away, mask, guidance.cfg)
+    denoisers = [_denoiser(model, condition, mask, hints) for condition in (towards, away)]
+
+    def denoise(x, sigma, **_):
+        guided, unguided = (each(x, sigma) for each in denoisers)
+        return unguided + (guided - unguided) * guidance.cfg
 
     return denoise
 
 
-def _denoiser(model: Model, conditioning: list, mask, hints: dict) -> Callable:
-    """x0 of x_t for one conditioning; ``hints``: the latent that leads each of its ControlNets."""
+@dataclass(frozen=True)
+class Condition:
+    """A conditioning on the model's device: ``context`` [1, L, width], ``guidance`` [1], and AppliedControls."""
+
+    context: torch.Tensor
+    guidance: torch.Tensor
+    controls: tuple
+
+
+def _condition(model: Model, conditioning: list) -> Condition:
     if len(conditioning) != 1:
         raise ValueError(
             f"the conditioning has {len(conditioning)} entries; the embedded host takes one: run with ComfyUI"
         )
     context, options = conditioning[0]
-    context = context.to(model.device, model.dtype)
-    guidance = torch.tensor(
-        [float(options.get("guidance", model.spec.family.guidance_scale))], device=model.device, dtype=model.dtype
-    )
+    scale = float(options.get("guidance", model.spec.family.guidance_scale))
+    guidance = torch.tensor([scale], device=model.device, dtype=model.dtype)
+    return Condition(context.to(model.device, model.dtype), guidance, tuple(options.get("control", ())))
+
+
+@torch.no_grad()
+def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
+    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time."""
+    scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
+    inputs = network_inputs(model.spec, scaled, model.sampling.timestep(sigma).float(), **given)
+    return model.sampling.calculate_denoised(sigma, velocity(model.spec, model.module(**inputs)).float(), x)
+
+
+def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
+    """x0 of x_t for one conditioning; ``hints``: the latent that leads each of its ControlNets."""
 
     @torch.no_grad()
     def denoise(x, sigma, **_):
-        scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
-        time = model.sampling.timestep(sigma).float()
-        parts = [c.residuals(model.sampling, x, sigma, context, hints[c]) for c in options.get("control", ())]
+        parts = [c.residuals(model.sampling, x, sigma, given.context, hints[c]) for c in given.controls]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
-        out = velocity(
-            model.spec, model.module(**network_inputs(model.spec, scaled, time, context, guidance, mask, added))
-        )
-        return model.sampling.calculate_denoised(sigma, out.float(), x)
+        return _x0(model, x, sigma, context=given.context, guidance=given.guidance, mask=mask, control=added)
 
     return denoise
+
+
+def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask, cfg: float) -> Callable:
+    """Guided x0 of x_t by one call of the network; a shorter prompt is padded, with a mask."""
+    contexts, words = padded_contexts([towards.context, away.context])
+    scales = torch.cat([towards.guidance, away.guidance])
+
+    def denoise(x, sigma, **_):
+        count = len(x)
+        each = {"context": contexts, "context_mask": words, "guidance": scales}
+        each = {name: None if value is None else value.repeat_interleave(count, 0) for name, value in each.items()}
+        twice = None if mask is None else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
+        both = _x0(model, torch.cat([x, x]), torch.cat([sigma.expand(count)] * 2), mask=twice, **each)
+        guided, unguided = both.chunk(2)
+        return unguided + (guided - unguided) * cfg
+
+    return denoise
+
+
+def _bytes_of_both(model: Model, towards: Condition, away: Condition, shape, mask) -> int:
+    memory = transformer_memory(model.module, model.spec.patch)
+    longest = max(condition.context.shape[1] for condition in (towards, away))
+    return memory.step((2 * shape[0], *shape[1:]), model.dtype.itemsize, longest, mask is not None)
 
 
 def _aligned(parts: list[list]) -> list[list]:

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from sana_nodes.host.embedded.devices import CASTING
-from sana_nodes.networks import fast_transformer, precision
+from sana_nodes.networks import fast_layers, precision
 from sana_nodes.networks.fast_transformer import FastBlock, LinearAttention, use_fast_layers
 
 NORM = "rms_norm_across_heads"
@@ -166,6 +166,6 @@ def test_steps_cover_every_token(monkeypatch):
     network = tiny.transformer()
     given = inputs(network, sides=(5, 7))
     for step in (1, 6, 35, 99):
-        monkeypatch.setattr(fast_transformer, "TOKENS", step)
+        monkeypatch.setattr(fast_layers, "TOKENS", step)
         theirs, mine = both(network, given)
         assert (mine - theirs).abs().max() < 1e-5

@@ -1,0 +1,219 @@
+"""What the blocks of SANA's image and video transformers have in common, in fewer passes over memory.
+
+Another forward or processor of diffusers' own modules, which calls the same layers:
+
+- Linear attention goes over the tokens a few at a time, so that its float32 copies stay in the processor's cache. The
+  sums are float32, as in diffusers. The queries are computed when keys and values are summed up and gone.
+- A query's norm is one number for each token, which the quotient of linear attention cancels: it is left out.
+- Norms, modulation and gates are one kernel each where torch has one, and in place where nobody else has the tensor.
+- Convolutions of 1x1 are matrix products of their weight, which needs no other layout for each call.
+
+Where gradients are asked for, diffusers' own forward runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch.nn import functional
+
+TOKENS = 512
+"""Tokens of one step on a processor: its float32 copies are about the size of the cache."""
+
+TOKENS_ON_DEVICES = 4096
+"""On a card, where each step costs launches, and the copies are small beside the weights."""
+
+
+def tokens_of_step(device: torch.device) -> int:
+    """Tokens that are computed at a time where float32 copies or wide maps are made of them."""
+    return TOKENS if device.type == "cpu" else TOKENS_ON_DEVICES
+
+
+def rms_scale(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(mean(x^2) + eps) of [..., channels], float32 [..., 1]."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def rms_norm(norm, x: torch.Tensor) -> torch.Tensor:
+    """diffusers' RMSNorm without a bias of an ``x`` that nobody else has, in place; as it is where there is no norm."""
+    if norm is None:
+        return x
+    scale = rms_scale(x, norm.eps)
+    return x.mul_(scale.to(x.dtype)).mul_(norm.weight.to(x))
+
+
+def linear_attention(attn, tokens: torch.Tensor, source: torch.Tensor, turns=None) -> torch.Tensor:
+    """ReLU linear attention (arXiv 2410.10629) of [B, tokens, width] with sums over all tokens in float32.
+
+    ``turns`` [tokens, channels of a head / 2], complex: the rotations of queries and keys by their positions, which
+    act on the sums with the values and not on the divisor (SANA-Video, arXiv 2509.24695).
+    """
+    weights = [None if norm is None else norm.weight.float().to(tokens.device) for norm in (attn.norm_q, attn.norm_k)]
+    eps = attn.norm_k and attn.norm_k.eps
+    key, value = attn.to_k(source), attn.to_v(source)
+    sums = [_key_sums(k, v, attn.heads, weights[1], eps, turns) for k, v in zip(key, value)]
+    del key, value
+    query = attn.to_q(tokens)
+    for one, sums_of_one in zip(query, sums):
+        _attend(one, attn.heads, weights[0], turns, *sums_of_one)
+    return attn.to_out[1](attn.to_out[0](query))
+
+
+def _key_sums(key, value, heads: int, weight, eps, turns) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one sample's [tokens, channels]: keys with values [heads, channels, channels], and the sum of keys."""
+    sums, total, step = 0.0, 0.0, tokens_of_step(key.device)
+    for k, v, turn in zip(key.split(step), value.split(step), _split(turns, step, len(key))):
+        k32 = _positive(k, weight, eps)
+        total = total + k32.sum(0)
+        k32 = rotated(k32, turn, heads)
+        sums = sums + _by_head(k32, heads).transpose(1, 2) @ _by_head(v.float(), heads)
+    return sums, total
+
+
+def _attend(query, heads: int, weight, turns, sums, total) -> None:
+    """The attention of one sample's ``query`` [tokens, channels], not yet normalised, in its memory."""
+    step = tokens_of_step(query.device)
+    for q, turn in zip(query.split(step), _split(turns, step, len(query))):
+        q32 = _positive(q, weight)
+        divisor = (q32 * total).unflatten(1, (heads, -1)).sum(-1, keepdim=True)
+        wide = _by_head(rotated(q32, turn, heads), heads) @ sums
+        q.unflatten(1, (heads, -1)).copy_(wide.transpose(0, 1) / (divisor + 1e-15))
+
+
+def _positive(x: torch.Tensor, weight, eps: float | None = None) -> torch.Tensor:
+    """The ReLU of [tokens, channels] in float32, after its norm; without ``eps`` only after the norm's weight."""
+    wide = x.float() if weight is None else x.float().mul(weight)
+    return functional.relu(wide if eps is None else wide.mul_(rms_scale(x, eps)))
+
+
+def rotated(x: torch.Tensor, turn, heads: int) -> torch.Tensor:
+    """[tokens, channels], whose channels are pairs, each turned in its plane by its token's ``turn``."""
+    if turn is None:
+        return x
+    pairs = torch.view_as_complex(x.unflatten(1, (heads, -1, 2)))
+    return torch.view_as_real(pairs * turn[:, None]).flatten(1)
+
+
+def _split(turns, step: int, tokens: int):
+    return turns.split(step) if turns is not None else [None] * -(-tokens // step)
+
+
+def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[tokens, channels] to [heads, tokens, channels of a head], a view."""
+    return x.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+class CrossAttention:
+    """Processor: scaled dot-product attention to the prompt; ``replaced``: diffusers' own, used with gradients."""
+
+    def __init__(self, replaced):
+        self.replaced = replaced
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        if torch.is_grad_enabled():
+            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask)
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        batch, length, _ = source.shape
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        query = rms_norm(attn.norm_q, attn.to_q(hidden_states))
+        key, value = rms_norm(attn.norm_k, attn.to_k(source)), attn.to_v(source)
+        query, key, value = (t.unflatten(2, (attn.heads, -1)).transpose(1, 2) for t in (query, key, value))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)
+        out = attn.to_out[1](attn.to_out[0](mixed))
+        return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
+
+
+def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """norm(x) * (1 + scale) + shift of [B, tokens, channels], ``scale`` and ``shift`` [B, 1 or tokens, channels].
+
+    ``scale`` is nobody else's: 1 is added to it in place.
+    """
+    scale.add_(1)
+    if scale.shape[:-1].numel() == 1 and norm.weight is None:
+        return functional.layer_norm(x, x.shape[-1:], scale.flatten(), shift.flatten(), norm.eps)
+    normed = norm(x)
+    return torch.addcmul(shift, normed, scale, out=normed)
+
+
+def is_fast(block, hidden_states: torch.Tensor, timestep: torch.Tensor) -> bool:
+    """Whether a block's forward may be ours: no gradients, and one dtype."""
+    return not torch.is_grad_enabled() and hidden_states.dtype == timestep.dtype == block.scale_shift_table.dtype
+
+
+def run_block(block, x, vectors, caption, caption_mask, feed_forward: Callable, **positions) -> torch.Tensor:
+    """The steps of a block for tokens ``x`` [B, tokens, width], which are left as they are.
+
+    ``vectors`` [B, 1 or tokens, 6, width]: the modulation of each sample or of each token, of which one vector at a
+    time is computed. ``feed_forward``: of modulated tokens. ``positions``: what self-attention is given beside them.
+    """
+    shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = range(6)
+
+    def vector(index: int) -> torch.Tensor:
+        return block.scale_shift_table[index] + vectors[:, :, index]
+
+    x = x.contiguous()  # of the patches' embedding the channels are not last
+    attended = block.attn1(modulated(block.norm1, x, vector(scale_msa), vector(shift_msa)), **positions)
+    x = torch.addcmul(x, vector(gate_msa), attended)
+    del attended
+    if block.attn2 is not None:
+        x += block.attn2(x, encoder_hidden_states=caption, attention_mask=caption_mask)
+    out = feed_forward(modulated(block.norm2, x, vector(scale_mlp), vector(shift_mlp)))
+    return x.addcmul_(vector(gate_mlp), out)
+
+
+class ProductOfPixels:
+    """A Conv2d of 1x1: one matrix product where the channels of its input are last in memory, to the same sums."""
+
+    def _conv_forward(self, input, weight, bias):
+        pixels = input.movedim(1, -1)
+        if torch.is_grad_enabled() or not pixels.is_contiguous():
+            return super()._conv_forward(input, weight, bias)
+        out = functional.linear(pixels.flatten(0, -2), weight.flatten(1), bias)
+        return out.unflatten(0, pixels.shape[:-1]).movedim(-1, 1)
+
+
+def gated(feed_forward, maps: torch.Tensor) -> torch.Tensor:
+    """GLUMBConv's layers on maps [B, channels, H, W] with channels last."""
+    wide = feed_forward.conv_depth(functional.silu(feed_forward.conv_inverted(maps), inplace=True))
+    values, gate = wide.chunk(2, dim=1)
+    return feed_forward.conv_point(values * functional.silu(gate, inplace=True))
+
+
+@cache
+def _fast_class(kind: type, fast: type) -> type:
+    return type(kind.__name__, (fast, kind), {})
+
+
+def use_class(part: torch.nn.Module, fast: type) -> None:
+    """Put ``fast`` in front of a module's class, once."""
+    if not isinstance(part, fast):
+        part.__class__ = _fast_class(type(part), fast)
+
+
+def use_fast_feed_forward(part: torch.nn.Module, fast: type) -> None:
+    """For a GLUMBConv or GLUMBTempConv as SANA's published models have it."""
+    if part.norm is not None or part.residual_connection:
+        return
+    use_class(part, fast)
+    for layer in (part.conv_inverted, part.conv_point):
+        if isinstance(layer, torch.nn.Conv2d):
+            use_class(layer, ProductOfPixels)
+
+
+def use_fast_attention(attention, replaced: str, processor: type) -> None:
+    """``processor`` in place of diffusers' of the class ``replaced``, where the norms are as it computes them."""
+    if attention is None or type(attention.processor).__name__ != replaced:
+        return
+    norms = attention.norm_q, attention.norm_k
+    if all(norm is None for norm in norms) or all(_is_across_heads(norm, attention.inner_dim) for norm in norms):
+        attention.processor = processor(attention.processor)
+
+
+def _is_across_heads(norm, width: int) -> bool:
+    return type(norm).__name__ == "RMSNorm" and norm.weight is not None and norm.weight.shape == (width,)

@@ -1,0 +1,150 @@
+"""SANA-Video's transformer in fewer passes over memory, to the same answer.
+
+Blocks, their attention and the positions are diffusers' own (SanaVideoTransformerBlock, SanaLinearAttnProcessor3_0,
+SanaAttnProcessor2_0, GLUMBTempConv, WanRotaryPosEmbed) with another forward, which calls the same layers. Beside what
+fast_layers.py says, it differs in this:
+
+- The rotations of a size are computed once and kept, as complex numbers of half a head's channels.
+- The divisor of linear attention is float32 too. diffusers has it in the model's dtype.
+- The feed-forward goes over the frames a few at a time until its convolution along time, so that its wide maps take
+  the memory of a few frames.
+- Of a modulation for each token (image to video) one vector at a time is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .fast_layers import (
+    CrossAttention,
+    gated,
+    is_fast,
+    linear_attention,
+    run_block,
+    tokens_of_step,
+    use_class,
+    use_fast_attention,
+    use_fast_feed_forward,
+)
+
+SIZES = 2
+"""Sizes of videos whose rotations are kept: 15 MB for 81 frames of 832x480."""
+
+
+class Rotary:
+    """The rotations of a video's tokens: ``turns`` [tokens, channels of a head / 2], complex.
+
+    It unpacks into what diffusers has in its stead: cosines and sines [1, tokens, 1, channels of a head].
+    """
+
+    def __init__(self, turns: torch.Tensor):
+        self.turns = turns
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for part in (self.turns.real, self.turns.imag):
+            yield part.repeat_interleave(2, dim=-1)[None, :, None]
+
+
+class FastPositions:
+    """WanRotaryPosEmbed that returns a Rotary, kept for the last sizes; moved or cast, it forgets them."""
+
+    def forward(self, hidden_states):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._rotary(hidden_states)
+        kept = self.__dict__.setdefault("kept", {})
+        size = (*hidden_states.shape[2:], hidden_states.device)
+        if size not in kept:
+            kept[size] = self._rotary(hidden_states)
+        for oldest in list(kept)[:-SIZES]:
+            del kept[oldest]
+        return kept[size]
+
+    def _rotary(self, hidden_states) -> Rotary:
+        cos, sin = super().forward(hidden_states)
+        turns = torch.complex(cos[0, :, 0, 0::2].float(), sin[0, :, 0, 1::2].float())
+        return Rotary(turns.to(hidden_states.device))
+
+    def _apply(self, *arguments, **options):
+        self.__dict__.pop("kept", None)
+        return super()._apply(*arguments, **options)
+
+
+class RotaryLinearAttention:
+    """Processor: linear attention with a Rotary; ``replaced``: diffusers' own, for all else and with gradients."""
+
+    def __init__(self, replaced):
+        self.replaced = replaced
+
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Rotary | None = None
+    ):
+        if torch.is_grad_enabled() or not isinstance(rotary_emb, Rotary):
+            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return linear_attention(attn, hidden_states, source, rotary_emb.turns)
+
+
+class FastVideoBlock:
+    """SanaVideoTransformerBlock; with gradients, or dtypes that differ, diffusers' own forward."""
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        timestep=None,
+        frames=None,
+        height=None,
+        width=None,
+        rotary_emb=None,
+    ):
+        caption = encoder_hidden_states, encoder_attention_mask
+        if not is_fast(self, hidden_states, timestep):
+            return super().forward(hidden_states, attention_mask, *caption, timestep, frames, height, width, rotary_emb)
+
+        def feed_forward(tokens: torch.Tensor) -> torch.Tensor:
+            return self.ff(tokens.unflatten(1, (frames, height, width))).flatten(1, 3)
+
+        vectors = timestep.unflatten(2, (6, -1))
+        return run_block(self, hidden_states, vectors, *caption, feed_forward, rotary_emb=rotary_emb)
+
+
+class FastVideoFeedForward:
+    """GLUMBTempConv without a norm or a residual; with gradients diffusers' own forward."""
+
+    def forward(self, hidden_states):
+        """[B, frames, H, W, channels] to the same."""
+        if torch.is_grad_enabled():
+            return super().forward(hidden_states)
+        batch, frames, height, width, _ = hidden_states.shape
+        maps = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)
+        spatial, step = torch.empty_like(maps), frames_of_step(maps)
+        for some, out in zip(maps.split(step), spatial.split(step)):
+            out.copy_(gated(self, some))
+        along_time = spatial.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
+        out = self.conv_temp(along_time).add_(along_time)
+        return out.permute(0, 2, 3, 1).unflatten(2, (height, width))
+
+
+def frames_of_step(maps: torch.Tensor) -> int:
+    """How many of the maps [frames, channels, H, W] the feed-forward takes at a time."""
+    return max(1, tokens_of_step(maps.device) // maps[0, 0].numel())
+
+
+def use_fast_video_layers(module: torch.nn.Module) -> torch.nn.Module:
+    """Give the blocks of a SanaVideoTransformer3DModel the forward of this file, in place.
+
+    What is not as SANA's published models have it keeps diffusers' forward.
+    """
+    for part in module.modules():
+        if type(part).__name__ == "SanaVideoTransformerBlock":
+            use_class(part, FastVideoBlock)
+            use_fast_attention(part.attn1, "SanaLinearAttnProcessor3_0", RotaryLinearAttention)
+            use_fast_attention(part.attn2, "SanaAttnProcessor2_0", CrossAttention)
+            use_fast_feed_forward(part.ff, FastVideoFeedForward)
+        elif type(part).__name__ == "WanRotaryPosEmbed":
+            use_class(part, FastPositions)
+    return module
