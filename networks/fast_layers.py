@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -190,10 +191,11 @@ def _fast_class(kind: type, fast: type) -> type:
     return type(kind.__name__, (fast, kind), {})
 
 
-def use_class(part: torch.nn.Module, fast: type) -> None:
+def use_class(part: torch.nn.Module, fast: Any) -> None:
     """Put ``fast`` in front of a module's class, once."""
     if not isinstance(part, fast):
-        part.__class__ = _fast_class(type(part), fast)
+        kind: Any = type(part)
+        part.__class__ = _fast_class(kind, fast)
 
 
 def use_fast_feed_forward(part: torch.nn.Module, fast: type) -> None:

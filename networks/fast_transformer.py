@@ -38,6 +38,8 @@ class LinearAttention:
 class FastBlock:
     """SanaTransformerBlock; with gradients, or dtypes that differ, diffusers' own forward."""
 
+    ff: torch.nn.Module
+
     def forward(
         self,
         hidden_states,

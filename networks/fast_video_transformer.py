@@ -62,7 +62,7 @@ class FastPositions:
         return kept[size]
 
     def _rotary(self, hidden_states) -> Rotary:
-        cos, sin = super().forward(hidden_states)
+        cos, sin = super().forward(hidden_states)  # type: ignore[misc]
         turns = torch.complex(cos[0, :, 0, 0::2].float(), sin[0, :, 0, 1::2].float())
         return Rotary(turns.to(hidden_states.device))
 
@@ -88,6 +88,8 @@ class RotaryLinearAttention:
 
 class FastVideoBlock:
     """SanaVideoTransformerBlock; with gradients, or dtypes that differ, diffusers' own forward."""
+
+    ff: torch.nn.Module
 
     def forward(
         self,
