@@ -32,7 +32,7 @@ def network_inputs(
         inputs["encoder_attention_mask"] = context_mask
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
-    if spec.family.video and mask is not None and bool((mask < 1).any()):
+    if spec.family.video and mask is not None:
         inputs["timestep"] = token_times(spec, time, mask.expand(x.shape[0], -1, *x.shape[2:]))
     return inputs
 

@@ -172,12 +172,12 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
 def sample_flow_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
     """Euler steps along the velocity (FlowMatchEulerDiscreteScheduler.step). k-diffusion's signature."""
     extra_args = {} if extra_args is None else extra_args
-    ones = x.new_ones([x.shape[0]])
+    ones, levels = x.new_ones([x.shape[0]]), sigmas.tolist()
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        x = denoised if sigmas[i + 1] == 0 else x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        x = denoised if levels[i + 1] == 0 else x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return x
 
 
@@ -189,25 +189,29 @@ def sample_flow_dpm(model, x, sigmas, extra_args=None, callback=None, disable=No
     """
     extra_args = {} if extra_args is None else extra_args
     mask = extra_args.get("denoise_mask")
-    ones = x.new_ones([x.shape[0]])
+    ones, levels = x.new_ones([x.shape[0]]), sigmas.tolist()
+    whole = [math.floor(level * STEPS_IN_TRAINING) / STEPS_IN_TRAINING for level in levels]
+    rounded = torch.tensor(whole, dtype=x.dtype, device=x.device)
     previous = None
     for i in range(len(sigmas) - 1):
-        denoised = _denoised_at_whole_timestep(model, x, sigmas[i], ones, mask, extra_args)
+        known = rounded[i] if whole[i] else None
+        denoised = _denoised_at_whole_timestep(model, x, sigmas[i], known, ones, mask, extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        first_order = previous is None or sigmas[i + 1] == 0
+        first_order = previous is None or levels[i + 1] == 0
         slope = None if first_order else denoised - previous
         x = _dpm_step(x, denoised, slope, sigmas, i)
         previous = denoised
     return x
 
 
-def _denoised_at_whole_timestep(model, x, sigma, ones, mask, extra_args):
-    """x0 from the network's velocity at the whole timestep below 1000 * sigma, which diffusers gives the network."""
-    whole = math.floor(float(sigma) * STEPS_IN_TRAINING) / STEPS_IN_TRAINING
-    if whole == 0.0:
+def _denoised_at_whole_timestep(model, x, sigma, rounded, ones, mask, extra_args):
+    """x0 from the network's velocity at the whole timestep below 1000 * sigma, which diffusers gives the network.
+
+    ``rounded``: that timestep over 1000; None where it is 0.
+    """
+    if rounded is None:
         return model(x, sigma * ones, **extra_args)
-    rounded = torch.as_tensor(whole, dtype=x.dtype, device=x.device)
     denoised = model(x, rounded * ones, **extra_args)
     change = (x - denoised) * (1 - sigma / rounded)
     return denoised + (change if mask is None else change * mask)

@@ -27,9 +27,16 @@ def continued_noise(generator: torch.Generator, shape: Sequence[int]) -> NoiseSa
     """
 
     def noise_sampler(sigma, sigma_next):
-        return draw(generator, shape).to(sigma.device)
+        return to_device(draw(generator, shape), sigma.device)
 
     return noise_sampler
+
+
+def to_device(noise: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """CPU noise on a device; to a card from pinned memory, so that nothing waits for what runs there."""
+    if device.type != "cuda":
+        return noise.to(device)
+    return noise.pin_memory().to(device, non_blocking=True)
 
 
 def noise_after_start(seed: int, shape: Sequence[int]) -> NoiseSampler:

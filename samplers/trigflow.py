@@ -248,13 +248,13 @@ def sample_scm(model, x, sigmas, extra_args=None, callback=None, disable=None, n
     extra_args = {} if extra_args is None else extra_args
     seed = extra_args.get("seed")
     noise_sampler = noise_sampler or noise_after_start(0 if seed is None else seed, x.shape)
-    ones = x.new_ones([x.shape[0]])
+    ones, angles = x.new_ones([x.shape[0]]), sigmas.tolist()
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         x = denoised
-        if sigmas[i + 1] > 0:
+        if angles[i + 1] > 0:
             noise = noise_sampler(sigmas[i], sigmas[i + 1])
             x = torch.cos(sigmas[i + 1]) * denoised + torch.sin(sigmas[i + 1]) * noise
     return x

@@ -152,7 +152,7 @@ class SanaVideo(SanaBaseModel):
     def extra_conds(self, **kwargs):
         conds = super().extra_conds(**kwargs)
         mask = kwargs.get("denoise_mask")
-        if mask is not None:
+        if mask is not None and bool((mask < 1).any()):  # asked once in a run: a step waits for nothing
             conds["denoise_mask"] = comfy.conds.CONDRegular(mask[:, :1])
         return conds
 

@@ -114,10 +114,12 @@ def _with_loras(model: Model):
 
 def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
-    samples = _normalised(model.spec, latent["samples"].to(model.device, torch.float32))
+    samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
     move_to_device(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
+    if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
+        mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
     denoise = _guided(model, guidance, samples.shape, mask, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
