@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ..nesting import DEEPEST, is_shallow
+
 
 class UnusableFile(ValueError):
     """A weight file or folder that cannot be used. The message has the reason and what to do."""
@@ -24,6 +26,8 @@ def json_object(text: str | bytes, where: str) -> dict:
         raise UnusableFile(f"{where} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UnusableFile(f"{where} is not a JSON object")
+    if not is_shallow(value):
+        raise UnusableFile(f"{where} is nested more than {DEEPEST} deep")
     return value
 
 

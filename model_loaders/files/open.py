@@ -13,6 +13,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+from ..nesting import DEEPEST, is_shallow
 from ..quantised.formats import with_quantised_layers
 from .checkpoint import Checkpoint, Entry, UnusableFile
 
@@ -177,4 +178,6 @@ def read_json(file: Path) -> dict:
         raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise UnusableFile(f"{file} contains {type(value).__name__}, not a JSON object")
+    if not is_shallow(value):
+        raise UnusableFile(f"{file} is nested more than {DEEPEST} deep; download it again")
     return value
