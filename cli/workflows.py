@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..model_loaders.files.nesting import DEEPEST, is_shallow
 from .calls import BadCall
-
-DEEPEST = 100
-"""How deep the values of a workflow may be nested; what runs them copies and prints them recursively."""
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -77,21 +75,10 @@ def _checked(path: Path, node_id: str, node: object) -> dict:
         raise BadCall(f"{where}: class_type is not a text")
     if not isinstance(node.get("inputs", {}), dict):
         raise BadCall(f"{where}: inputs is not an object")
-    if not _shallow(node):
+    if not is_shallow(node):
         raise BadCall(f"{where}: its values are nested more than {DEEPEST} deep")
     meta = {"_meta": node["_meta"]} if isinstance(node.get("_meta"), dict) else {}
     return {"inputs": {}, **{key: value for key, value in node.items() if key != "_meta"}, **meta}
-
-
-def _shallow(value: object) -> bool:
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [child for item in level for child in _children(item)]
-    return not level
-
-
-def _children(value: object):
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def title(node: Mapping) -> str:
@@ -133,13 +120,23 @@ def _value(target: str, text: str, kind: str | list | None) -> object:
         return next((option for option in kind if str(option) == text), text)
     if kind == "BOOLEAN" and text.lower() in BOOLEANS:
         return BOOLEANS[text.lower()]
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = text
+    value = _json_or_text(target, text)
     if kind == "BOOLEAN" and not isinstance(value, list):
         raise BadCall(f"--set {target}={text[:100]}: give true or false")
-    if not _shallow(value):
+    return value
+
+
+def _json_or_text(target: str, text: str) -> object:
+    """The value of a JSON text, any other text as it is; BadCall where the value is nested too deep."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    except RecursionError:  # at 1000 levels up to Python 3.12, at 10,000 from 3.13
+        shallow = False
+    else:
+        shallow = is_shallow(value)
+    if not shallow:
         raise BadCall(f"--set {target}: the value is nested more than {DEEPEST} deep")
     return value
 

@@ -223,7 +223,11 @@ def _tags_within(kind: FrameFormat, format: str, texts: dict[str, str]) -> dict[
 
 
 def _write_image(part: Path, pixels: np.ndarray, kind: FrameFormat, texts: dict[str, str]) -> None:
-    """Encode in memory, so that a failing disk gives its own reason; then write and read back."""
+    """Encode in memory, so that a failing disk gives its own reason; then write and read back.
+
+    No view of the buffer is made: an error's traceback would hold it, and Python 3.12.0 and 3.12.1 crash when
+    their garbage collector frees such a view (python/cpython issue 111049).
+    """
     from PIL import Image
 
     image, buffer = Image.fromarray(pixels), io.BytesIO()
@@ -231,5 +235,5 @@ def _write_image(part: Path, pixels: np.ndarray, kind: FrameFormat, texts: dict[
         image.save(buffer, kind.name, **dict(kind.options), **tagging.image_options(kind.name, texts))
     except ValueError as error:  # a size that the format does not have
         raise OSError(f"Pillow's {kind.name} failed: {error}") from error
-    part.write_bytes(buffer.getbuffer())
+    part.write_bytes(buffer.getvalue())
     verify.check_image(part, image.size)

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .nesting import DEEPEST, is_shallow
+
 if TYPE_CHECKING:  # the command line lists models without torch
     import torch
 
@@ -26,6 +28,8 @@ def json_object(text: str | bytes, where: str) -> dict:
         raise UnusableFile(f"{where} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UnusableFile(f"{where} is not a JSON object")
+    if not is_shallow(value):
+        raise UnusableFile(f"{where} is nested more than {DEEPEST} deep")
     return value
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from .checkpoint import Checkpoint, Entry, UnusableFile
+from .nesting import DEEPEST, is_shallow
 
 BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", ".bf16", ".fp16", ".fp32")
@@ -184,4 +185,6 @@ def read_json(file: Path) -> dict:
         raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise UnusableFile(f"{file} contains {type(value).__name__}, not a JSON object")
+    if not is_shallow(value):
+        raise UnusableFile(f"{file} is nested more than {DEEPEST} deep; download it again")
     return value

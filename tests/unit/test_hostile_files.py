@@ -179,12 +179,14 @@ def nested(depth: int) -> str:
         ({f"transformer.{LAYER}.alpha": torch.ones(2)}, "alpha holds 2 values"),
         ({f"transformer.{LAYER}.alpha": torch.tensor(float("nan"))}, "alpha holds 1 values where one finite"),
         ({"metadata": {"lora_adapter_metadata": nested(20_000)}}, "is not JSON"),
+        ({"metadata": {"lora_adapter_metadata": f'{{"r": {nested(5000)}}}'}}, "is not JSON|nested more than 100 deep"),
+        ({"metadata": {"lora_adapter_metadata": f'{{"r": {nested(200)}}}'}}, "nested more than 100 deep"),
         ({"metadata": {"lora_adapter_metadata": "[]"}}, "not a JSON object"),
         ({"metadata": {"lora_adapter_metadata": '{"alpha_pattern": [1]}'}}, "not a table"),
         ({"metadata": {"lora_adapter_metadata": '{"lora_alpha": [1, 2]}'}}, "a number belongs there"),
         ({"metadata": {"lora_adapter_metadata": '{"lora_alpha": 1e400}'}}, "a number belongs there"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_damaged_loras_say_what_is_wrong(tmp_path, change, message):
     with pytest.raises(UnusableFile, match=message):
@@ -202,6 +204,22 @@ CONFIGS = {
     "patch_size": 10**6,
     "num_cross_attention_heads": 10**7,
 }
+
+
+@pytest.mark.parametrize(
+    "depth,message", [(200, "nested more than 100 deep"), (5000, "JSON|nested more than 100 deep")]
+)
+@pytest.mark.parametrize("key", ["patch_size", "in_channels", "qk_norm", "unknown"])
+def test_a_deep_value_in_a_config(tmp_path, key, depth, message):
+    """Python 3.13 reads 5000 levels, older ones refuse 1000; either way it is the file that is named."""
+    from sana_nodes.model_loaders.transformer import load_transformer
+
+    tiny.transformer().save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    config = json.dumps({**json.loads(file.read_text()), key: "DEEP"})
+    file.write_text(config.replace('"DEEP"', nested(depth)))
+    with pytest.raises(UnusableFile, match=f"config.json .*({message})"):
+        load_transformer(tmp_path / "m")
 
 
 @pytest.mark.parametrize("key", CONFIGS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import av
@@ -209,6 +211,23 @@ def test_every_error_has_its_own_reason(tmp_path, monkeypatch, format, number, r
     assert reason in str(told.value) and str(tmp_path) in str(told.value)
     assert ("space" in str(told.value)) == (number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+def test_the_error_of_a_failed_write_holds_no_view_of_the_encoded_image(tmp_path, monkeypatch, format):
+    """Python 3.12.0 and 3.12.1 crash when the garbage collector frees one (python/cpython issue 111049)."""
+
+    def fails(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(CannotWrite) as told:
+        writer.write_frame(tmp_path / f"a.{format}", moving_bar(1)[0])
+    frames = [frame for frame, _ in traceback.walk_tb(told.value.__cause__.__traceback__)]
+    buffers = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, io.BytesIO)]
+    assert buffers
+    for buffer in buffers:
+        buffer.close()  # BufferError where a view of it is left
 
 
 @pytest.mark.parametrize("format,option", [("mp4-h264", "preset"), ("webm-vp9", "deadline"), ("mkv-ffv1", "level")])
