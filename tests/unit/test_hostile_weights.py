@@ -18,7 +18,6 @@ from sana_nodes.model_loaders.pipeline import check_pipeline
 from sana_nodes.model_loaders.transformer import load_transformer
 from sana_nodes.model_loaders.vae import load_vae
 
-
 LONG = b"x" * 2**21
 
 
