@@ -55,7 +55,7 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
     arguments = {key: value for key, value in config.items() if key in known}
     if own is None:
         return build_empty(lambda: make_class(**arguments))
-    _check_types(arguments, known, checkpoint)
+    _check_types(arguments, make_class, checkpoint)
     _check_numbers(arguments, checkpoint)
     try:
         return build_empty(lambda: make_class(**arguments))
@@ -66,13 +66,14 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
         ) from error
 
 
-def _check_types(arguments: Mapping, known: Mapping[str, inspect.Parameter], checkpoint: Checkpoint) -> None:
+def _check_types(arguments: Mapping, make_class: type, checkpoint: Checkpoint) -> None:
     """UnusableFile for a value of another type than the class has: many fail only in a model's forward."""
+    known = inspect.signature(make_class).parameters
     for key, value in arguments.items():
         if not _is_like(value, known[key].default, str(known[key].annotation)):
             raise UnusableFile(
-                f"{checkpoint.config_file} says {key} is {brief(repr(value))}, which is of another type than "
-                f"{brief(known[key].default)}; it may belong to another model: download it again"
+                f"{checkpoint.config_file} does not describe a {make_class.__name__} ({key} is {brief(repr(value))}, of "
+                f"another type than {brief(known[key].default)}); it may belong to another model: download it again"
             )
 
 

@@ -6,7 +6,7 @@ import fuzz
 
 
 def test_damaged_files_end_in_our_own_error():
-    fuzz.check(40)
+    fuzz.check(30)
 
 
 def test_a_kind_without_loads_or_with_one_message_is_shallow():
