@@ -72,8 +72,8 @@ def _check_types(arguments: Mapping, make_class: type, checkpoint: Checkpoint) -
     for key, value in arguments.items():
         if not _is_like(value, known[key].default, str(known[key].annotation)):
             raise UnusableFile(
-                f"{checkpoint.config_file} does not describe a {make_class.__name__} ({key} is {brief(repr(value))}, of "
-                f"another type than {brief(known[key].default)}); it may belong to another model: download it again"
+                f"{checkpoint.config_file} does not describe a {make_class.__name__} ({key} is {brief(repr(value))}, "
+                f"not like {brief(known[key].default)}); it may belong to another model: download it again"
             )
 
 

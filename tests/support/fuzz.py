@@ -128,8 +128,9 @@ def _judged(error: Exception, case: Case) -> str | None:
 
 def run_case(kind: str, number: int, root: Path, samples: Samples, outcomes: Outcomes) -> None:
     """Run one case and add how it ended to ``outcomes``."""
-    way = KINDS[kind][number % len(KINDS[kind])]
-    case = Case(root / f"case-{number}", random.Random(f"{kind} {number}"), samples)
+    turn, chosen = divmod(number, len(KINDS[kind]))
+    way = KINDS[kind][chosen]
+    case = Case(root / f"case-{number}", random.Random(f"{kind} {number}"), samples, turn)
     case.folder.mkdir()
     error = wrong = None
     run = way(case)

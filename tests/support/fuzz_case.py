@@ -60,8 +60,8 @@ def written_samples(root: Path) -> Samples:
 class Case:
     """One damaged model: its empty folder, its random numbers, and the valid models."""
 
-    def __init__(self, folder: Path, rng: random.Random, samples: Samples):
-        self.folder, self.rng, self.samples = folder, rng, samples
+    def __init__(self, folder: Path, rng: random.Random, samples: Samples, turn: int = 0):
+        self.folder, self.rng, self.samples, self.turn = folder, rng, samples, turn
         self.canary = folder.parent / "canary"
         self.named = [folder.name]
         """Texts, one of which an error must contain: the file's path contains the folder's name."""
@@ -117,11 +117,11 @@ def near(rng: random.Random, value: object) -> object:
     return copy.deepcopy(rng.choice(ODD))
 
 
-def odd_entries(rng: random.Random, table: dict, more: tuple[str, ...] = ()) -> dict:
-    """A JSON object with one to three entries changed, put in or taken out."""
-    changed = dict(table)
-    for _ in range(rng.randrange(1, 4)):
-        key = rng.choice([*table, *more, "unknown"])
+def odd_entries(rng: random.Random, table: dict, more: tuple[str, ...] = (), turn: int | None = None) -> dict:
+    """A JSON object with one to three entries changed, put in or taken out; with ``turn`` the first is each in turn."""
+    changed, keys = dict(table), [*table, *more, "unknown"]
+    for count in range(rng.choice([1, 1, 1, 2, 3])):
+        key = keys[turn % len(keys)] if turn is not None and count == 0 else rng.choice(keys)
         if rng.random() < 0.1:
             changed.pop(key, None)
         else:
@@ -133,7 +133,7 @@ def damage_json(case: Case, file: Path, more: tuple[str, ...] = ()) -> None:
     """Change entries of a JSON file; now and then its text, its bytes, or what kind of thing it is."""
     table, how = json.loads(file.read_text(encoding="utf-8")), case.rng.random()
     if how < 0.8:
-        replace(file, json.dumps(odd_entries(case.rng, table, more)))
+        replace(file, json.dumps(odd_entries(case.rng, table, more, case.turn)))
     elif how < 0.88:
         replace(file, case.rng.choice([*ODD_TEXTS, file.read_text(encoding="utf-8")[: case.rng.randrange(40)]]))
     elif how < 0.95:
