@@ -22,6 +22,8 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
             f"{checkpoint.path} is a Wan VAE with {config.z_dim} channels; SANA-Video uses that of Wan 2.1 "
             f"({WAN.channels})"
         )
+    if getattr(config, "patch_size", None) is not None:
+        raise UnusableFile(f"{checkpoint.config_file} says a patch_size; the Wan 2.1 VAE of SANA-Video has none")
     mean, std = config.latents_mean, config.latents_std
     if len(mean) != WAN.channels or len(std) != WAN.channels or not min(std) > 0:
         raise UnusableFile(

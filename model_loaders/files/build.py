@@ -82,17 +82,17 @@ def _is_like(value: object, default: object, annotation: str = "") -> bool:
     if value is None:
         return default is None or "None" in annotation or "Optional" in annotation
     if default is None:
-        return isinstance(value, str) if "str" in annotation else _is_like(value, 0)
+        return isinstance(value, str) if "str" in annotation else _is_like(value, 0.0)
     if isinstance(default, str):
         return all(isinstance(item, str) for item in value) if isinstance(value, list) else isinstance(value, str)
     if isinstance(default, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             return isinstance(value, bool) and bool(default) and isinstance(default[0], bool)
-        first = max(default, key=lambda item: item != (), default=0)
+        first = max(default, key=lambda item: item != (), default=0.0)
         return all(_is_like(item, first) for item in value)
     if isinstance(default, bool):
         return isinstance(value, bool)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, int if isinstance(default, int) else (int, float)) and not isinstance(value, bool)
 
 
 def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:

@@ -22,8 +22,8 @@ LOADERS = {
 }
 MORE = {
     "gemma": ("num_labels", "auto_map", "_attn_implementation", "rope_scaling", "layer_types", "quantization_config"),
-    "dc_ae": ("scaling_factor", "spatial_compression_ratio", "auto_map"),
-    "wan": ("latents_mean", "latents_std", "is_residual", "attn_scales", "patch_size"),
+    "dc_ae": (*("scaling_factor",) * 9, "auto_map"),
+    "wan": (*("latents_mean", "latents_std") * 3, "is_residual", "attn_scales", "patch_size"),
 }
 """Entries that a config may have too."""
 

@@ -91,8 +91,8 @@ TYPES = {
     ("autoencoder", "encoder_block_types"): [["a" * 10_000] * 6],
     ("wan_vae", "latents_mean"): [1.5, True, "x", ["1"] * 16, [None] * 16],
     ("wan_vae", "latents_std"): [[0.0] * 16, [-1.0] * 16],
-    ("wan_vae", "patch_size"): ["7", {}],
-    ("ltx2_vae", "patch_size"): [[4], "4", -4],
+    ("wan_vae", "patch_size"): ["7", {}, 1.5],
+    ("ltx2_vae", "patch_size"): [[4], "4", -4, 4.0],
     ("ltx2_vae", "spatial_compression_ratio"): ["32", [32]],
     ("ltx2_vae", "upsample_type"): [["x", "spatiotemporal", "spatiotemporal"]],
 }
@@ -109,6 +109,24 @@ def test_a_config_of_other_types_or_signs_is_refused(tmp_path, model, key):
         with pytest.raises(UnusableFile, match=r"config\.json (says|does not)") as caught:
             load(tmp_path / "m")
         assert len(str(caught.value)) < 800
+
+
+def test_an_error_shows_no_half_of_a_character_and_no_long_name(tmp_path):
+    """A lone surrogate in a message cannot be printed or logged as UTF-8."""
+    import quantising
+    from sana_nodes.model_loaders.text_encoder import load_text_encoder
+
+    tiny.text_encoder().save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_key_value_heads": "\ud800" * 500}))
+    tensors = quantising.quantised(tiny.transformer().state_dict(), "float8_e4m3fn")[0]
+    mark = json.dumps({"format": "x" * 4000}).encode()
+    tensors["transformer_blocks.0.attn1.to_q.comfy_quant"] = torch.tensor(list(mark), dtype=torch.uint8)
+    save_file(tensors, tmp_path / "x.safetensors")
+    for load, path in ((load_text_encoder, tmp_path / "m"), (load_transformer, tmp_path / "x.safetensors")):
+        with pytest.raises(UnusableFile, match="says num_key_value_heads|is quantised as xxx") as caught:
+            load(path)
+        assert len(str(caught.value).encode("utf-8")) < 700
 
 
 def test_the_error_for_another_pipeline_is_short(tmp_path):
