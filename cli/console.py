@@ -71,8 +71,12 @@ def tolerant_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = usual
 
 
+def printable(line: str) -> str:
+    """A line in which what could steer a terminal is an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def tell(text: str) -> None:
-    """Messages of ours on standard error, one a line; what could steer a terminal is shown as an escape."""
+    """Messages of ours on standard error, one a line."""
     for line in text.splitlines() or [""]:
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        print(f"sana-nodes: {shown}", file=sys.stderr, flush=True)
+        print(f"sana-nodes: {printable(line)}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from ..model_loaders.files.listing import kinds_of
 from ..model_loaders.files.open import checkpoint_keys
 from ..model_loaders.pipeline import check_pipeline
 from .calls import EXAMPLES, find_comfyui
+from .console import printable
 
 WIDGETS = {
     ("SanaLoadPipeline", "pipeline"): ("diffusers",),
@@ -120,5 +121,6 @@ def lacking(graph: dict, searched: Folders) -> list[str]:
 
 def models_command(options: argparse.Namespace) -> int:
     """Print the report; ``options``: models."""
-    print("\n".join(report([options.models] if options.models else None, find_comfyui(), EXAMPLES)))
+    for line in report([options.models] if options.models else None, find_comfyui(), EXAMPLES):
+        print(printable(line))
     return 0

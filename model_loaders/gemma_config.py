@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .files.checkpoint import Checkpoint, UnusableFile
+from .files.checkpoint import Checkpoint, UnusableFile, brief
 
 EMBEDDING = "embed_tokens.weight"
 
@@ -70,7 +70,7 @@ def read_config(checkpoint: Checkpoint, file: Path | None, entries: Mapping | No
 
 def _refuse(file: Path | None, key: str, value: object, reason: str):
     raise UnusableFile(
-        f"{file} says {key} is {str(value)[:80]}, {reason}; it may belong to another model: download it again"
+        f"{file} says {key} is {brief(value)}, {reason}; it may belong to another model: download it again"
     )
 
 

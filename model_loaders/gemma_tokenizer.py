@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .files.checkpoint import UnusableFile
+from .files.checkpoint import UnusableFile, brief
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 """Gemma's first four pieces, in this order. A text may name them, as in transformers."""
@@ -262,7 +262,7 @@ def load_tokenizer_json(file: Path) -> JsonTokenizer:
     except BaseException as error:  # tokenizers raises Exception itself, and pyo3's PanicException, which is none
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UnusableFile(f"{where} cannot be read ({error}); download it again") from error
+        raise UnusableFile(f"{where} cannot be read ({brief(error)}); download it again") from error
 
 
 def _open_json(file: Path, where: str) -> JsonTokenizer:

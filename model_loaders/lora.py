@@ -102,6 +102,10 @@ def load_lora(path: Path, weights: Mapping[str, tuple[int, ...]]) -> LoadedLora:
         if not layer:
             strays.append(key)
             continue
+        if f"{layer}.{part}" in tensors:
+            raise UnusableFile(
+                f"{path}: two of its keys, {key} among them, are the {part} of {layer}; keep one of them"
+            )
         matched.add(layer)
         tensors[f"{layer}.{part}"] = checkpoint[key]
     if not matched:
@@ -152,7 +156,7 @@ def _check_parts(path: Path, layer: str, shape: tuple[int, ...], tensors: Mappin
     if min(up.ndim, down.ndim) < 2 or not up.is_floating_point() or not down.is_floating_point():
         raise UnusableFile(f"{path}: the matrices of {layer} are not of two or more dimensions of floating numbers")
     changes = up.shape[0], math.prod(down.shape[1:])
-    if changes != (shape[0], math.prod(shape[1:])) or up.shape[1] != down.shape[0]:
+    if changes != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != down.shape[0]:
         raise UnusableFile(
             f"{path}: it changes {layer} as a matrix of {changes[0]} x {changes[1]} (rank {down.shape[0]}), and this "
             f"model's is {shape[0]} x {math.prod(shape[1:])}: it was made for another size of SANA"

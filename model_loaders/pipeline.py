@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files.checkpoint import UnusableFile
+from .files.checkpoint import UnusableFile, brief
 from .files.open import read_json
 
 if TYPE_CHECKING:  # the command line checks folders without torch
@@ -54,7 +54,7 @@ def check_pipeline(path: Path) -> str:
         raise FileNotFoundError(f"{path} has no model_index.json; give a folder in diffusers' layout")
     name = read_json(index).get("_class_name", "unknown")
     if not str(name).startswith("Sana"):
-        raise UnusableFile(f"{path} is a {name}, not a SANA pipeline")
+        raise UnusableFile(f"{path} is a {brief(name)}, not a SANA pipeline")
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
         raise FileNotFoundError(f"{path} has no folder {', '.join(missing)}; download the complete pipeline")

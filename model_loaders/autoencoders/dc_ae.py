@@ -22,6 +22,10 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
     own = checkpoint.config_with("latent_channels")
     module = build_from_config(AutoencoderDC, checkpoint, own, lambda: config_from_shapes(checkpoint))
     quantised = load_strictly(module, checkpoint)
+    if not module.config.scaling_factor > 0:
+        raise UnusableFile(
+            f"{checkpoint.config_file} says a scaling_factor of {module.config.scaling_factor}; it is more than 0"
+        )
     gain = (1 / module.config.scaling_factor,)
     spec = VaeSpec(DC_AE, module.config.latent_channels, module.spatial_compression_ratio, gain=gain)
     return module, spec, quantised

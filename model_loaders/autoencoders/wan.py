@@ -22,9 +22,13 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
             f"{checkpoint.path} is a Wan VAE with {config.z_dim} channels; SANA-Video uses that of Wan 2.1 "
             f"({WAN.channels})"
         )
+    if getattr(config, "patch_size", None) is not None:
+        raise UnusableFile(f"{checkpoint.config_file} says a patch_size; the Wan 2.1 VAE of SANA-Video has none")
     mean, std = config.latents_mean, config.latents_std
-    if len(mean) != WAN.channels or len(std) != WAN.channels:
-        raise UnusableFile(f"{checkpoint.config_file} does not give latents_mean and latents_std for 16 channels")
+    if len(mean) != WAN.channels or len(std) != WAN.channels or not min(std) > 0:
+        raise UnusableFile(
+            f"{checkpoint.config_file} does not give latents_mean, and latents_std above 0, for 16 channels"
+        )
     gain = tuple(own / common for own, common in zip(std, WAN.std))
     offset = tuple(own - common * g for own, common, g in zip(mean, WAN.mean, gain))
     return module, VaeSpec(WAN, config.z_dim, WAN.cell, WAN.frames, gain, offset), quantised

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .checkpoint import Checkpoint, UnusableFile, Value
+from .checkpoint import Checkpoint, UnusableFile, Value, brief
 
 MOST_WEIGHTS, LARGEST_NUMBER = 6_000, 1024
 """What a config may ask for: tensors (the largest published model has 1,600), and numbers that no shape shows."""
+
+
+NOT_DESCRIBED = (
+    *(ValueError, TypeError, AttributeError, LookupError),
+    *(ArithmeticError, RuntimeError, AssertionError, NameError),
+)
+"""What the classes of diffusers raise for configs that are not theirs."""
 
 
 def build_empty(make: Callable):
@@ -49,14 +55,44 @@ def build_from_config(make_class: type, checkpoint: Checkpoint, own: dict | None
     arguments = {key: value for key, value in config.items() if key in known}
     if own is None:
         return build_empty(lambda: make_class(**arguments))
+    _check_types(arguments, make_class, checkpoint)
     _check_numbers(arguments, checkpoint)
     try:
         return build_empty(lambda: make_class(**arguments))
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
+    except NOT_DESCRIBED as error:
         raise UnusableFile(
-            f"{checkpoint.config_file} does not describe a {make_class.__name__} ({error}); "
+            f"{checkpoint.config_file} does not describe a {make_class.__name__} ({brief(error)}); "
             "it may belong to another model: download it again"
         ) from error
+
+
+def _check_types(arguments: Mapping, make_class: type, checkpoint: Checkpoint) -> None:
+    """UnusableFile for a value of another type than the class has: many fail only in a model's forward."""
+    known = inspect.signature(make_class).parameters
+    for key, value in arguments.items():
+        if not _is_like(value, known[key].default, str(known[key].annotation)):
+            raise UnusableFile(
+                f"{checkpoint.config_file} does not describe a {make_class.__name__} ({key} is {brief(repr(value))}, "
+                f"not like {brief(known[key].default)}); it may belong to another model: download it again"
+            )
+
+
+def _is_like(value: object, default: object, annotation: str = "") -> bool:
+    """Whether a value of a config has the type of a default: lists have items like its first, or are of texts."""
+    if value is None:
+        return default is None or "None" in annotation or "Optional" in annotation
+    if default is None:
+        return isinstance(value, str) if "str" in annotation else _is_like(value, 0.0)
+    if isinstance(default, str):
+        return all(isinstance(item, str) for item in value) if isinstance(value, list) else isinstance(value, str)
+    if isinstance(default, (list, tuple)):
+        if not isinstance(value, (list, tuple)):
+            return isinstance(value, bool) and bool(default) and isinstance(default[0], bool)
+        first = max(default, key=lambda item: item != (), default=0.0)
+        return all(_is_like(item, first) for item in value)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    return isinstance(value, int if isinstance(default, int) else (int, float)) and not isinstance(value, bool)
 
 
 def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
@@ -64,7 +100,7 @@ def _check_numbers(arguments: Mapping, checkpoint: Checkpoint) -> None:
     most = max([LARGEST_NUMBER, *(side for entry in checkpoint.entries.values() for side in entry.shape)])
     for key, value in arguments.items():
         for number in _numbers(value):
-            if not math.isfinite(number) or abs(number) > most:
+            if not abs(number) <= most or (isinstance(number, int) and number < 0):  # NaN too
                 raise UnusableFile(
                     f"{checkpoint.config_file} says {key} is {str(value)[:80]}, which no tensor of its weights "
                     "matches; it may belong to another model: download it again"
@@ -91,11 +127,12 @@ def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | 
     expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
     _check_keys(named, expected)
     state = {key: _stored(entry) for key, entry in named.entries.items()}
+    module.requires_grad_(False)  # else torch refuses integers here, before they get their message below
     module.load_state_dict(state, strict=True, assign=True)
     left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     if left:
         raise UnusableFile(f"{checkpoint.path} has no values for {left[0]} of {type(module).__name__}")
-    module.eval().requires_grad_(False)
+    module.eval()
     _check_dtypes(module, checkpoint.path)
     return {key: entry.value for key, entry in named.entries.items() if entry.value is not None}
 

@@ -20,6 +20,12 @@ class UnusableFile(ValueError):
     """A weight file or folder that cannot be used. The message has the reason and what to do."""
 
 
+def brief(value: object) -> str:
+    """Something that a file contains, for a message: at most 200 characters, all of which UTF-8 can encode."""
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def json_object(text: str | bytes, where: str) -> dict:
     """The JSON object in a text of a file; UnusableFile, which ``where`` begins, if it is not one."""
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
 DEPTH = 4
+MOST_LINKS = 8
+"""How often links may lead to one folder below a root: folders that link to one another would be listed without end."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +22,46 @@ class Problem:
     reason: str
 
 
-def _walk(root: Path, depth: int, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder with the names of its files and folders; what cannot be read is skipped and noted."""
+def _walk(root: Path, depth: int, problems: list[Problem], above=(), linked=None) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder with the names of its files and folders; what cannot be read is skipped and noted.
+
+    ``above``: the folders that it is in, and ``linked``: how often links led to a folder, by ``_identity``.
+    """
+    linked = Counter() if linked is None else linked
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        above = (*above, _identity(root))
     except OSError as error:
         if root.exists():
             problems.append(Problem(root, error.strerror or str(error)))
         return
     kinds = {entry.name: _kind(entry, problems) for entry in entries}
     yield root, [name for name, kind in kinds.items() if kind]
-    if depth > 0:
-        for entry in entries:
-            if kinds[entry.name] == "folder" and not entry.name.startswith("."):
-                yield from _walk(Path(entry.path), depth - 1, problems)
+    for entry in entries if depth > 0 else ():
+        if kinds[entry.name] == "folder" and not entry.name.startswith("."):
+            if reason := _why_not_listed(entry, above, linked):
+                problems.append(Problem(Path(entry.path), reason))
+            else:
+                yield from _walk(Path(entry.path), depth - 1, problems, above, linked)
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    state = os.stat(folder)  # noqa: PTH116 - of a DirEntry's path
+    return state.st_dev, state.st_ino
+
+
+def _why_not_listed(entry: os.DirEntry, above: tuple, linked: Counter) -> str | None:
+    """The reason to leave out what is below a folder, or None."""
+    try:
+        identity = _identity(entry.path)
+    except OSError as error:
+        return error.strerror or str(error)
+    if identity in above and identity[1]:
+        return "a link to a folder that it is in"
+    linked[identity] += entry.is_symlink()
+    if entry.is_symlink() and linked[identity] > MOST_LINKS:
+        return f"more than {MOST_LINKS} links lead to its folder"
+    return None
 
 
 def _kind(entry: os.DirEntry, problems: list[Problem]) -> str | None:

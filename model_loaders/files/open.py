@@ -8,17 +8,29 @@ never run.
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
+import pickletools
 import zipfile
 from functools import partial
 from pathlib import Path
 
-from .checkpoint import Checkpoint, Entry, UnusableFile
+from .checkpoint import Checkpoint, Entry, UnusableFile, brief
 from .nesting import DEEPEST, is_shallow
 
 BASENAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", ".bf16", ".fp16", ".fp32")
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+LONGEST_KEY, LONGEST_NAME, MOST_JSON = 512, 255, 4 * 2**20
+"""Characters of a tensor's name (published ones have 100 at most) and of a shard's, and bytes of a JSON file."""
+
+MOST_PICKLED, LONGEST_VALUE = 8 * 2**20, 16 * 1024
+"""Bytes of the pickle in a PyTorch file, which has names and shapes alone, and of a value in it.
+
+torch searches its error messages by a regular expression that takes the square of a name's length.
+"""
+
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 
@@ -44,6 +56,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UnusableFile(f"{path} has no tensors")
     from ..quantised.formats import with_quantised_layers
 
+    if (longest := max(entries, key=len))[LONGEST_KEY:]:
+        raise UnusableFile(f"{path} has a key of {len(longest):,} characters ({longest[:40]}…); download it again")
     own_config = None if config is None else config_file
     return with_quantised_layers(Checkpoint(path, entries, config, metadata, own_config))
 
@@ -90,7 +104,7 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors of a PyTorch file, memory-mapped if its format allows it; nothing else in it is used."""
     import torch
 
-    _refuse_compressed(file)
+    _check_archive(file)
     content = _load_pytorch(file)
     for name in ("state_dict", "model", "module"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
@@ -101,19 +115,60 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     return {key: Entry(tuple(value.shape), partial(_itself, value)) for key, value in tensors.items()}, {}
 
 
-def _refuse_compressed(file: Path) -> None:
-    """UnusableFile for a zip archive that would grow when it is read; torch.save stores its tensors as they are."""
+def _check_archive(file: Path) -> None:
+    """UnusableFile for a zip archive that torch.save would not write: compressed, or with long values in its pickle."""
     try:
         with zipfile.ZipFile(file) as archive:
-            grown = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            _check_entries(archive, file)
+    except UnusableFile:
+        raise
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
         return  # not a zip archive: the format before PyTorch 1.6, or something that torch refuses itself
-    if grown:
-        raise UnusableFile(f"{file} is a compressed archive ({grown[0]}), which is unsupported: get it as safetensors")
+
+
+def _check_entries(archive: zipfile.ZipFile, file: Path) -> None:
+    entries = archive.infolist()
+    if grown := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+        raise UnusableFile(
+            f"{file} is a compressed archive ({brief(grown[0])}), which is unsupported: get it as safetensors"
+        )
+    for entry in entries:
+        if entry.filename.endswith(".pkl"):
+            with archive.open(entry) as stream:
+                _check_pickle(stream.read(MOST_PICKLED + 1), file)
+
+
+def _check_pickle(data: bytes, file: Path) -> None:
+    """UnusableFile for a pickle that is damaged, or longer than names and shapes; nothing in it is run."""
+    more = f"{file} has more in its pickle than names and shapes: get it as safetensors"
+    if len(data) > MOST_PICKLED:
+        raise UnusableFile(more)
+    try:
+        values = (argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, (str, bytes)))
+        longest = max(map(len, values), default=0)
+    except Exception as error:  # pickletools raises any exception for damaged bytes
+        raise UnusableFile(f"{file} has a damaged pickle ({brief(error)}): download it again") from error
+    if longest > LONGEST_VALUE:
+        raise UnusableFile(more)
 
 
 def _itself(tensor, alone: bool = False):
     return tensor
+
+
+class _ShortReads(io.BufferedReader):
+    """A file that gives an unpickler names and values of limited length; storages are read by its descriptor."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(LONGEST_VALUE)
+        if len(line) == LONGEST_VALUE:
+            raise pickle.UnpicklingError(f"a name of more than {LONGEST_VALUE:,} bytes")
+        return line
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= LONGEST_VALUE:
+            raise pickle.UnpicklingError(f"a value of more than {LONGEST_VALUE:,} bytes")
+        return super().read(size)
 
 
 def _load_pytorch(file: Path):
@@ -122,10 +177,11 @@ def _load_pytorch(file: Path):
     try:
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # a file in the format before PyTorch 1.6 cannot be mapped
-            return torch.load(file, map_location="cpu", weights_only=True)
+        except RuntimeError:  # it cannot be mapped, as a file in the format before PyTorch 1.6
+            with file.open("rb") if zipfile.is_zipfile(file) else _ShortReads(io.FileIO(file)) as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises any exception for damaged bytes
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = brief((str(error) or type(error).__name__).splitlines()[0])
         raise UnusableFile(
             f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); it may be truncated, or contain "
             "code, which is never run: download it again, or get it as safetensors"
@@ -157,8 +213,8 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(table, dict) or not table:
         raise UnusableFile(f"{index} has no weight_map; download it again")
     for name in table.values():
-        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
-            raise UnusableFile(f"{index} names the shard {name!r}, which is not a file of its folder")
+        if not _is_file_name(name):
+            raise UnusableFile(f"{index} names the shard {brief(repr(name))}, which is not a file of its folder")
     names = sorted(set(table.values()))
     for name in names:
         if not (index.parent / name).is_file():
@@ -166,6 +222,12 @@ def _shards(index: Path) -> list[Path]:
                 f"{index} names the shard {name}, which is missing; download it into {index.parent}"
             )
     return [index.parent / name for name in names]
+
+
+def _is_file_name(name: object) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        return False
+    return Path(name).name == name and "\\" not in name and name.isprintable()
 
 
 def refuse_pointer(file: Path) -> None:
@@ -180,6 +242,8 @@ def refuse_pointer(file: Path) -> None:
 def read_json(file: Path) -> dict:
     """A JSON object from a file; UnusableFile if it is not one."""
     try:
+        if (size := file.stat().st_size) > MOST_JSON:
+            raise ValueError(f"it has {size:,} bytes, more than any config")
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UnusableFile(f"{file} cannot be read as JSON ({error})") from error

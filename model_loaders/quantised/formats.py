@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from einops import rearrange
 
-from ..files.checkpoint import Checkpoint, Entry, UnusableFile, Value, json_object
+from ..files.checkpoint import Checkpoint, Entry, UnusableFile, Value, brief, json_object
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def _known_format(checkpoint: Checkpoint, layer: str, options: Mapping) -> Forma
     if format is None or extra:
         name = " with ".join([options["format"] or "no format", *extra])
         raise UnusableFile(
-            f"{checkpoint.path}: {layer} is quantised as {name}, which is unsupported ({', '.join(FORMATS)} are "
+            f"{checkpoint.path}: {layer} is quantised as {brief(name)}, which is unsupported ({', '.join(FORMATS)} are "
             "supported); get the file in bf16 and choose weight_dtype fp8_e4m3fn or int8_bnb"
         )
     return format

@@ -25,6 +25,7 @@ import gemma
 import platforms
 import spieces
 import tiny
+from fuzz_case import damaged_bytes
 from sana_nodes.model_loaders.files.checkpoint import UnusableFile
 from sana_nodes.model_loaders.files.open import open_checkpoint
 from sana_nodes.model_loaders.gemma_config import read_config
@@ -53,25 +54,6 @@ TEXTS = [
 ]
 SCORES = [0.0, -1.0, 1e30, float("nan"), float("inf"), -float("inf")]
 KINDS = [1, 1, 4, 4, 4, 3, 2, 5, 6, 0, 7, 99]
-
-
-def damaged_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Bytes changed, cut off, taken out, put in or copied to another place."""
-    changed, at = bytearray(data), rng.randrange(len(data))
-    how = rng.randrange(5)
-    if how == 0:
-        for _ in range(rng.randrange(1, 6)):
-            changed[rng.randrange(len(changed))] = rng.randrange(256)
-    elif how == 1:
-        del changed[at:]
-    elif how == 2:
-        del changed[at : at + rng.randrange(1, 200)]
-    elif how == 3:
-        changed[at:at] = rng.randbytes(rng.randrange(1, 50))
-    else:
-        source = rng.randrange(len(data))
-        changed[at : at + 100] = data[source : source + rng.randrange(1, 300)]
-    return bytes(changed)
 
 
 def odd_pieces(rng: random.Random) -> bytes:

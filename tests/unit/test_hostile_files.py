@@ -87,6 +87,42 @@ def test_an_odd_config_takes_no_other_model_from_the_list(tmp_path, config):
     assert "good.safetensors" in models_of_kind([tmp_path], (Kind.DC_AE,))
 
 
+def test_folders_that_link_to_one_another_are_listed_once_in_a_while(tmp_path):
+    """Twenty folders that each link to all others would be a hundred thousand; what lies in them is still there."""
+    save_file(tiny.autoencoder().state_dict(), tmp_path / "good.safetensors")
+    for one in range(20):
+        (tmp_path / f"web{one:02}").mkdir()
+        (tmp_path / f"web{one:02}" / "inner.safetensors").touch()
+        for other in range(20):
+            (tmp_path / f"web{one:02}" / f"to{other}").symlink_to(tmp_path / f"web{other:02}")
+    problems: list[folders.Problem] = []
+    start = time.process_time()
+    found = folders.list_models([tmp_path], problems)
+    assert time.process_time() - start < 2.0
+    assert {"good.safetensors", "web00/inner.safetensors", "web19/inner.safetensors"} <= set(found)
+    reasons = {problem.reason for problem in problems}
+    assert reasons == {"a link to a folder that it is in", "more than 8 links lead to its folder"}
+
+
+def test_a_folder_that_is_linked_twice_is_listed_twice(tmp_path):
+    (tmp_path / "own").mkdir()
+    save_file(tiny.autoencoder().state_dict(), tmp_path / "own" / "x.safetensors")
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(tmp_path / "own")
+    assert folders.list_models([tmp_path]) == ["one/x.safetensors", "own/x.safetensors", "two/x.safetensors"]
+
+
+def test_the_command_models_prints_no_control_characters(tmp_path, capsys):
+    from sana_nodes import cli
+
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "a\x1b[2J\nb.safetensors").touch()
+    assert cli.main(["models", "--models", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert any(r"a\x1b[2J\nb.safetensors: unusable" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
 def test_a_pipe_that_is_chosen_all_the_same_is_refused(tmp_path):
     from sana_nodes.model_loaders.vae import load_vae
 
@@ -176,6 +212,8 @@ def nested(depth: int) -> str:
     "change,message",
     [
         ({"rank": 0}, "rank of 0"),
+        ({f"transformer.{LAYER}.lora_B.weight": torch.ones(8, 2, 3)}, "changes .* as a matrix"),
+        ({f"{LAYER}.lora_A.weight": torch.ones(2, 8)}, f"are the lora_down.weight of {LAYER}"),
         ({f"transformer.{LAYER}.alpha": torch.ones(2)}, "alpha holds 2 values"),
         ({f"transformer.{LAYER}.alpha": torch.tensor(float("nan"))}, "alpha holds 1 values where one finite"),
         ({"metadata": {"lora_adapter_metadata": nested(20_000)}}, "is not JSON"),
