@@ -8,6 +8,9 @@ from ...networks.latent_spaces import WAN, VaeSpec
 from ..files.build import build_from_config, load_strictly
 from ..files.checkpoint import Checkpoint, UnusableFile, Value
 
+GEOMETRY = {"patch_size": None, "scale_factor_spatial": WAN.cell, "scale_factor_temporal": WAN.frames}
+"""What a config may also say: Wan 2.2's VAE has other numbers."""
+
 
 def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
     """The module with memory-mapped weights, its spec, and the values of quantised weights."""
@@ -22,8 +25,11 @@ def build(checkpoint: Checkpoint) -> tuple[object, VaeSpec, dict[str, Value]]:
             f"{checkpoint.path} is a Wan VAE with {config.z_dim} channels; SANA-Video uses that of Wan 2.1 "
             f"({WAN.channels})"
         )
-    if getattr(config, "patch_size", None) is not None:
-        raise UnusableFile(f"{checkpoint.config_file} says a patch_size; the Wan 2.1 VAE of SANA-Video has none")
+    for key, value in GEOMETRY.items():
+        if config.get(key, value) != value:
+            raise UnusableFile(
+                f"{checkpoint.config_file} says {key} is {config[key]}, and the Wan 2.1 VAE of SANA-Video has {value}"
+            )
     mean, std = config.latents_mean, config.latents_std
     if len(mean) != WAN.channels or len(std) != WAN.channels or not min(std) > 0:
         raise UnusableFile(

@@ -95,7 +95,7 @@ def _safe_open(file: Path, framework: str = "pt"):
         refuse_pointer(file)
         size = file.stat().st_size if file.exists() else 0
         raise UnusableFile(
-            f"{file} ({size:,} bytes) is not a complete safetensors file ({error}); "
+            f"{file} ({size:,} bytes) is not a complete safetensors file ({brief(error)}); "
             "it may be truncated or of another format: download it again"
         ) from error
 

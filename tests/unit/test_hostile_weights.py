@@ -54,6 +54,11 @@ def test_a_long_key_is_refused_at_the_door(tmp_path):
     with pytest.raises(UnusableFile, match="key of 513 characters") as caught:
         open_checkpoint(tmp_path / "x.safetensors")
     assert len(str(caught.value)) < 400
+    data = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(data.replace(b'"F32"', b'"X32"', 1))  # safetensors' error has the key
+    with pytest.raises(UnusableFile, match="not a complete safetensors file") as caught:
+        open_checkpoint(tmp_path / "x.safetensors")
+    assert len(str(caught.value)) < 600
 
 
 def test_a_huge_json_is_not_read(tmp_path):
@@ -91,6 +96,7 @@ TYPES = {
     ("autoencoder", "encoder_block_types"): [["a" * 10_000] * 6],
     ("wan_vae", "latents_mean"): [1.5, True, "x", ["1"] * 16, [None] * 16],
     ("wan_vae", "latents_std"): [[0.0] * 16, [-1.0] * 16],
+    ("wan_vae", "scale_factor_spatial"): [0, 16],
     ("wan_vae", "patch_size"): ["7", {}, 1.5],
     ("ltx2_vae", "patch_size"): [[4], "4", -4, 4.0],
     ("ltx2_vae", "spatial_compression_ratio"): ["32", [32]],
