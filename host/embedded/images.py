@@ -19,6 +19,9 @@ FLOAT_FORMATS = ("gbrpf32le", "gbrapf32le")
 ALIGNMENT = 32
 """swscale's conversion to floats reads up to here beyond the right edge."""
 
+DEEP_GREYS = {"gray16be": 1, "gray16le": 1, "ya16be": 2, "ya16le": 2}
+"""Channels of the pixel formats that swscale before 9 (PyAV before 16) converts to wrong floats."""
+
 NO_MASK = (64, 64)
 """Height and width of the empty mask of an image without alpha."""
 
@@ -71,7 +74,11 @@ def _pixel_format(frame) -> str:
 
 def _pixels(frame, pixel_format: str, time_base) -> np.ndarray:
     """A frame [H, W, 3 or 4] in [0, 1], the right way up."""
-    if pixel_format in FLOAT_FORMATS and frame.width % ALIGNMENT:
+    import av
+
+    if frame.format.name in DEEP_GREYS and av.library_versions["libswscale"] < (9,):
+        array = _deep_grey(frame)
+    elif pixel_format in FLOAT_FORMATS and frame.width % ALIGNMENT:
         array = _padded(frame, time_base).to_ndarray(format=pixel_format)[: frame.height, : frame.width]
     else:
         array = frame.to_ndarray(format=pixel_format)
@@ -80,6 +87,14 @@ def _pixels(frame, pixel_format: str, time_base) -> np.ndarray:
     if array.dtype == np.uint8:
         array = array.astype(np.float32) / 255.0
     return np.ascontiguousarray(array)
+
+
+def _deep_grey(frame) -> np.ndarray:
+    """A frame of DEEP_GREYS [H, W, 3 or 4] in [0, 1], from its memory."""
+    name, plane = frame.format.name, frame.planes[0]
+    rows = np.frombuffer(plane, ">u2" if name.endswith("be") else "<u2").reshape(-1, plane.line_size // 2)
+    pixels = rows[: frame.height].reshape(frame.height, -1, DEEP_GREYS[name])[:, : frame.width]
+    return pixels[..., [0, 0, 0, 1][: pixels.shape[-1] + 2]].astype(np.float32) / 65535.0
 
 
 def _padded(frame, time_base):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -255,11 +256,25 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-def test_sixteen_bits_stay_sixteen_bits(files):
-    expected = torch.from_numpy(image_files.noise(1, most=65536)[..., 0] / 65535).float()
-    image, mask = read_images(files / "grey16.png")
-    assert image.dtype == torch.float32 and (image[0, ..., 0] - expected).abs().max() < 1e-6
-    assert mask.shape == (1, 64, 64) and not mask.any()
+DEEP = {"grey16.png": (1, 1e-6), "grey_alpha16.png": (2, 1e-4), "rgb16.png": (3, 1e-3), "rgba16.png": (4, 1e-3)}
+"""Channels of each file, and how far FFmpeg's conversion to floats, which ComfyUI takes, is from its values / 65535."""
+
+
+@pytest.mark.parametrize("swscale", ["installed", "8"])
+@pytest.mark.parametrize("name", DEEP)
+def test_sixteen_bits_stay_sixteen_bits(files, monkeypatch, name, swscale):
+    """swscale 8, of PyAV 14 and 15, converts grey to wrong floats."""
+    if swscale == "8":
+        monkeypatch.setitem(av.library_versions, "libswscale", (8, 3, 100))
+    channels, bound = DEEP[name]
+    expected = torch.from_numpy(image_files.noise(channels, most=65536) / 65535).float().view(40, 56, -1)
+    image, mask = read_images(files / name)
+    colours = expected[..., :3] if channels > 2 else expected[..., :1]
+    assert image.dtype == torch.float32 and (image[0] - colours).abs().max() < bound
+    if channels % 2:
+        assert mask.shape == (1, 64, 64) and not mask.any()
+    else:
+        assert mask.shape == (1, 40, 56) and (1 - mask[0] - expected[..., -1]).abs().max() < bound
 
 
 def test_transparency_of_palette_grey_and_rgb_is_the_mask(files):
