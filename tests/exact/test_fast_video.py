@@ -23,7 +23,7 @@ from sana_nodes.networks.fast_video_transformer import (
     frames_of_step,
 )
 
-sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
+sys.path.append(str(tiny.REPOSITORY / "benchmarks"))  # last: it has a graphs.py as support has
 
 from tracing import allocated_peak
 
