@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
+sys.path.append(str(tiny.REPOSITORY / "benchmarks"))  # last: it has a graphs.py as support has
 
 import memory as benchmark
 from tracing import traced_peak
@@ -157,12 +157,38 @@ def test_a_step_in_comfyui_takes_what_it_asks_for(parts, stored, size):
     assert 0.7 < told / peak < 1.3, f"told {told / peak:.2f} of the peak"
 
 
+@pytest.mark.parametrize("cells", [(1, 32, 32), (5, 60, 104)], ids=str)
+@pytest.mark.parametrize("timed", [False, True], ids=["text", "image to video"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32], ids=str)
+def test_a_step_of_a_video_takes_what_it_asks_for(parts, monkeypatch, stored, timed, cells):
+    """The same of SANA-Video 2B; the mask's values, which meta tensors do not have, hold something."""
+    from pathlib import Path
+
+    from diffusers import SanaVideoTransformer3DModel
+    from sana_nodes.host.comfyui.model import build_model
+    from sana_nodes.model_loaders import transformer
+    from sana_nodes.networks import families
+
+    kind, config = benchmark.CONFIGS["SANA-Video 480p"]
+    with torch.device("meta"):
+        module = SanaVideoTransformer3DModel(**{**config, "num_layers": 2}).to(stored)
+        x, sigma, context, mask = (torch.empty(1, *s) for s in ((16, *cells), (), (120, 2304), (1, *cells)))
+    loaded = transformer.LoadedTransformer(module, transformer.spec_of(module.config, families.VIDEO), Path())
+    model = build_model(loaded, "default").model
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
+    held = {"denoise_mask": mask} if timed else {}
+    peak = traced_peak(lambda: model.apply_model(x, sigma, c_crossattn=context, **held))
+    shapes = {"c_crossattn": [context.shape], **({"denoise_mask": [mask.shape]} if timed else {})}
+    ratio = model.memory_required(list(x.shape), shapes) / peak
+    assert 0.7 < ratio < 1.3, f"{ratio:.2f} of the peak"
+
+
 def test_a_held_first_frame_asks_for_more_memory(parts, video_references):
     """Every token has a time of its own then, and a modulation."""
     network = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[0].model
     held = {"denoise_mask": [torch.Size([1, 1, 5, 32, 32])]}
     shape = [1, 16, 5, 32, 32]
-    assert 1.5 < network.memory_required(shape, held) / network.memory_required(shape) < 2.0
+    assert 1.35 < network.memory_required(shape, held) / network.memory_required(shape) < 1.5
 
 
 def test_weights_left_behind_follow_their_input(parts):

@@ -8,6 +8,7 @@ import filming
 import pytest
 import torch
 from controlling import PROMPT
+from sana_nodes.networks.memory import transformer_memory
 
 LIMIT = 1e-4
 WAN, NEGATIVE = "tiny-video", "a green square"
@@ -101,12 +102,20 @@ def test_with_a_controlnet_they_are_computed_one_after_the_other(embedded, sana_
     assert {size for size, _ in batches} == {1} and not together
 
 
+def conditionings(video) -> list[torch.Tensor]:
+    given = {"clip": video[1], "prompt": filming.PROMPT, "negative_prompt": filming.NEGATIVE, "motion_score": 30}
+    return [conditioning[0][0] for conditioning in drawing.call("SanaEncodeVideoPrompt", **given)]
+
+
 def test_what_a_card_is_asked_for_is_a_step_of_twice_the_batch(video, together):
     filming.ours(video, steps=1)
     filming.ours(video, steps=1, batch=2)
     filming.ours(video, steps=1, image=torch.rand(1, 64, 64, 3))
     one, two, timed = together
-    assert one > 0 and two == 2 * one and timed > one
+    memory = transformer_memory(video[0].module, video[0].spec.patch)
+    prompt = max(len(states[0]) for states in conditionings(video))
+    assert one == memory.step((2, 16, 2, 8, 8), 4, prompt)
+    assert two == memory.step((4, 16, 2, 8, 8), 4, prompt) and timed == memory.step((2, 16, 2, 8, 8), 4, prompt, True)
 
 
 @pytest.mark.parametrize("free,needed,fits", [(10, 13, True), (10, 15, False)])

@@ -9,7 +9,7 @@ import tiny
 import torch
 from sana_nodes.networks.precision import native_bf16
 
-sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
+sys.path.append(str(tiny.REPOSITORY / "benchmarks"))  # last: it has a graphs.py as support has
 
 import memory as benchmark
 from tracing import allocated_peak, traced_peak
