@@ -1,7 +1,7 @@
 """DC-AE in fewer passes over memory, to the same answer.
 
 Layers are diffusers' own (autoencoder_dc.py, SanaMultiscaleLinearAttention, GLUMBConv) with another forward, which
-calls the very same convolutions and products: layers that cast, offloading and tiles act as before. It differs in
+calls the same convolutions and products: layers that cast, offloading and tiles act as before. It differs in
 this:
 
 - Maps are channels last from the first layer on: convolutions read and write them without a change of layout, and a

@@ -154,12 +154,17 @@ def test_twice_is_once():
     assert not isinstance(module.decoder.up_blocks[-1][0].attn.processor.replaced, MultiscaleAttention)
 
 
-@pytest.mark.parametrize("config", ["sana", "lite", "shuffles"])
+HEADS_OF_32 = {f"{half}_block_out_channels": (8, 8, 16, 32, 64, 64) for half in ("encoder", "decoder")}
+HEADS_OF_32 |= {"attention_head_dim": 32}
+"""As published. With eight channels a query is often orthogonal to all keys but for one value that bfloat16 rounds."""
+
+
+@pytest.mark.parametrize("config", [{}, SHUFFLES], ids=["sana", "shuffles"])
 def test_bfloat16_is_no_farther_from_float32_than_diffusers(config):
     """Root mean square over seeds; 1.1 leaves room for the chance of where rounding falls."""
     errors = torch.zeros(2, 2)
     for seed in range(6):
-        half = tiny.autoencoder(seed, **CONFIGS[config]).to(torch.bfloat16)
+        half = tiny.autoencoder(seed, **HEADS_OF_32, **config).to(torch.bfloat16)
         exact = copy.deepcopy(half).float()
         given = {name: x.bfloat16() for name, x in inputs(rows=2, columns=3, seed=seed).items()}
         with torch.no_grad():
