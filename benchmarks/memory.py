@@ -21,7 +21,8 @@ from sana_nodes.networks.autoencoder import IMAGE_TILE
 from sana_nodes.networks.families import SPRINT as SPRINT_FAMILY
 from sana_nodes.networks.families import VIDEO as VIDEO_FAMILY
 from sana_nodes.networks.families import TransformerSpec
-from sana_nodes.networks.fast_transformer import use_fast_layers
+from sana_nodes.networks.fast_autoencoder import use_fast_autoencoder
+from sana_nodes.networks.fast_transformer import use_fast_transformer
 from sana_nodes.networks.latent_spaces import DC_AE as DC_AE_SPACE
 from sana_nodes.networks.latent_spaces import LTX2, WAN, VaeSpec
 from sana_nodes.networks.tiling import Tiling
@@ -95,13 +96,18 @@ class Case:
     estimate: int
 
 
+def use_fast(module: torch.nn.Module) -> torch.nn.Module:
+    """As both hosts run it."""
+    return use_fast_transformer(use_fast_autoencoder(module))
+
+
 @cache
 def module(name: str, device: str, dtype: torch.dtype):
     import diffusers
 
     kind, config = CONFIGS[name]
     with torch.device("meta"):
-        network = use_fast_layers(getattr(diffusers, kind)(**config).eval().to(dtype))
+        network = use_fast(getattr(diffusers, kind)(**config).eval().to(dtype))
     return network if device == "meta" else network.to_empty(device=device)
 
 
@@ -212,7 +218,7 @@ def small_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
             "Wan 2.1 VAE": diffusers.AutoencoderKLWan(base_dim=16, num_res_blocks=1),
             "Sprint": diffusers.SanaTransformer2DModel(**heads, **SPRINT, cross_attention_head_dim=128),
         }
-    models = {name: m.eval().to(dtype).to_empty(device=device) for name, m in models.items()}
+    models = {name: use_fast(m.eval().to(dtype).to_empty(device=device)) for name, m in models.items()}
     for m in models.values():
         for parameter in m.parameters():
             torch.nn.init.constant_(parameter, 0.01)

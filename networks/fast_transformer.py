@@ -70,7 +70,7 @@ class FastFeedForward:
         return super().forward(hidden_states) if torch.is_grad_enabled() else gated(self, hidden_states)
 
 
-def use_fast_layers(module: torch.nn.Module) -> torch.nn.Module:
+def use_fast_transformer(module: torch.nn.Module) -> torch.nn.Module:
     """Give the blocks of one of diffusers' SANA transformers or of its ControlNet the forward of this pack, in place.
 
     What is not as SANA's published models have it keeps diffusers' forward.

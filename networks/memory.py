@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .fast_autoencoder import CACHED_ON_DEVICES, STRIP
 from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
 from .tiling import halos
@@ -72,21 +73,22 @@ def transformer_memory(module, patch: tuple[int, int, int], casting: bool = Fals
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of DC-AE with ``channels`` channels; ``cell``: the width and height of its cells in pixels.
-
-    ``entering``: values per pixel of the stage's input map, which diffusers keeps until the stage ends; a pass
-    in tiles does not keep it.
-    """
+    """A stage of DC-AE with ``channels`` channels; ``cell``: the width and height of its cells in pixels."""
 
     attends: bool
     channels: int
     cell: int
-    entering: float
 
-    def bytes_per_pixel(self, itemsize: int, whole: bool) -> float:
-        """The block's input and its intermediate results: normalised, or in attention, in float32."""
-        own = 64.8 + 6 * itemsize if self.attends else max(8 + itemsize, 3 * itemsize)
-        return self.channels / self.cell**2 * (itemsize + own) + (self.entering * itemsize if whole else 0)
+    def bytes_of(self, pixels: int, itemsize: int) -> int:
+        """A block that attends: twice its feed-forward, which is eight times as wide, its input, and that before.
+
+        A block of convolutions: input and output, and a strip between them twice, or once and in float32.
+        """
+        values = pixels * self.channels // self.cell**2
+        if self.attends:
+            return 18 * itemsize * values
+        strip = min(values, STRIP)
+        return 2 * itemsize * values + max(2 * itemsize * strip, itemsize * strip + 8 * min(strip, CACHED_ON_DEVICES))
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class ImageMemory:
     def _in_tiles(self, stages, halo, height, width, side, itemsize) -> int:
         grown = math.prod(_grown(length, side, halo) for length in (height, width))
         kept = max((stage.channels / stage.cell**2 for stage in stages if stage.attends), default=0)
-        return _bytes(stages, grown, itemsize, whole=False) + int(height * width * kept * itemsize)
+        return _bytes(stages, grown, itemsize) + int(height * width * kept * itemsize)
 
 
 def _grown(length: int, side: int, halo: int) -> int:
@@ -126,8 +128,8 @@ def _grown(length: int, side: int, halo: int) -> int:
     return min(length, -(-length // count) + halo * min(count - 1, 2))
 
 
-def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int, whole: bool = True) -> int:
-    return int(pixels * max(stage.bytes_per_pixel(itemsize, whole) for stage in stages))
+def _bytes(stages: tuple[Stage, ...], pixels: int, itemsize: int) -> int:
+    return max(stage.bytes_of(pixels, itemsize) for stage in stages)
 
 
 @dataclass(frozen=True)
@@ -174,21 +176,14 @@ def vae_memory(module, spec) -> ImageMemory | VideoMemory:
         return VideoMemory(*LTX2_MEASURED, config.block_out_channels[0], config.decoder_block_out_channels[0], *ratios)
     sides = ("encoder", config.encoder_block_types), ("decoder", config.decoder_block_types)
     encoder, decoder = (
-        _stages(getattr(config, f"{side}_block_out_channels"), kinds, getattr(config, f"{side}_layers_per_block"), side)
+        _stages(getattr(config, f"{side}_block_out_channels"), kinds, getattr(config, f"{side}_layers_per_block"))
         for side, kinds in sides
     )
     return ImageMemory(encoder, decoder, spec.spatial_ratio, halos(module))
 
 
-def _stages(channels, kinds, layers, side: str) -> tuple[Stage, ...]:
-    """The stages that have layers (DC-AE-Lite's first has none); a decoder stage's input is the next smaller map."""
+def _stages(channels, kinds, layers) -> tuple[Stage, ...]:
+    """The stages that have layers: DC-AE-Lite's first has none."""
     kinds = [kinds] * len(channels) if isinstance(kinds, str) else kinds
-    stages = []
-    for index, (width, kind, count) in enumerate(zip(channels, kinds, layers)):
-        if not count:
-            continue
-        cell = 2**index
-        above = channels[min(index + 1, len(channels) - 1)]
-        entering = above / (2 * cell) ** 2 if side == "decoder" else width / cell**2
-        stages.append(Stage(kind == "EfficientViTBlock", width, cell, entering))
-    return tuple(stages)
+    rows = enumerate(zip(channels, kinds, layers))
+    return tuple(Stage(kind == "EfficientViTBlock", width, 2**index) for index, (width, kind, count) in rows if count)

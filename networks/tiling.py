@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
+
+from .fast_autoencoder import activated, add_normed, apply_attention, attention_maps, attention_sums, channels_last
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Tiling:
     def _canvas(self, part, shape, stage, last: bool) -> torch.Tensor:
         """An empty map for a stage's tiles; maps between stages are on the device."""
         size = *part.shape[:2], *(side // stage.down * stage.up for side in shape[-2:])
-        return torch.empty(size, device=self.output) if last else part.new_empty(size)
+        if last:
+            return torch.empty(size, device=self.output)
+        return channels_last(part.new_empty(size))
 
 
 Core = tuple[slice, slice]
@@ -126,9 +130,9 @@ class _Local:
 
     def run(self, x: torch.Tensor, cores: list[Core], to_device: Callable) -> Iterator[tuple]:
         for core in cores:
-            part = to_device(_tile(x, core, self.halo, self.down))
+            part = channels_last(to_device(_tile(x, core, self.halo, self.down)))
             for layer in self.layers:
-                part = layer.call(part)
+                part = channels_last(layer.call(part))
             rows, columns = (slice(s.start * self.up, s.stop * self.up) for s in core)
             yield rows, columns, part[(..., *_inside(core, self.halo, self.up))]
 
@@ -145,64 +149,18 @@ class _Attention:
         """For the multi-scale convolutions and the feed-forward's depth-wise convolution."""
 
     def run(self, x: torch.Tensor, cores: list[Core], to_device: Callable) -> Iterator[tuple]:
-        summing = _Summing(self.block.attn)
+        attn = self.block.attn
+        sums: list[torch.Tensor] = []
         for core in cores:
-            summing.add(to_device(_tile(x, core, self.halo)), _inside(core, self.halo))
+            maps = attention_maps(attn, channels_last(to_device(_tile(x, core, self.halo))))
+            own = attention_sums(attn, maps, *_inside(core, self.halo))
+            sums = [a + b for a, b in zip(sums, own)] if sums else own
+            del maps
             yield *core, None
-        applying = _Applying(self.block.attn, summing.scores)
         for core in cores:
-            part = self.block.conv_out(applying(to_device(_tile(x, core, self.halo))))
+            part = channels_last(to_device(_tile(x, core, self.halo)))
+            part = self.block.conv_out(apply_attention(attn, part, attention_maps(attn, part), sums))
             yield *core, part[(..., *_inside(core, self.halo))]
-
-
-class _StandIn:
-    """SanaMultiscaleLinearAttention for its processor, with another implementation of linear attention.
-
-    For a tile with fewer positions than channels per head the processor calls the quadratic form of the
-    same sum, so that is replaced too.
-    """
-
-    def __init__(self, attention):
-        self.attention = attention
-
-    def __getattr__(self, name):
-        return getattr(self.attention, name)
-
-    def __call__(self, tile: torch.Tensor) -> torch.Tensor:
-        return self.attention.processor(self, tile)
-
-    def apply_quadratic_attention(self, query, key, value):
-        return self.apply_linear_attention(query.float(), key.float(), value.float()).to(value.dtype)
-
-
-class _Summing(_StandIn):
-    """Sums value times key over the positions of each tile without its halo."""
-
-    scores: torch.Tensor | float = 0.0
-
-    def add(self, tile: torch.Tensor, inside: Core) -> None:
-        self.sides, self.inside = tile.shape[-2:], inside
-        self(tile)
-
-    def apply_linear_attention(self, query, key, value):
-        height, width = self.sides
-        maps = (rearrange(t, "b heads c (h w) -> b heads c h w", h=height, w=width) for t in (key, value))
-        key, own = (rearrange(t[(..., *self.inside)], "b heads c h w -> b heads c (h w)") for t in maps)
-        ones = torch.nn.functional.pad(own, (0, 0, 0, 1), value=1.0)
-        self.scores = self.scores + ones @ key.transpose(-1, -2)
-        return value
-
-
-class _Applying(_StandIn):
-    """Attention with the sums over the whole image."""
-
-    def __init__(self, attention, scores: torch.Tensor):
-        super().__init__(attention)
-        self.scores = scores
-
-    def apply_linear_attention(self, query, key, value):
-        wide = self.scores @ query
-        return wide[:, :, :-1] / (wide[:, :, -1:] + self.attention.eps)
 
 
 _Stage = _Local | _Attention
@@ -245,8 +203,7 @@ def _decoder_stages(decoder) -> list[_Stage]:
         return h + x.repeat_interleave(decoder.in_shortcut_repeats, dim=1) if decoder.in_shortcut else h
 
     def last(x):
-        normed = decoder.norm_out(rearrange(x, "b c h w -> b h w c"))
-        return out.call(decoder.conv_act(rearrange(normed, "b h w c -> b c h w")))
+        return out.call(activated(decoder.conv_act, add_normed(decoder.norm_out, x, torch.empty_like(x))))
 
     out = _layer(decoder.conv_out)
     blocks = [_layer(layer) for stage in reversed(decoder.up_blocks) for layer in stage]

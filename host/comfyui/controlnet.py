@@ -13,7 +13,7 @@ from ...model_loaders.controlnet import LoadedControlNet
 from ...model_loaders.quantised.formats import set_values
 from ...networks import precision
 from ...networks.controlnet import check_latent, check_vae, control_residuals, control_time, hint_latent
-from ...networks.fast_transformer import use_fast_layers
+from ...networks.fast_transformer import use_fast_transformer
 from .model import SanaLatentFormat, network_dtypes
 from .modules import use_comfy_ops
 
@@ -95,5 +95,5 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControl
     device = comfy.model_management.get_torch_device()
     stored, cast = network_dtypes(loaded.module, wanted, device)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
-    network = use_fast_layers(use_comfy_ops(loaded.module, wanted, cast or stored))
+    network = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored))
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

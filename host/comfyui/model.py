@@ -19,7 +19,7 @@ from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
 from ...networks.families import TransformerSpec
-from ...networks.fast_transformer import use_fast_layers
+from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.transformer import network_inputs, velocity
@@ -214,7 +214,7 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: b
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = use_fast_layers(use_comfy_ops(loaded.module, wanted, cast or stored))
+    module = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored))
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = _comfy_class(module.__class__)
     make = SanaVideo if loaded.spec.family.video else SanaBaseModel

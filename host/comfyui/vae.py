@@ -22,6 +22,7 @@ from ...networks.autoencoder import (
     from_autoencoder,
     to_autoencoder,
 )
+from ...networks.fast_autoencoder import use_fast_autoencoder
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
 from ...networks.memory import vae_memory
 from . import previews
@@ -211,7 +212,7 @@ def build_vae(loaded: LoadedVae, weight_dtype: str, disable_dynamic: bool = Fals
     device = comfy.model_management.vae_device()
     compute = _compute_dtype(loaded, wanted, device)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
-    use_comfy_ops(loaded.module, wanted, compute)
+    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute))
     reason = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
     log_compute_dtype(f"SANA's {loaded.spec.name}", compute, *reason)
     vae = SanaVAE(loaded, compute, device, disable_dynamic)

@@ -10,7 +10,7 @@ from ...media.pictures import cover
 from ...model_loaders.controlnet import LoadedControlNet
 from ...networks import precision
 from ...networks.controlnet import ControlNetSpec, check_vae, control_residuals, control_time, hint_latent
-from ...networks.fast_transformer import use_fast_layers
+from ...networks.fast_transformer import use_fast_transformer
 from .devices import default_device, prepare
 from .vae import Vae
 
@@ -61,7 +61,7 @@ class AppliedControl:
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    use_fast_layers(loaded.module)
+    use_fast_transformer(loaded.module)
     return ControlNet(loaded.module, loaded.spec, prepare(loaded, wanted, device, "SANA's ControlNet"), device)
 
 

@@ -16,7 +16,7 @@ from ...model_loaders.text_encoder import LoadedTextEncoder
 from ...model_loaders.transformer import LoadedTransformer
 from ...networks import lora, precision, prompts
 from ...networks.families import TransformerSpec
-from ...networks.fast_transformer import use_fast_layers
+from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
 from ...networks.memory import transformer_memory
 from ...networks.prompt_cache import Disk, PromptCache
@@ -67,7 +67,7 @@ class Sampler:
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    use_fast_layers(loaded.module)
+    use_fast_transformer(loaded.module)
     return Model(
         loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
     )

@@ -12,6 +12,7 @@ import torch
 from ...model_loaders.vae import LoadedVae
 from ...networks import precision
 from ...networks.autoencoder import Autoencoder
+from ...networks.fast_autoencoder import use_fast_autoencoder
 from ...networks.latent_spaces import VaeSpec
 from . import progress
 from .devices import OUT_OF_MEMORY, default_device, move_to_device, prepare
@@ -87,4 +88,4 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> Vae:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.VAE_DTYPES)
     device = default_device()
     compute = prepare(loaded, wanted, device, loaded.spec.name)
-    return Vae(Autoencoder(loaded.module, loaded.spec), compute, device)
+    return Vae(Autoencoder(use_fast_autoencoder(loaded.module), loaded.spec), compute, device)

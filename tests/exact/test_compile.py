@@ -7,7 +7,7 @@ import copy
 import pytest
 import tiny
 import torch
-from sana_nodes.networks.fast_transformer import use_fast_layers
+from sana_nodes.networks.fast_transformer import use_fast_transformer
 from torch import _dynamo
 from torch._dynamo.testing import CompileCounter
 
@@ -43,7 +43,7 @@ def video_inputs(length: int, step: int) -> dict:
     ids=["image", "video"],
 )
 def test_prompts_and_steps_share_one_graph(make, inputs, part):
-    network = use_fast_layers(make()).requires_grad_(False)
+    network = use_fast_transformer(make()).requires_grad_(False)
     compiled, counter = copy.deepcopy(network), CompileCounter()
     _dynamo.reset()
     for one in [compiled] if part == "whole" else compiled.transformer_blocks:

@@ -9,7 +9,7 @@ import tiny
 import torch
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_layers, precision
-from sana_nodes.networks.fast_transformer import FastBlock, LinearAttention, use_fast_layers
+from sana_nodes.networks.fast_transformer import FastBlock, LinearAttention, use_fast_transformer
 
 NORM = "rms_norm_across_heads"
 
@@ -38,7 +38,7 @@ def both(network, given: dict, dtype=torch.float32) -> tuple[torch.Tensor, torch
     """diffusers' output and ours."""
     given = {k: v.to(dtype) if torch.is_tensor(v) and k != "timestep" else v for k, v in given.items()}
     with torch.no_grad():
-        return network(**given)[0], use_fast_layers(copy.deepcopy(network))(**given)[0]
+        return network(**given)[0], use_fast_transformer(copy.deepcopy(network))(**given)[0]
 
 
 @pytest.mark.parametrize("norm", [NORM, None], ids=["norm", "no norm"])
@@ -75,7 +75,7 @@ def test_what_a_controlnet_adds_and_what_it_makes():
     hint = torch.randn(1, 32, 6, 10)
     with torch.no_grad():
         parts = control(**given, controlnet_cond=hint)[0]
-        fast = use_fast_layers(copy.deepcopy(control))(**given, controlnet_cond=hint)[0]
+        fast = use_fast_transformer(copy.deepcopy(control))(**given, controlnet_cond=hint)[0]
     for a, b in zip(parts, fast):
         assert a.abs().max() > 1e-3 and (a - b).abs().max() < 1e-5
     theirs, mine = both(network, {**given, "controlnet_block_samples": parts})
@@ -104,7 +104,7 @@ def test_a_lora_beside_a_layer_acts():
 
 
 def test_inputs_are_left_alone():
-    network = use_fast_layers(tiny.transformer())
+    network = use_fast_transformer(tiny.transformer())
     given = inputs(network)
     before = {k: v.clone() for k, v in given.items() if torch.is_tensor(v)}
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_inputs_are_left_alone():
 
 def test_blocks_leave_their_input_alone():
     """A ControlNet keeps each block's output while the next one computes."""
-    block = use_fast_layers(tiny.transformer()).transformer_blocks[0]
+    block = use_fast_transformer(tiny.transformer()).transformer_blocks[0]
     x, caption, time = torch.randn(1, 6, 64), torch.randn(1, 4, 64), torch.randn(1, 6 * 64)
     before = x.clone()
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_blocks_leave_their_input_alone():
 def test_gradients_go_diffusers_way():
     network = tiny.transformer()
     given = inputs(network)
-    fast = use_fast_layers(copy.deepcopy(network))
+    fast = use_fast_transformer(copy.deepcopy(network))
     for one in (network, fast):
         one(**given)[0].square().sum().backward()
     name = "transformer_blocks.0.ff.conv_inverted.weight"
@@ -133,13 +133,13 @@ def test_gradients_go_diffusers_way():
 
 
 def test_an_unknown_norm_keeps_diffusers_attention():
-    network = use_fast_layers(tiny.transformer(qk_norm="layer_norm_across_heads"))
+    network = use_fast_transformer(tiny.transformer(qk_norm="layer_norm_across_heads"))
     block = network.transformer_blocks[0]
     assert isinstance(block, FastBlock) and not isinstance(block.attn1.processor, LinearAttention)
 
 
 def test_twice_is_once():
-    network = use_fast_layers(use_fast_layers(tiny.transformer()))
+    network = use_fast_transformer(use_fast_transformer(tiny.transformer()))
     assert type(network.transformer_blocks[0]).__mro__.count(FastBlock) == 1
 
 

@@ -12,7 +12,7 @@ from diffusers.models.transformers import transformer_sana_video as theirs_of_vi
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_layers, precision
 from sana_nodes.networks.fast_layers import CrossAttention, ProductOfPixels
-from sana_nodes.networks.fast_transformer import use_fast_layers
+from sana_nodes.networks.fast_transformer import use_fast_transformer
 from sana_nodes.networks.fast_video_transformer import (
     SIZES,
     FastPositions,
@@ -55,7 +55,7 @@ def both(network, given: dict, dtype=torch.float32) -> tuple[torch.Tensor, torch
     """diffusers' output and ours."""
     given = {k: v.to(dtype) if torch.is_tensor(v) and k != "timestep" else v for k, v in given.items()}
     with torch.no_grad():
-        return network(**given)[0], use_fast_layers(copy.deepcopy(network))(**given)[0]
+        return network(**given)[0], use_fast_transformer(copy.deepcopy(network))(**given)[0]
 
 
 def assert_same(network, given: dict) -> None:
@@ -106,7 +106,7 @@ def test_every_config(changes, batch):
 
 def test_the_fast_forward_runs(monkeypatch):
     """What is compared above is ours: diffusers' blocks, attention and feed-forward are not called."""
-    network = use_fast_layers(tiny.video_transformer())
+    network = use_fast_transformer(tiny.video_transformer())
     block = network.transformer_blocks[0]
     assert isinstance(block, FastVideoBlock) and isinstance(block.ff, FastVideoFeedForward)
     assert isinstance(block.attn1.processor, RotaryLinearAttention) and isinstance(network.rope, FastPositions)
@@ -125,7 +125,7 @@ def test_layers_that_cast(stored, first):
     """Whether the fast layers come before the casting ones, as without ComfyUI, or after them."""
     network = tiny.video_transformer()
     fast = copy.deepcopy(network)
-    steps = [lambda m: precision.use_casting_layers(m, CASTING, stored, torch.float32), use_fast_layers]
+    steps = [lambda m: precision.use_casting_layers(m, CASTING, stored, torch.float32), use_fast_transformer]
     for step in steps if first == "casting" else steps[::-1]:
         step(fast)
     given = inputs(network)
@@ -150,7 +150,7 @@ def test_a_lora_beside_a_layer_acts(first):
     plain = tiny.video_transformer()
     given = inputs(plain)
     fast = copy.deepcopy(plain)
-    for step in (with_lora, use_fast_layers) if first == "lora" else (use_fast_layers, with_lora):
+    for step in (with_lora, use_fast_transformer) if first == "lora" else (use_fast_transformer, with_lora):
         step(fast)
     with torch.no_grad():
         without, theirs, mine = plain(**given)[0], with_lora(plain)(**given)[0], fast(**given)[0]
@@ -170,7 +170,7 @@ def test_what_is_added_after_each_block():
 
 @pytest.mark.parametrize("timed", [False, True])
 def test_inputs_are_left_alone(timed):
-    network = use_fast_layers(tiny.video_transformer())
+    network = use_fast_transformer(tiny.video_transformer())
     given = inputs(network, timed=timed)
     before = {k: v.clone() for k, v in given.items() if torch.is_tensor(v)}
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_inputs_are_left_alone(timed):
 
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_blocks_leave_their_inputs_alone(tokens):
-    network = use_fast_layers(tiny.video_transformer())
+    network = use_fast_transformer(tiny.video_transformer())
     x, caption, time = torch.randn(1, 12, 64), torch.randn(1, 4, 64), torch.randn(1, tokens, 6 * 64)
     before = [t.clone() for t in (x, caption, time)]
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_blocks_leave_their_inputs_alone(tokens):
 
 def test_weights_keep_their_names():
     network = tiny.video_transformer()
-    fast = use_fast_layers(copy.deepcopy(network))
+    fast = use_fast_transformer(copy.deepcopy(network))
     with torch.no_grad():
         fast(**inputs(network))
     theirs, mine = network.state_dict(), fast.state_dict()
@@ -203,7 +203,7 @@ def test_weights_keep_their_names():
 def test_gradients_go_diffusers_way(timed):
     network = tiny.video_transformer()
     given = inputs(network, timed=timed)
-    fast = use_fast_layers(copy.deepcopy(network))
+    fast = use_fast_transformer(copy.deepcopy(network))
     with torch.no_grad():
         fast(**given)
     for one in (network, fast):
@@ -215,7 +215,7 @@ def test_gradients_go_diffusers_way(timed):
 
 def test_an_unknown_norm_keeps_diffusers_attention():
     network = tiny.video_transformer(qk_norm="layer_norm_across_heads")
-    block = use_fast_layers(copy.deepcopy(network)).transformer_blocks[0]
+    block = use_fast_transformer(copy.deepcopy(network)).transformer_blocks[0]
     assert isinstance(block, FastVideoBlock) and not isinstance(block.attn1.processor, RotaryLinearAttention)
     assert_same(network, inputs(network))
 
@@ -225,7 +225,7 @@ def test_an_unknown_feed_forward_keeps_diffusers_forward(part):
     network = tiny.video_transformer()
     feed_forward = network.transformer_blocks[1].ff
     setattr(feed_forward, part, torch.nn.Identity() if part == "norm" else True)
-    fast = use_fast_layers(copy.deepcopy(network)).transformer_blocks
+    fast = use_fast_transformer(copy.deepcopy(network)).transformer_blocks
     assert isinstance(fast[0].ff, FastVideoFeedForward) and not isinstance(fast[1].ff, FastVideoFeedForward)
     assert_same(network, inputs(network))
 
@@ -235,8 +235,8 @@ def test_dtypes_that_differ_go_diffusers_way():
     block = tiny.video_transformer().transformer_blocks[0]
     block.attn2, block.ff = None, block.ff.double()
     block.scale_shift_table.data = block.scale_shift_table.data.double()
-    network = use_fast_layers(tiny.video_transformer())
-    fast = use_fast_layers(copy.deepcopy(block))
+    network = use_fast_transformer(tiny.video_transformer())
+    fast = use_fast_transformer(copy.deepcopy(block))
     x, time = torch.randn(1, 12, 64), torch.randn(1, 1, 6 * 64)
     assert isinstance(fast, FastVideoBlock) and not fast_layers.is_fast(fast, x, time)
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_dtypes_that_differ_go_diffusers_way():
 
 
 def test_twice_is_once():
-    network = use_fast_layers(use_fast_layers(tiny.video_transformer()))
+    network = use_fast_transformer(use_fast_transformer(tiny.video_transformer()))
     block = network.transformer_blocks[0]
     for part, fast in (
         (block, FastVideoBlock),
@@ -310,7 +310,7 @@ def counted(network, monkeypatch) -> list:
 
 
 def test_rotations_are_computed_once_for_a_size(monkeypatch):
-    network = use_fast_layers(tiny.video_transformer())
+    network = use_fast_transformer(tiny.video_transformer())
     made = counted(network, monkeypatch)
     with torch.no_grad():
         for cells in ((3, 6, 10), (3, 6, 10), (3, 10, 6), (3, 6, 10)):
@@ -322,7 +322,7 @@ def test_rotations_are_computed_once_for_a_size(monkeypatch):
 
 
 def test_rotations_are_forgotten_with_their_dtype_or_device():
-    network = use_fast_layers(tiny.video_transformer())
+    network = use_fast_transformer(tiny.video_transformer())
     with torch.no_grad():
         network(**inputs(network))
     assert network.rope.kept
@@ -333,7 +333,7 @@ def test_rotations_are_forgotten_with_their_dtype_or_device():
 def test_rotations_unpack_into_diffusers():
     network = tiny.video_transformer()
     x = torch.zeros(1, 16, 3, 6, 10)
-    fast = use_fast_layers(copy.deepcopy(network))
+    fast = use_fast_transformer(copy.deepcopy(network))
     with torch.inference_mode():
         kept, theirs = fast.rope(x), network.rope(x)
     assert isinstance(kept, Rotary) and all(torch.equal(a, b) for a, b in zip(kept, theirs, strict=True))
@@ -342,7 +342,7 @@ def test_rotations_unpack_into_diffusers():
 
 def test_the_memory_of_a_further_frame_is_less_than_its_wide_maps():
     """By the CPU's allocator: the feed-forward alone would have 2 * 2 * mlp_ratio values of each token and channel."""
-    network = use_fast_layers(tiny.video_transformer(num_layers=2))
+    network = use_fast_transformer(tiny.video_transformer(num_layers=2))
     videos = [inputs(network, cells=(frames, 48, 48)) for frames in (4, 24)]
     short, long = (allocated_peak(lambda given=given: network(**given)) for given in videos)
     assert (long - short) / 20 < 24 * 24 * 64 * 4 * 9
