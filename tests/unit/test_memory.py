@@ -44,6 +44,15 @@ def test_estimates_are_within_30_percent_of_the_peak(shorter, name, dtype):
     assert {"encode", "decode"} <= set(seen) or "step" in seen
 
 
+@pytest.mark.parametrize("name", [name for name in benchmark.CONFIGS if "SANA-Video" in name])
+def test_the_steps_of_a_short_and_of_a_long_video_are_within_10_percent(shorter, monkeypatch, name):
+    """The prompt's norm decides the one, attention the other; in both the feed-forward is near."""
+    monkeypatch.setattr(benchmark, "VIDEOS", ((256, 256, 1), (480, 832, 81)))
+    for case in benchmark.cases(name, "meta", torch.bfloat16):
+        ratio = case.estimate / traced_peak(case.run)
+        assert 0.9 < ratio < 1.1, f"{case.what} {case.size}: estimated {ratio:.2f} of the peak"
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_tracer_agrees_with_the_cpu_allocator(dtype):
     """Within 10 %; what is missing is convolutions' own scratch in bfloat16.
