@@ -327,15 +327,20 @@ def _fast_class(kind: type, fast: type) -> type:
     return type(kind.__name__, (fast, kind), {})
 
 
+def replace_forward(part: torch.nn.Module, table: dict) -> None:
+    """Give a layer its forward of a table like FAST, if it is one that it is for and has it not yet."""
+    fast, suits = table.get(type(part).__name__, (None, None))
+    if fast and not isinstance(part, fast) and suits(part):
+        part.__class__ = _fast_class(type(part), fast)
+
+
 def use_fast_layers(module: torch.nn.Module) -> torch.nn.Module:
-    """Give an AutoencoderDC's layers the forward of this file, in place; other autoencoders stay as they are.
+    """Give an AutoencoderDC's layers the forward of this file, in place.
 
     A layer that is not as in published models keeps diffusers' forward.
     """
-    for part in module.modules() if type(module).__name__ == "AutoencoderDC" else ():
-        fast, suits = FAST.get(type(part).__name__, (None, None))
-        if fast and not isinstance(part, fast) and suits(part):
-            part.__class__ = _fast_class(type(part), fast)
+    for part in module.modules():
+        replace_forward(part, FAST)
         if type(getattr(part, "processor", None)).__name__ == DIFFUSERS_PROCESSOR and _has_norm(part.norm_out):
             part.processor = MultiscaleAttention(part.processor)
     return module
