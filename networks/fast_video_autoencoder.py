@@ -59,7 +59,7 @@ class FastCausalConv:
         missing = max(0, self._padding[4] - cached)
         if missing and x.shape[2] + missing > self.kernel_size[0]:
             x = functional.pad(x, (0, 0, 0, 0, missing, 0))
-        return super(self._causal_class(), self).forward(x)
+        return channels_last(super(self._causal_class(), self).forward(x))
 
     def _conv_forward(self, input, weight, bias, *_, **__):
         """What every kind of layer calls with the weight it has got ready."""
@@ -80,13 +80,17 @@ class FastResidualBlock:
         if torch.is_grad_enabled():
             return super().forward(x, feat_cache, feat_idx)
         x = channels_last(x)
-        h = normed_conv(self.norm1, self.nonlinearity, self.conv1, x, feat_cache, feat_idx)
-        h = normed_conv(self.norm2, self.nonlinearity, self.conv2, h, feat_cache, feat_idx)
+        h = self.conv1.over(*behind_cached(self.norm1, self.nonlinearity, x, feat_cache, feat_idx))
+        h, cached = behind_cached(self.norm2, self.nonlinearity, h, feat_cache, feat_idx)
+        h = self.conv2.over(h, cached)
         return h.add_(self.conv_shortcut(x))
 
 
-def normed_conv(norm, activation, convolution, x: torch.Tensor, feat_cache, feat_idx) -> torch.Tensor:
-    """A norm and an activation, if any, and a causal convolution; its cached frames are replaced."""
+def behind_cached(norm, activation, x: torch.Tensor, feat_cache, feat_idx) -> tuple[torch.Tensor, int]:
+    """What a causal convolution reads: its cached frames, and ``x`` normalised and activated, if there is a norm.
+
+    Beside it the number of cached frames; they are replaced.
+    """
     kept = None if feat_cache is None else feat_cache[feat_idx[0]]
     cached = 0 if kept is None else kept.shape[2]
     wide = empty_map(x, cached + x.shape[2])
@@ -99,7 +103,7 @@ def normed_conv(norm, activation, convolution, x: torch.Tensor, feat_cache, feat
     if feat_cache is not None:
         feat_cache[feat_idx[0]] = wide[:, :, -CACHE_FRAMES:].clone()
         feat_idx[0] += 1
-    return convolution.over(wide, cached)
+    return wide, cached
 
 
 class FastUpsample:
@@ -136,12 +140,13 @@ class FastWanDecoder:
     def forward(self, x, feat_cache=None, feat_idx=(0,), first_chunk=False):
         if torch.is_grad_enabled():
             return super().forward(x, feat_cache, feat_idx, first_chunk)
-        x = normed_conv(None, None, self.conv_in, channels_last(x), feat_cache, feat_idx)
+        x = self.conv_in.over(*behind_cached(None, None, channels_last(x), feat_cache, feat_idx))
         x = self.mid_block(x, feat_cache=feat_cache, feat_idx=feat_idx)
         for block in self.up_blocks:
             for layer in (*block.resnets, *(block.upsamplers or ())):
                 x = layer(x, feat_cache, feat_idx)
-        return normed_conv(self.norm_out, self.nonlinearity, self.conv_out, x, feat_cache, feat_idx)
+        x, cached = behind_cached(self.norm_out, self.nonlinearity, x, feat_cache, feat_idx)
+        return self.conv_out.over(x, cached)
 
 
 FAST = {
