@@ -17,11 +17,10 @@ from functools import cache, partial
 import torch
 from sana_nodes.model_loaders.transformer import spec_of
 from sana_nodes.networks import memory, streaming
-from sana_nodes.networks.autoencoder import IMAGE_TILE
+from sana_nodes.networks.autoencoder import IMAGE_TILE, use_fast_autoencoder
 from sana_nodes.networks.families import SPRINT as SPRINT_FAMILY
 from sana_nodes.networks.families import VIDEO as VIDEO_FAMILY
 from sana_nodes.networks.families import TransformerSpec
-from sana_nodes.networks.fast_autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_transformer import use_fast_transformer
 from sana_nodes.networks.latent_spaces import DC_AE as DC_AE_SPACE
 from sana_nodes.networks.latent_spaces import LTX2, WAN, VaeSpec

@@ -29,6 +29,19 @@ class FusedAttention(TorchFunctionMode):
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
+CONVOLUTIONS = {torch.ops.aten.convolution.default}
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the number of dimensions."""
+
+
+def _in_layout_of(given: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """A convolution's result as processors and cards lay it out: on meta tensors it is never channels last."""
+    layout = LAYOUTS.get(given.ndim)
+    if layout is None or not result.is_meta or not given.is_contiguous(memory_format=layout):
+        return result
+    return torch.empty_like(result, memory_format=layout)
+
+
 class _Counting(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -37,6 +50,7 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        result = _in_layout_of(args[0], result) if func in CONVOLUTIONS else result
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in given:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from einops import rearrange
 
-from . import streaming
+from . import fast_autoencoder, fast_video_autoencoder, streaming
 from .latent_spaces import LATENT_SPACES, VaeSpec, by_channel, space_of
 from .memory import vae_memory
 from .streaming import Tiles
@@ -26,6 +26,17 @@ IMAGE_TILE = 1024
 
 VIDEO_TILE, VIDEO_OVERLAP = 256, 64
 """Tile size and overlap in pixels for video frames that do not fit into memory; ComfyUI's defaults."""
+
+
+FAST_LAYERS = {
+    "AutoencoderDC": fast_autoencoder.use_fast_dc_ae,
+    "AutoencoderKLWan": fast_video_autoencoder.use_fast_wan,
+}
+
+
+def use_fast_autoencoder(module: torch.nn.Module) -> torch.nn.Module:
+    """Give the layers of one of diffusers' autoencoders a faster forward, in place; LTX-2's stay as they are."""
+    return FAST_LAYERS.get(type(module).__name__, lambda same: same)(module)
 
 
 class Run(Protocol):

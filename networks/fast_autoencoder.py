@@ -338,15 +338,20 @@ FAST = {
 DIFFUSERS_PROCESSOR = "SanaMultiscaleAttnProcessor2_0"
 
 
-def use_fast_autoencoder(module: torch.nn.Module) -> torch.nn.Module:
-    """Give an AutoencoderDC's layers the forward of this file, in place; other autoencoders stay as they are.
+def replace_forward(part: torch.nn.Module, table: dict[str, Fast]) -> None:
+    """Give a layer its forward of a table like FAST, if it is one that it is for."""
+    row = table.get(type(part).__name__)
+    if row and row.suits(part):
+        use_class(part, row.forward)
+
+
+def use_fast_dc_ae(module: torch.nn.Module) -> torch.nn.Module:
+    """Give an AutoencoderDC's layers the forward of this file, in place.
 
     A layer that is not as in published models keeps diffusers' forward.
     """
-    for part in module.modules() if type(module).__name__ == "AutoencoderDC" else ():
-        row = FAST.get(type(part).__name__)
-        if row and row.suits(part):
-            use_class(part, row.forward)
+    for part in module.modules():
+        replace_forward(part, FAST)
         if type(getattr(part, "processor", None)).__name__ == DIFFUSERS_PROCESSOR and _has_norm(part.norm_out):
             part.processor = MultiscaleAttention(part.processor)
     return module

@@ -162,7 +162,7 @@ def _at(values: tuple[float, ...], frames: int) -> float:
     return values[min(frames, len(values)) - 1]
 
 
-WAN_MEASURED = ((10.1, 33.1, 38.4), (18.0, 49.2, 52.0))
+WAN_MEASURED = ((7.7, 30.6, 31.3), (4.2, 25.0, 42.7))
 LTX2_MEASURED = ((2.12, 2.61, 3.09, 3.49, 3.97, 4.45), (1.59, 2.84, 2.84, 4.1, 4.18))
 """Measured values of the published encoder and decoder, by latent frames."""
 

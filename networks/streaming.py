@@ -32,6 +32,13 @@ class Coder(Protocol):
         """Move the cache between pieces to a device."""
 
 
+class _ReadOnce(list):
+    """Cached frames for the last piece: each is freed once it is read, and none is kept after it."""
+
+    def __setitem__(self, index, value):
+        super().__setitem__(index, [None] * len(self[index]) if isinstance(index, slice) else None)
+
+
 class WanDecoder:
     """AutoencoderKLWan's decoder, one latent frame at a time."""
 
@@ -42,7 +49,10 @@ class WanDecoder:
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         frames = []
-        for latent in self.module.post_quant_conv(piece).split(1, dim=2):
+        latents = self.module.post_quant_conv(piece).split(1, dim=2)
+        for number, latent in enumerate(latents, 1):
+            if last and number == len(latents):
+                self.memory = _ReadOnce(self.memory)
             frames.append(self.module.decoder(latent, feat_cache=self.memory, feat_idx=[0], first_chunk=self.first))
             self.first = False
         return torch.cat(frames, dim=2).clamp(-1.0, 1.0)

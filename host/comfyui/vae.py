@@ -21,8 +21,8 @@ from ...networks.autoencoder import (
     crop_to_cells,
     from_autoencoder,
     to_autoencoder,
+    use_fast_autoencoder,
 )
-from ...networks.fast_autoencoder import use_fast_autoencoder
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
 from ...networks.memory import vae_memory
 from . import previews

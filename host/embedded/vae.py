@@ -11,8 +11,7 @@ import torch
 
 from ...model_loaders.vae import LoadedVae
 from ...networks import precision
-from ...networks.autoencoder import Autoencoder
-from ...networks.fast_autoencoder import use_fast_autoencoder
+from ...networks.autoencoder import Autoencoder, use_fast_autoencoder
 from ...networks.latent_spaces import VaeSpec
 from . import progress
 from .devices import OUT_OF_MEMORY, default_device, move_to_device, prepare

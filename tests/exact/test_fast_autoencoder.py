@@ -11,12 +11,12 @@ import tiny
 import torch
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_autoencoder, precision
+from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_autoencoder import (
     FastDecoder,
     FastEncoder,
     FastResBlock,
     MultiscaleAttention,
-    use_fast_autoencoder,
 )
 
 SHUFFLES = {"downsample_block_type": "pixel_unshuffle", "upsample_block_type": "pixel_shuffle"}

@@ -1,0 +1,172 @@
+"""The Wan VAE in fewer passes over memory, to the same answer.
+
+Layers are diffusers' own (autoencoder_kl_wan.py) with another forward, which calls the same convolutions: layers that
+cast, offloading, tiles and pieces along time act as before. It differs in this:
+
+- Maps are channels last, and a norm and its activation are one pass, in float32 and rounded once, a few rows at a time.
+- They are written behind the cached frames, so a causal convolution reads one map that nobody copied.
+- A convolution pads rows and columns itself. Over the first frame it leaves out its weights for frames before it.
+- An upsampled map is as narrow as its dtype, and nothing is kept longer than the next layer needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .fast_autoencoder import Fast, cached_values, replace_forward, twice_as_large
+
+CACHE_FRAMES = 2
+"""Frames that a convolution over three keeps for the next piece."""
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, F, H, W] with the channels of a cell side by side; itself where it is so already, or on Apple's GPU."""
+    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def empty_map(like: torch.Tensor, frames: int) -> torch.Tensor:
+    size = *like.shape[:2], frames, *like.shape[3:]
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
+
+
+def norm_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """WanRMS_norm over the channels of ``x`` [B, C, F, H, W] and an activation, into ``out``, which may be ``x``."""
+    gain = norm.gamma.to(x.device, torch.float32).flatten() * norm.scale
+    bias = norm.bias.to(x.device, torch.float32).flatten() if torch.is_tensor(norm.bias) else None
+    rows = max(1, cached_values(x) // (x.numel() // x.shape[3]))
+    for given, target in zip(*(t.movedim(1, -1).split(rows, dim=2) for t in (x, out))):
+        wide = given.to(torch.float32, copy=True)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        wide.mul_(length.clamp_(min=1e-12).reciprocal_()).mul_(gain)
+        wide = wide if bias is None else wide.add_(bias)
+        target.copy_(functional.silu(wide, inplace=True) if type(activation) is torch.nn.SiLU else activation(wide))
+    return out
+
+
+class FastCausalConv:
+    """WanCausalConv3d; ``over`` is for a map that has the cached frames in front already."""
+
+    _padding: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+
+    def forward(self, x, cache_x=None):
+        if torch.is_grad_enabled():
+            return super().forward(x, cache_x)
+        if cache_x is None or not self._padding[4]:
+            return self.over(x, 0)
+        return self.over(torch.cat([cache_x.to(x.device), x], dim=2), cache_x.shape[2])
+
+    def over(self, x: torch.Tensor, cached: int) -> torch.Tensor:
+        """``cached``: frames of ``x`` that are before the piece; those missing are zeros."""
+        missing = max(0, self._padding[4] - cached)
+        if missing and x.shape[2] + missing > self.kernel_size[0]:
+            x = functional.pad(x, (0, 0, 0, 0, missing, 0))
+        return channels_last(super(self._causal_class(), self).forward(x))  # type: ignore[misc]
+
+    def _conv_forward(self, input, weight, bias, *_, **__):
+        """What every kind of layer calls with the weight it has got ready."""
+        if torch.is_grad_enabled():
+            return super()._conv_forward(input, weight, bias, *_, **__)
+        padding = 0, self._padding[2], self._padding[0]
+        weight = weight[:, :, -min(weight.shape[2], input.shape[2]) :]
+        return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _causal_class(self) -> Any:
+        return next(k for k in type(self).__mro__ if k.__name__ == "WanCausalConv3d" and "forward" in vars(k))
+
+
+class FastResidualBlock:
+    """WanResidualBlock, its dropout left out: it is for training."""
+
+    def forward(self, x, feat_cache=None, feat_idx=(0,)):
+        if torch.is_grad_enabled():
+            return super().forward(x, feat_cache, feat_idx)
+        x = channels_last(x)
+        h = self.conv1.over(*behind_cached(self.norm1, self.nonlinearity, x, feat_cache, feat_idx))
+        h, cached = behind_cached(self.norm2, self.nonlinearity, h, feat_cache, feat_idx)
+        h = self.conv2.over(h, cached)
+        return h.add_(self.conv_shortcut(x))
+
+
+def behind_cached(norm, activation, x: torch.Tensor, feat_cache, feat_idx) -> tuple[torch.Tensor, int]:
+    """What a causal convolution reads: its cached frames, and ``x`` normalised and activated, if there is a norm.
+
+    Beside it the number of cached frames; they are replaced.
+    """
+    kept = None if feat_cache is None else feat_cache[feat_idx[0]]
+    cached = 0 if kept is None else kept.shape[2]
+    wide = empty_map(x, cached + x.shape[2])
+    if cached:
+        wide[:, :, :cached] = kept
+    if norm is None:
+        wide[:, :, cached:] = x
+    else:
+        norm_and_activate(norm, activation, x, wide[:, :, cached:])
+    if feat_cache is not None:
+        feat_cache[feat_idx[0]] = wide[:, :, -CACHE_FRAMES:].clone()
+        feat_idx[0] += 1
+    return wide, cached
+
+
+class FastUpsample:
+    """WanResample that upsamples."""
+
+    time_conv: Any
+
+    def forward(self, x, feat_cache=None, feat_idx=(0,)):
+        if torch.is_grad_enabled():
+            return super().forward(x, feat_cache, feat_idx)
+        x = channels_last(x)
+        if self.mode == "upsample3d" and feat_cache is not None:
+            x = self._twice_as_long(x, feat_cache, feat_idx)
+        batch, _, frames = x.shape[:3]
+        wide = self.resample[1](twice_as_large(x.movedim(2, 1).flatten(0, 1)))
+        return wide.unflatten(0, (batch, frames)).movedim(1, 2)
+
+    def _twice_as_long(self, x: torch.Tensor, feat_cache, feat_idx) -> torch.Tensor:
+        """Two frames for each, but of a video's first piece, after which zeros are cached."""
+        index = feat_idx[0]
+        kept = feat_cache[index]
+        feat_idx[0] += 1
+        if kept is None:
+            feat_cache[index] = "Rep"
+            return x
+        wide = x if isinstance(kept, str) else torch.cat([kept.to(x.device), x], dim=2)
+        last = wide[:, :, -CACHE_FRAMES:]
+        feat_cache[index] = functional.pad(last, (0, 0, 0, 0, CACHE_FRAMES - last.shape[2], 0)).clone()
+        pairs = self.time_conv.over(wide, wide.shape[2] - x.shape[2]).unflatten(1, (2, -1))
+        return pairs.permute(0, 3, 1, 4, 5, 2).flatten(1, 2).movedim(-1, 1)
+
+
+class FastWanDecoder:
+    """WanDecoder3d of Wan 2.1."""
+
+    def forward(self, x, feat_cache=None, feat_idx=(0,), first_chunk=False):
+        if torch.is_grad_enabled():
+            return super().forward(x, feat_cache, feat_idx, first_chunk)
+        x = self.conv_in.over(*behind_cached(None, None, channels_last(x), feat_cache, feat_idx))
+        x = self.mid_block(x, feat_cache=feat_cache, feat_idx=feat_idx)
+        for block in self.up_blocks:
+            for layer in (*block.resnets, *(block.upsamplers or ())):
+                x = layer(x, feat_cache, feat_idx)
+        x, cached = behind_cached(self.norm_out, self.nonlinearity, x, feat_cache, feat_idx)
+        return self.conv_out.over(x, cached)
+
+
+FAST = {
+    "WanCausalConv3d": Fast(FastCausalConv, lambda part: part.padding_mode == "zeros"),
+    "WanResidualBlock": Fast(FastResidualBlock, lambda part: part.norm1.channel_first),
+    "WanResample": Fast(FastUpsample, lambda part: part.mode.startswith("upsample")),
+    "WanDecoder3d": Fast(FastWanDecoder, lambda part: all(type(b).__name__ == "WanUpBlock" for b in part.up_blocks)),
+}
+"""By the name of diffusers' class."""
+
+
+def use_fast_wan(module: torch.nn.Module) -> torch.nn.Module:
+    """Give an AutoencoderKLWan's layers the forward of this file, in place."""
+    for part in module.modules():
+        replace_forward(part, FAST)
+    return module

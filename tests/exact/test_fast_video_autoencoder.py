@@ -1,0 +1,170 @@
+"""Video autoencoders in fewer passes, against diffusers' own forward on the same weights."""
+
+from __future__ import annotations
+
+import copy
+
+import drawing
+import pytest
+import tiny
+import torch
+from sana_nodes.host.embedded.devices import CASTING
+from sana_nodes.networks import fast_autoencoder, precision, streaming
+from sana_nodes.networks.autoencoder import use_fast_autoencoder
+from sana_nodes.networks.fast_video_autoencoder import FAST, FastCausalConv, FastWanDecoder
+from sana_nodes.networks.latent_spaces import WAN, VaeSpec
+
+SPEC = VaeSpec(WAN, 16, 8, 4)
+CONFIGS = {
+    "wan": {},
+    "narrow": {"num_res_blocks": 1, "dim_mult": [1, 1, 1, 1]},
+    "other strides": {"temperal_downsample": [True, True, False]},
+    "another decoder": {"decoder_base_dim": 12, "dim_mult": [1, 2, 4, 4]},
+    "residual": {"is_residual": True},
+}
+
+
+def inputs(batch=1, frames=3, rows=2, columns=3, seed=0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(batch, 16, frames, rows, columns, generator=generator)
+    pixels = torch.rand(batch, 3, frames * 4 - 3, rows * 8, columns * 8, generator=generator) * 2 - 1
+    return {"decode": latents, "encode": pixels}
+
+
+def result(module, half: str, x: torch.Tensor) -> torch.Tensor:
+    out = getattr(module, half)(x, return_dict=False)[0]
+    return out.parameters if half == "encode" else out
+
+
+@torch.no_grad()
+def assert_equal(module, given, dtype=torch.float32) -> None:
+    fast = use_fast_autoencoder(copy.deepcopy(module))
+    for half, x in given.items():
+        theirs, mine = (result(one, half, x.to(dtype)) for one in (module, fast))
+        assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+        assert (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 3, 2, 5), (2, 2, 3, 1)], ids=["one cell", "frames", "batch"])
+def test_it_is_diffusers_answer(config, size):
+    assert_equal(tiny.wan_vae(**CONFIGS[config]), inputs(*size))
+
+
+def test_steps_cover_every_row(monkeypatch):
+    monkeypatch.setattr(fast_autoencoder, "CACHED", 100)
+    assert_equal(tiny.wan_vae(), inputs())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+def test_pieces_give_what_diffusers_gives_at_once(frames):
+    module = tiny.wan_vae()
+    fast, given = use_fast_autoencoder(copy.deepcopy(module)), inputs(frames=frames)
+    pieces = streaming.decode_pieces(fast, SPEC, given["decode"], torch.device("cpu"), torch.float32)
+    theirs, mine = module.decode(given["decode"], return_dict=False)[0], torch.cat(list(pieces), dim=2)
+    assert mine.shape == theirs.shape and (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@torch.no_grad()
+def test_the_cached_frames_are_diffusers():
+    """A piece may be computed by either: what is kept for the next one is the same."""
+    module = tiny.wan_vae()
+    kept = []
+    for one in (module, use_fast_autoencoder(copy.deepcopy(module))):
+        one.clear_cache()
+        memory = [None] * len(one._feat_map)
+        for frame in range(3):
+            one.decoder(inputs()["decode"][:, :, frame : frame + 1], memory, [0], frame == 0)
+        kept.append(memory)
+    assert any(isinstance(frames, torch.Tensor) for frames in kept[0])
+    for theirs, mine in zip(*kept):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or (mine.shape == theirs.shape and (mine - theirs).abs().max() < 1e-5 * theirs.abs().max())
+
+
+@torch.no_grad()
+def test_nothing_is_kept_after_the_last_piece():
+    coder = streaming.WanDecoder(use_fast_autoencoder(tiny.wan_vae()))
+    latents = inputs(frames=4)["decode"]
+    coder.push(latents[:, :, :2], False)
+    assert any(isinstance(frames, torch.Tensor) for frames in coder.memory)
+    coder.push(latents[:, :, 2:], True)
+    assert not any(isinstance(frames, torch.Tensor) for frames in coder.memory)
+
+
+def test_every_layer_is_replaced():
+    names = {type(part).__name__: type(part).__mro__[1] for part in use_fast_autoencoder(tiny.wan_vae()).modules()}
+    assert all(names[kind] is fast for kind, (fast, _) in FAST.items() if kind != "WanResample")
+
+
+def test_twice_is_once():
+    module = use_fast_autoencoder(use_fast_autoencoder(tiny.wan_vae()))
+    assert type(module.decoder.conv_in).__mro__.count(FastCausalConv) == 1
+
+
+def test_another_autoencoder_is_left_alone():
+    module = tiny.ltx2_vae()
+    kinds = [type(part) for part in module.modules()]
+    assert kinds == [type(part) for part in use_fast_autoencoder(module).modules()]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_layers_that_cast(stored):
+    assert_equal(precision.use_casting_layers(tiny.wan_vae(), CASTING, stored, torch.float32), inputs())
+
+
+@torch.no_grad()
+def test_inputs_and_weights_are_left_alone():
+    module = use_fast_autoencoder(tiny.wan_vae())
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    for half, x in inputs().items():
+        before = x.clone()
+        first, second = (result(module, half, x) for _ in range(2))
+        assert torch.equal(first, second) and torch.equal(x, before)
+    assert weights.keys() == tiny.wan_vae().state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+
+
+@torch.no_grad()
+def test_layers_leave_their_input_alone():
+    module = use_fast_autoencoder(tiny.wan_vae())
+    for kind, layer, channels in (
+        ("block", module.decoder.up_blocks[0].resnets[0], 16),
+        ("upsampling", module.decoder.up_blocks[0].upsamplers[0], 16),
+        ("convolution", module.decoder.conv_in, 16),
+    ):
+        x = torch.randn(1, channels, 3, 8, 8).contiguous(memory_format=torch.channels_last_3d)
+        before = x.clone()
+        layer(x)
+        assert torch.equal(x, before), kind
+
+
+def test_gradients_go_diffusers_way():
+    module = tiny.wan_vae()
+    fast = use_fast_autoencoder(copy.deepcopy(module))
+    for one in (module, fast):
+        sum(result(one, half, x).square().mean() for half, x in inputs(frames=2).items()).backward()
+    for (name, one), other in zip(module.named_parameters(), fast.parameters()):
+        assert (one.grad - other.grad).abs().max() <= 1e-4 * one.grad.abs().max() + 1e-7, name
+
+
+@torch.no_grad()
+def test_bfloat16_is_no_farther_from_float32_than_diffusers():
+    """Root mean square over seeds; 1.1 leaves room for the chance of where rounding falls."""
+    errors = {"decode": torch.zeros(2), "encode": torch.zeros(2)}
+    for seed in range(6):
+        half = tiny.wan_vae(seed).to(torch.bfloat16)
+        exact, fast = copy.deepcopy(half).float(), use_fast_autoencoder(copy.deepcopy(half))
+        for name, x in inputs(frames=2, rows=4, seed=seed).items():
+            reference = result(exact, name, x.bfloat16().float())
+            both = (result(one, name, x.bfloat16()).float() for one in (half, fast))
+            errors[name] += torch.stack([(one - reference).square().mean() for one in both])
+    for theirs, mine in (squares.sqrt() for squares in errors.values()):
+        assert 0 < mine < 1.1 * theirs
+
+
+def test_hosts_use_it(host, video_references):
+    vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[2]
+    module = getattr(vae, "sana_autoencoder", None) or vae.autoencoder
+    assert isinstance(module.module.decoder, FastWanDecoder)
