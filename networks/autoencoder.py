@@ -31,11 +31,12 @@ VIDEO_TILE, VIDEO_OVERLAP = 256, 64
 FAST_LAYERS = {
     "AutoencoderDC": fast_autoencoder.use_fast_layers,
     "AutoencoderKLWan": fast_video_autoencoder.use_fast_layers,
+    "AutoencoderKLLTX2Video": fast_video_autoencoder.use_fast_layers,
 }
 
 
 def use_fast_layers(module: torch.nn.Module) -> torch.nn.Module:
-    """Give the layers of one of diffusers' autoencoders a faster forward, in place; LTX-2's stay as they are."""
+    """Give the layers of one of diffusers' autoencoders a faster forward, in place."""
     return FAST_LAYERS.get(type(module).__name__, lambda same: same)(module)
 
 
