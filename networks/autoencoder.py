@@ -30,12 +30,13 @@ VIDEO_TILE, VIDEO_OVERLAP = 256, 64
 
 FAST_LAYERS = {
     "AutoencoderDC": fast_autoencoder.use_fast_dc_ae,
-    "AutoencoderKLWan": fast_video_autoencoder.use_fast_wan,
+    "AutoencoderKLWan": fast_video_autoencoder.use_fast_video_autoencoder,
+    "AutoencoderKLLTX2Video": fast_video_autoencoder.use_fast_video_autoencoder,
 }
 
 
 def use_fast_autoencoder(module: torch.nn.Module) -> torch.nn.Module:
-    """Give the layers of one of diffusers' autoencoders a faster forward, in place; LTX-2's stay as they are."""
+    """Give the layers of one of diffusers' autoencoders a faster forward, in place."""
     return FAST_LAYERS.get(type(module).__name__, lambda same: same)(module)
 
 

@@ -1,6 +1,7 @@
-"""The Wan VAE in fewer passes over memory, to the same answer.
+"""The Wan VAE, and LTX-2's convolutions, in fewer passes over memory, to the same answer.
 
-Layers are diffusers' own (autoencoder_kl_wan.py) with another forward, which calls the same convolutions: layers that
+Layers are diffusers' own (autoencoder_kl_wan.py, autoencoder_kl_ltx2.py) with another forward, which calls the same
+convolutions: layers that
 cast, offloading, tiles and pieces along time act as before. It differs in this:
 
 - Maps are channels last, and a norm and its activation are one pass, in float32 and rounded once, a few rows at a time.
@@ -11,6 +12,7 @@ cast, offloading, tiles and pieces along time act as before. It differs in this:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,27 +24,53 @@ CACHE_FRAMES = 2
 """Frames that a convolution over three keeps for the next piece."""
 
 
+WEIGHTS = 2**23
+"""Values of a convolution's weights at once, in LTX-2."""
+
+ROOMY = 2
+"""An input so many times smaller than the weights is as fast channels last as channels first."""
+
+
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """[B, C, F, H, W] with the channels of a cell side by side; itself where it is so already, or on Apple's GPU."""
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def empty_map(like: torch.Tensor, frames: int) -> torch.Tensor:
-    size = *like.shape[:2], frames, *like.shape[3:]
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
+def empty_map(like: torch.Tensor, frames: int, rows: int = 0, columns: int = 0) -> torch.Tensor:
+    """A map of so many frames, with so many more rows and columns than ``like`` [B, C, F, H, W], in its layout."""
+    size = *like.shape[:2], frames, like.shape[3] + rows, like.shape[4] + columns
+    layout = torch.contiguous_format if like.is_contiguous() else torch.channels_last_3d
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def float_steps(x: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A few rows of ``x`` [B, C, F, H, W] at a time, copied in float32, and where they are in ``out``."""
+    rows = max(1, cached_values(x) // (x.numel() // x.shape[3]))
+    for given, target in zip(x.split(rows, dim=3), out.split(rows, dim=3)):
+        yield given.to(torch.float32, copy=True), target
+
+
+def activated(activation, wide: torch.Tensor) -> torch.Tensor:
+    return functional.silu(wide, inplace=True) if type(activation) is torch.nn.SiLU else activation(wide)
 
 
 def norm_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """WanRMS_norm over the channels of ``x`` [B, C, F, H, W] and an activation, into ``out``, which may be ``x``."""
-    gain = norm.gamma.to(x.device, torch.float32).flatten() * norm.scale
-    bias = norm.bias.to(x.device, torch.float32).flatten() if torch.is_tensor(norm.bias) else None
-    rows = max(1, cached_values(x) // (x.numel() // x.shape[3]))
-    for given, target in zip(*(t.movedim(1, -1).split(rows, dim=2) for t in (x, out))):
-        wide = given.to(torch.float32, copy=True)
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    gain = norm.gamma.to(x.device, torch.float32) * norm.scale
+    bias = norm.bias.to(x.device, torch.float32) if torch.is_tensor(norm.bias) else None
+    for wide, target in float_steps(x, out):
+        length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         wide.mul_(length.clamp_(min=1e-12).reciprocal_()).mul_(gain)
-        wide = wide if bias is None else wide.add_(bias)
-        target.copy_(functional.silu(wide, inplace=True) if type(activation) is torch.nn.SiLU else activation(wide))
+        target.copy_(activated(activation, wide if bias is None else wide.add_(bias)))
+    return out
+
+
+def rms_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The same for LTX-2's PerChannelRMSNorm, which has no weights."""
+    for wide, target in float_steps(x, out):
+        length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        wide.mul_(length.square_().div_(x.shape[1]).add_(norm.eps).rsqrt_())
+        target.copy_(activated(activation, wide))
     return out
 
 
@@ -66,12 +94,14 @@ class FastCausalConv:
             x = functional.pad(x, (0, 0, 0, 0, missing, 0))
         return channels_last(super(self._causal_class(), self).forward(x))  # type: ignore[misc]
 
-    def _conv_forward(self, input, weight, bias, *_, **__):
-        """What every kind of layer calls with the weight it has got ready."""
+    def _conv_forward(self, input, weight, bias, *rest, **named):
+        """What every kind of layer calls with the weight it has got ready; on a card the kind's own method runs."""
         if torch.is_grad_enabled():
-            return super()._conv_forward(input, weight, bias, *_, **__)
-        padding = 0, self._padding[2], self._padding[0]
+            return super()._conv_forward(input, weight, bias, *rest, **named)
         weight = weight[:, :, -min(weight.shape[2], input.shape[2]) :]
+        if input.device.type not in ("cpu", "meta"):
+            return super()._conv_forward(functional.pad(input, self._padding[:4]), weight, bias, *rest, **named)
+        padding = 0, self._padding[2], self._padding[0]
         return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _causal_class(self) -> Any:
@@ -156,6 +186,40 @@ class FastWanDecoder:
         return self.conv_out.over(x, cached)
 
 
+def reflected(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """[B, C, F, H, W] with so many more rows and columns on each side, in the layout of ``x``: torch's changes it."""
+    out = empty_map(x, x.shape[2], 2 * rows, 2 * columns)
+    out[..., rows : rows + x.shape[3], columns : columns + x.shape[4]] = x
+    for dim, count in ((3, rows), (4, columns)):
+        for n in range(1, count + 1):
+            for edge, sign in ((count, 1), (out.shape[dim] - 1 - count, -1)):
+                out.select(dim, edge - sign * n).copy_(out.select(dim, edge + sign * n))
+    return out
+
+
+class FastConv3d:
+    """LTX-2's convolutions: on a processor by parts of their weights, and channels last where those are small.
+
+    oneDNN copies the weights of a call into another layout. Of all at once that is 220 MB in the published
+    decoder, and slower.
+    """
+
+    def _conv_forward(self, input, weight, bias, *rest, **named):
+        if torch.is_grad_enabled() or input.device.type not in ("cpu", "meta"):
+            return super()._conv_forward(input, weight, bias, *rest, **named)
+        input = channels_last(input) if input.numel() * ROOMY >= weight.numel() else input
+        padding = self.padding
+        if self.padding_mode == "reflect":
+            input, padding = reflected(input, *padding[1:]), 0
+        rows = max(1, WEIGHTS // weight[0].numel())
+        biases = [None] * len(weight) if bias is None else bias.split(rows)
+        parts = [
+            functional.conv3d(input, part, add, self.stride, padding, self.dilation)
+            for part, add in zip(weight.split(rows), biases)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 FAST = {
     "WanCausalConv3d": Fast(FastCausalConv, lambda part: part.padding_mode == "zeros"),
     "WanResidualBlock": Fast(FastResidualBlock, lambda part: part.norm1.channel_first),
@@ -165,8 +229,16 @@ FAST = {
 """By the name of diffusers' class."""
 
 
-def use_fast_wan(module: torch.nn.Module) -> torch.nn.Module:
-    """Give an AutoencoderKLWan's layers the forward of this file, in place."""
+def _is_padded(part) -> bool:
+    """With zeros, or with reflected rows and columns: what this file computes."""
+    return part.padding_mode == "zeros" or (part.padding_mode == "reflect" and part.padding[0] == 0)
+
+
+FAST_LTX2 = {"Conv3d": Fast(FastConv3d, lambda part: part.groups == 1 and _is_padded(part))}
+
+
+def use_fast_video_autoencoder(module: torch.nn.Module) -> torch.nn.Module:
+    """Give an AutoencoderKLWan's or AutoencoderKLLTX2Video's layers the forward of this file, in place."""
     for part in module.modules():
-        replace_forward(part, FAST)
+        replace_forward(part, FAST_LTX2 if type(module).__name__ == "AutoencoderKLLTX2Video" else FAST)
     return module

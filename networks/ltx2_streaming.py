@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from einops import rearrange, reduce
 
+from .fast_video_autoencoder import empty_map, rms_and_activate
+
 
 class _Run:
     """The cache of each layer during one pass over a video."""
@@ -21,21 +23,27 @@ class _Run:
     def park(self, device) -> None:
         self.memory = {key: kept.to(device) for key, kept in self.memory.items()}
 
-    def conv(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
-        """LTX2VideoCausalConv3d, which repeats the first and last frames only at the ends of the video."""
+    def conv(self, layer, x: torch.Tensor, last: bool, norm=None, activation=None) -> torch.Tensor:
+        """LTX2VideoCausalConv3d, which repeats the first and last frames only at the ends of the video.
+
+        ``norm`` and ``activation`` of ``x`` come first; their result is written between the cached frames and those
+        repeated.
+        """
         length = layer.kernel_size[0]
         left, right = (length - 1, 0) if self.causal else ((length - 1) // 2, (length - 1) // 2)
-        kept = self.memory.get(layer)
-        if kept is None:
-            if x.shape[2] == 0:
-                return self._nothing(x, layer.conv.out_channels)
-            kept = x[:, :, :1].repeat(1, 1, left, 1, 1)
-        end = [x[:, :, -1:] if x.shape[2] else kept[:, :, -1:]] * right if last else []
-        x = torch.cat([kept, x, *end], dim=2)
-        self.memory[layer] = x[:, :, max(0, x.shape[2] - (length - 1)) :].clone()
-        if x.shape[2] < length:
+        kept = self.memory.pop(layer, None)
+        if kept is None and x.shape[2] == 0:
             return self._nothing(x, layer.conv.out_channels)
-        return layer.conv(x)
+        before, after = (left if kept is None else kept.shape[2]), (right if last else 0)
+        wide = empty_map(x, before + x.shape[2] + after)
+        own = wide[:, :, before : before + x.shape[2]]
+        own.copy_(x) if norm is None else rms_and_activate(norm, activation, x, own)
+        wide[:, :, :before] = own[:, :, :1] if kept is None else kept
+        if after:
+            wide[:, :, -after:] = wide[:, :, -after - 1 : -after]
+        if not last:
+            self.memory[layer] = wide[:, :, max(0, wide.shape[2] - (length - 1)) :].clone()
+        return layer.conv(wide) if wide.shape[2] >= length else self._nothing(x, layer.conv.out_channels)
 
     @staticmethod
     def _nothing(x: torch.Tensor, channels: int) -> torch.Tensor:
@@ -44,8 +52,9 @@ class _Run:
     def waiting(self, key, x: torch.Tensor, count: int) -> torch.Tensor:
         """The next ``count`` frames of a branch that is ahead of another; the rest is cached."""
         if key in self.memory:
-            x = torch.cat([self.memory[key], x], dim=2)
-        self.memory[key] = x[:, :, count:].clone()
+            x = torch.cat([self.memory.pop(key), x], dim=2)
+        if x.shape[2] > count:
+            self.memory[key] = x[:, :, count:].clone()
         return x[:, :, :count]
 
     def started(self, key, x: torch.Tensor) -> bool:
@@ -56,13 +65,13 @@ class _Run:
         return True
 
     def resnet(self, block, x: torch.Tensor, last: bool) -> torch.Tensor:
-        h = self.conv(block.conv1, block.nonlinearity(block.norm1(x)), last)
-        h = self.conv(block.conv2, block.dropout(block.nonlinearity(block.norm2(h))), last)
+        h = self.conv(block.conv1, x, last, block.norm1, block.nonlinearity)
+        h = self.conv(block.conv2, h, last, block.norm2, block.nonlinearity)
         if block.norm3 is not None:
             x = rearrange(block.norm3(rearrange(x, "b c f h w -> b f h w c")), "b f h w c -> b c f h w")
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x) if x.shape[2] else self._nothing(x, block.conv_shortcut.out_channels)
-        return h + self.waiting(block, x, h.shape[2])
+        return h.add_(self.waiting(block, x, h.shape[2]))
 
     def upsample(self, layer, x: torch.Tensor, last: bool) -> torch.Tensor:
         """LTX2VideoUpsampler3d: channels to space and time, without the first frames of the result."""
@@ -128,7 +137,7 @@ class Ltx2Decoder:
                 x = run.upsample(layer, x, last)
             for block in stage.resnets:
                 x = run.resnet(block, x, last)
-        x = run.conv(decoder.conv_out, decoder.conv_act(decoder.norm_out(x)), last)
+        x = run.conv(decoder.conv_out, x, last, decoder.norm_out, decoder.conv_act)
         p = decoder.patch_size
         return rearrange(x, "b (c r p) f h w -> b c f (h p) (w r)", p=p, r=p)
 
@@ -154,7 +163,7 @@ class Ltx2Encoder:
                 x = run.downsample(layer, x, last)
         for block in encoder.mid_block.resnets:
             x = run.resnet(block, x, last)
-        x = run.conv(encoder.conv_out, encoder.conv_act(encoder.norm_out(x)), last)
+        x = run.conv(encoder.conv_out, x, last, encoder.norm_out, encoder.conv_act)
         return x[:, : self.channels]
 
     def park(self, device) -> None:

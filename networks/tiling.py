@@ -75,7 +75,7 @@ class Tiling:
         size = *part.shape[:2], *(side // stage.down * stage.up for side in shape[-2:])
         if last:
             return torch.empty(size, device=self.output)
-        return channels_last(part.new_empty(size))
+        return torch.empty(size, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
 
 
 Core = tuple[slice, slice]

@@ -9,10 +9,10 @@ import pytest
 import tiny
 import torch
 from sana_nodes.host.embedded.devices import CASTING
-from sana_nodes.networks import fast_autoencoder, precision, streaming
+from sana_nodes.networks import fast_autoencoder, fast_video_autoencoder, precision, streaming
 from sana_nodes.networks.autoencoder import use_fast_autoencoder
-from sana_nodes.networks.fast_video_autoencoder import FAST, FastCausalConv, FastWanDecoder
-from sana_nodes.networks.latent_spaces import WAN, VaeSpec
+from sana_nodes.networks.fast_video_autoencoder import FAST, FastCausalConv, FastConv3d, FastWanDecoder, reflected
+from sana_nodes.networks.latent_spaces import LTX2, WAN, VaeSpec
 
 SPEC = VaeSpec(WAN, 16, 8, 4)
 CONFIGS = {
@@ -103,12 +103,6 @@ def test_twice_is_once():
     assert type(module.decoder.conv_in).__mro__.count(FastCausalConv) == 1
 
 
-def test_another_autoencoder_is_left_alone():
-    module = tiny.ltx2_vae()
-    kinds = [type(part) for part in module.modules()]
-    assert kinds == [type(part) for part in use_fast_autoencoder(module).modules()]
-
-
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_layers_that_cast(stored):
     assert_equal(precision.use_casting_layers(tiny.wan_vae(), CASTING, stored, torch.float32), inputs())
@@ -160,6 +154,93 @@ def test_bfloat16_is_no_farther_from_float32_than_diffusers():
             reference = result(exact, name, x.bfloat16().float())
             both = (result(one, name, x.bfloat16()).float() for one in (half, fast))
             errors[name] += torch.stack([(one - reference).square().mean() for one in both])
+    for theirs, mine in (squares.sqrt() for squares in errors.values()):
+        assert 0 < mine < 1.1 * theirs
+
+
+LTX2_CONFIGS = {
+    "ltx2": {},
+    "encoder not causal": {"encoder_causal": False},
+    "decoder not causal": {"decoder_causal": False},
+    "zeros around": {"decoder_spatial_padding_mode": "zeros"},
+    "reflected in both": {"encoder_spatial_padding_mode": "reflect"},
+}
+LTX2_SPEC = VaeSpec(LTX2, 128, 32, 8)
+
+
+def ltx2_inputs(batch=1, frames=3, rows=2, columns=3, seed=0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(batch, 128, frames, rows, columns, generator=generator)
+    return {"decode": latents, "encode": torch.rand(batch, frames * 8 - 7, rows * 32, columns * 32, 3)}
+
+
+def in_pieces(module, half: str, x: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+    """As hosts do it."""
+    if half == "encode":
+        return streaming.encode_pieces(module, LTX2_SPEC, x, torch.device("cpu"), dtype)
+    return torch.cat(list(streaming.decode_pieces(module, LTX2_SPEC, x, torch.device("cpu"), dtype)), dim=2)
+
+
+def at_once(module, half: str, x: torch.Tensor) -> torch.Tensor:
+    """As diffusers does it."""
+    if half == "encode":
+        return module.encode(x.movedim(-1, 1) * 2.0 - 1.0, return_dict=False)[0].mode()
+    return module.decode(x, return_dict=False)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", [2**23, 5000], ids=["whole weights", "parts of weights"])
+@pytest.mark.parametrize("config", LTX2_CONFIGS)
+@pytest.mark.parametrize("size", [(1, 1, 2, 2), (2, 4, 2, 3)], ids=["one frame", "batch of frames"])
+def test_ltx2_is_diffusers_answer(monkeypatch, weights, config, size):
+    """In pieces with this pack's order of computation, and with diffusers' own forward over the same layers."""
+    monkeypatch.setattr(fast_video_autoencoder, "WEIGHTS", weights)
+    module = tiny.ltx2_vae(**LTX2_CONFIGS[config])
+    fast = use_fast_autoencoder(copy.deepcopy(module))
+    assert any(isinstance(part, FastConv3d) for part in fast.decoder.modules())
+    for half, x in ltx2_inputs(*size).items():
+        theirs = at_once(module, half, x)
+        for mine in (in_pieces(fast, half, x), at_once(fast, half, x)):
+            assert mine.shape == theirs.shape and (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_reflected_is_what_torch_pads():
+    x = torch.randn(2, 3, 2, 4, 5)
+    for given in (x, x.contiguous(memory_format=torch.channels_last_3d)):
+        for rows, columns in ((1, 1), (3, 2), (0, 1)):
+            expected = torch.nn.functional.pad(x, (columns, columns, rows, rows, 0, 0), mode="reflect")
+            assert torch.equal(reflected(given, rows, columns), expected)
+
+
+@torch.no_grad()
+def test_ltx2_of_layers_that_cast():
+    module = precision.use_casting_layers(tiny.ltx2_vae(), CASTING, torch.bfloat16, torch.float32)
+    fast, x = use_fast_autoencoder(copy.deepcopy(module)), ltx2_inputs()["decode"]
+    theirs = at_once(module, "decode", x)
+    assert (in_pieces(fast, "decode", x) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@torch.no_grad()
+def test_ltx2_leaves_its_input_and_weights_alone():
+    module = use_fast_autoencoder(tiny.ltx2_vae())
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    for half, x in ltx2_inputs().items():
+        before = x.clone()
+        assert torch.equal(in_pieces(module, half, x), in_pieces(module, half, x)) and torch.equal(x, before)
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+
+
+@torch.no_grad()
+def test_ltx2_in_bfloat16_is_no_farther_from_float32_than_diffusers():
+    errors = {"decode": torch.zeros(2), "encode": torch.zeros(2)}
+    for seed in range(6):
+        half = tiny.ltx2_vae(seed).to(torch.bfloat16)
+        exact, fast = copy.deepcopy(half).float(), use_fast_autoencoder(copy.deepcopy(half))
+        for name, x in ltx2_inputs(frames=2, seed=seed).items():
+            x = x.bfloat16()
+            reference = at_once(exact, name, x.float())
+            both = at_once(half, name, x), in_pieces(fast, name, x, torch.bfloat16)
+            errors[name] += torch.stack([(one.float() - reference).square().mean() for one in both])
     for theirs, mine in (squares.sqrt() for squares in errors.values()):
         assert 0 < mine < 1.1 * theirs
 
