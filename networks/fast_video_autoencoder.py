@@ -39,7 +39,7 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 def empty_map(like: torch.Tensor, frames: int, rows: int = 0, columns: int = 0) -> torch.Tensor:
     """A map of so many frames, with so many more rows and columns than ``like`` [B, C, F, H, W], in its layout."""
     size = *like.shape[:2], frames, like.shape[3] + rows, like.shape[4] + columns
-    layout = torch.contiguous_format if like.is_contiguous() else torch.channels_last_3d
+    layout = torch.channels_last_3d if like.stride(1) == 1 else torch.contiguous_format
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
@@ -60,7 +60,7 @@ def norm_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> t
     bias = norm.bias.to(x.device, torch.float32) if torch.is_tensor(norm.bias) else None
     for wide, target in float_steps(x, out):
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-        wide.mul_(length.clamp_(min=1e-12).reciprocal_()).mul_(gain)
+        wide.div_(length.clamp_(min=1e-12)).mul_(gain)
         target.copy_(activated(activation, wide if bias is None else wide.add_(bias)))
     return out
 
@@ -69,7 +69,7 @@ def rms_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> to
     """The same for LTX-2's PerChannelRMSNorm, which has no weights."""
     for wide, target in float_steps(x, out):
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-        wide.mul_(length.square_().div_(x.shape[1]).add_(norm.eps).rsqrt_())
+        wide.div_(length.square_().div_(x.shape[1]).add_(norm.eps).sqrt_())
         target.copy_(activated(activation, wide))
     return out
 
@@ -95,7 +95,7 @@ class FastCausalConv:
         return channels_last(super(self._causal_class(), self).forward(x))  # type: ignore[misc]
 
     def _conv_forward(self, input, weight, bias, *rest, **named):
-        """What every kind of layer calls with the weight it has got ready; on a card the kind's own method runs."""
+        """What every kind of layer calls with the weight it has got ready; on a card the layer's own way."""
         if torch.is_grad_enabled():
             return super()._conv_forward(input, weight, bias, *rest, **named)
         weight = weight[:, :, -min(weight.shape[2], input.shape[2]) :]

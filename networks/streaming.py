@@ -36,7 +36,7 @@ class _ReadOnce(list):
     """Cached frames for the last piece: each is freed once it is read, and none is kept after it."""
 
     def __setitem__(self, index, value):
-        super().__setitem__(index, [None] * len(self[index]) if isinstance(index, slice) else None)
+        super().__setitem__(index, value if isinstance(index, slice) else None)
 
 
 class WanDecoder:
