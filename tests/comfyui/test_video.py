@@ -68,7 +68,18 @@ def test_examples_play(server, embedded_files, name):
     assert len(decoded(path)) == (33 if name == "sana_video_continue" else 17)
     assert tags_in(path) == {"workflow": workflow, "prompt": graph}
     (here,) = embedded_files(graph)
-    assert (decoded(path) - decoded(here)).abs().mean() < 0.002, "H.264 is not the same to the bit"
+    apart = (decoded(path) - decoded(here)).abs().mean()
+    assert apart < 0.004, "x264 makes 0.0014 of one step in 0.002 % of the pixels; its own loss is 0.006"
+
+
+@pytest.mark.skipif(not tiny.VIDEO_DEMO.is_dir(), reason="the video demo weights are not there")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_give_the_same_pixels_on_both_hosts(server, embedded_files, name):
+    graph = json.loads((graphs.EXAMPLES / f"{name}.json").read_text())
+    for one in graph.values():
+        if one["class_type"] in ("SanaSaveVideo", "SanaDecodeSaveVideo"):
+            one["inputs"]["format"] = "mkv-ffv1"
+    assert drawing.same_pixels(frames_of(server, graph), decoded(embedded_files(graph)[0]))
 
 
 @pytest.mark.parametrize("pipeline", ["tiny-video", "tiny-video-ltx2"])

@@ -86,7 +86,7 @@ def test_videos_of_other_channels(tmp_path, caplog, format, channels):
     assert len([r for r in caplog.records if "alpha" in r.message]) == (channels != 1)
     expected = shown(saved(tmp_path, format, opaque, name="opaque"))
     assert found.shape == expected.shape == (6, 32, 48, 3)
-    assert (found - expected).abs().mean() < 0.002, "an encoder's conversion of pixels is not the same to the bit"
+    assert (found - expected).abs().mean() < 0.004, "an encoder's conversion of pixels is not the same to the bit"
     assert len([r for r in caplog.records if "alpha" in r.message]) == (channels != 1)
 
 
@@ -189,7 +189,7 @@ def test_a_file_that_holds_nothing_else_is_left_as_it_is(tmp_path):
     """Tags go into libav's finished webp and gif, whose image data stays."""
     for format in ("gif", "webp"):
         plain, tagged = (saved(tmp_path, format, moving_bar(6), name=n, tags=t) for n, t in (("a", None), ("b", GRAPH)))
-        assert (shown(plain) - shown(tagged)).abs().mean() < 0.002 and tags_in(plain) == {}
+        assert (shown(plain) - shown(tagged)).abs().mean() < 0.004 and tags_in(plain) == {}
 
 
 LONG = {"workflow": {"nodes": ["n" * 100] * 500}, "prompt": {"1": {"inputs": {"text": "p" * 70_000}}}}
