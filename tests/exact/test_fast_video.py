@@ -8,7 +8,6 @@ import sys
 import pytest
 import tiny
 import torch
-from diffusers.models.transformers import transformer_sana_video as theirs_of_video
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_layers, precision
 from sana_nodes.networks.fast_layers import CrossAttention, ProductOfPixels
@@ -106,6 +105,8 @@ def test_every_config(changes, batch):
 
 def test_the_fast_forward_runs(monkeypatch):
     """What is compared above is ours: diffusers' blocks, attention and feed-forward are not called."""
+    from diffusers.models.transformers import transformer_sana_video as theirs_of_video
+
     network = use_fast_transformer(tiny.video_transformer())
     block = network.transformer_blocks[0]
     assert isinstance(block, FastVideoBlock) and isinstance(block.ff, FastVideoFeedForward)
@@ -298,6 +299,8 @@ def test_the_feed_forward_takes_whole_frames():
 
 def counted(network, monkeypatch) -> list:
     """The sizes for which diffusers' positions are computed from here on."""
+    from diffusers.models.transformers import transformer_sana_video as theirs_of_video
+
     made = []
     true = theirs_of_video.WanRotaryPosEmbed.forward
 

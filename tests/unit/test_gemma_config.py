@@ -99,7 +99,7 @@ def unbuilt(monkeypatch):
 def test_sizes_are_held_against_the_weights(folder, unbuilt, key):
     for value in WRONG_SIZES[key]:
         message = refusal(folder(**{key: value}))
-        assert f"config.json says {key} is {str(value)[:80]}, but the weights have" in message
+        assert f"config.json says {key} is {str(value)[:80]}" in message and ", but the weights have" in message
         assert "download it again" in message
 
 
