@@ -57,12 +57,15 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 def rates() -> tuple[float, float]:
     """Operations a second of a bfloat16 matrix product and bytes a second of a copy; the best of five."""
-    a, b = (torch.ones(2048, 2048, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     source = torch.ones(2**26, device=DEVICE)
     target = torch.empty_like(source)
-    products = min(timed(lambda: a @ b)[0] for _ in range(5))
     copies = min(timed(lambda: target.copy_(source))[0] for _ in range(5))
-    return 2 * 2048**3 / products, 2 * source.numel() * 4 / copies
+    side, seconds = 128, 0.0
+    while side < 2048 and seconds < 0.02:  # without bfloat16 kernels a large product takes minutes
+        side *= 2
+        a = torch.ones(side, side, device=DEVICE, dtype=torch.bfloat16)
+        seconds = min(timed(lambda a=a: a @ a)[0] for _ in range(5))
+    return 2 * side**3 / seconds, 2 * source.numel() * 4 / copies
 
 
 def operations(call: Callable[[], object]) -> int:

@@ -8,8 +8,7 @@ this:
   norm over channels or a product reads rows of memory.
 - Maps that are large are computed in strips of rows with the rows around them that a convolution sees, so what a block
   makes on its way takes a strip. Nothing is kept longer than the next layer needs it.
-- A norm, its affine part and the sum with the shortcut are one pass, in float32 and rounded once, a few rows at a time,
-  so that its copies stay in the processor's cache.
+- A norm, its affine part and the sum with the shortcut are one pass, in float32 and rounded once, a few rows at a time.
 - Linear attention goes over the tokens a few at a time; where the image is small it is linear too.
 """
 
@@ -29,20 +28,17 @@ STRIP = 2**24
 LEAST_ROWS = 16
 """Rows of a strip at least: those around it are computed twice."""
 
-CACHED = 2**20
-"""Values that a processor converts to float32 at once: they stay in its cache, and steps are few."""
+STEP = 2**22
+"""Values that are converted to float32 at once: little beside a map, and near the processor's cache.
 
-CACHED_ON_DEVICES = 2**22
-"""On a card, where each step costs launches."""
+With fewer, steps are many, and each has operations at whose end threads wait for each other: on a busy machine that
+takes far longer than what they compute.
+"""
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] with the channels of a cell side by side; itself where it is so already, or on Apple's GPU."""
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
-
-
-def cached_values(x: torch.Tensor) -> int:
-    return CACHED if x.device.type == "cpu" else CACHED_ON_DEVICES
 
 
 def strips(height: int, width: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -63,7 +59,7 @@ def scaled(rows: slice, by: int) -> slice:
 def add_normed(norm, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
     """diffusers' RMSNorm over the channels of ``x`` [B, C, H, W], plus ``residual``, into ``out``: ``x`` or another."""
     weight, bias = (None if p is None else p.to(x.device, torch.float32) for p in (norm.weight, norm.bias))
-    rows = max(1, cached_values(x) // (x.numel() // x.shape[2]))
+    rows = max(1, STEP // (x.numel() // x.shape[2]))
     maps = [t.movedim(1, -1).split(rows, dim=1) for t in (x, out, x if residual is None else residual)]
     for given, target, added in zip(*maps):
         wide = given.to(torch.float32, copy=True)
@@ -233,7 +229,7 @@ def attention_maps(attn, x: torch.Tensor) -> list[torch.Tensor]:
 
 def _steps(attn, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A map in steps of rows: [B, h, W, heads, 3, d]."""
-    rows = max(1, cached_values(x) // (x.numel() // x.shape[1]))
+    rows = max(1, STEP // (x.numel() // x.shape[1]))
     return x.unflatten(-1, (-1, 3, attn.attention_head_dim)).split(rows, dim=1)
 
 

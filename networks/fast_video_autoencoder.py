@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .fast_autoencoder import Fast, cached_values, replace_forward, twice_as_large
+from . import fast_autoencoder
+from .fast_autoencoder import Fast, replace_forward, twice_as_large
 
 CACHE_FRAMES = 2
 """Frames that a convolution over three keeps for the next piece."""
@@ -45,7 +46,7 @@ def empty_map(like: torch.Tensor, frames: int, rows: int = 0, columns: int = 0) 
 
 def float_steps(x: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A few rows of ``x`` [B, C, F, H, W] at a time, copied in float32, and where they are in ``out``."""
-    rows = max(1, cached_values(x) // (x.numel() // x.shape[3]))
+    rows = max(1, fast_autoencoder.STEP // (x.numel() // x.shape[3]))
     for given, target in zip(x.split(rows, dim=3), out.split(rows, dim=3)):
         yield given.to(torch.float32, copy=True), target
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .fast_autoencoder import CACHED_ON_DEVICES, STRIP
+from .fast_autoencoder import STEP, STRIP
 from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
 from .tiling import halos
@@ -88,7 +88,7 @@ class Stage:
         if self.attends:
             return 18 * itemsize * values
         strip = min(values, STRIP)
-        return 2 * itemsize * values + max(2 * itemsize * strip, itemsize * strip + 8 * min(strip, CACHED_ON_DEVICES))
+        return 2 * itemsize * values + max(2 * itemsize * strip, itemsize * strip + 8 * min(strip, STEP))
 
 
 @dataclass(frozen=True)

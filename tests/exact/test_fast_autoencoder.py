@@ -40,7 +40,7 @@ def tiny_steps(monkeypatch):
     """Strips of three rows, and float32 copies of a few values: maps of these tests have several of each."""
     monkeypatch.setattr(fast_autoencoder, "STRIP", 1)
     monkeypatch.setattr(fast_autoencoder, "LEAST_ROWS", 3)
-    monkeypatch.setattr(fast_autoencoder, "CACHED", 100)
+    monkeypatch.setattr(fast_autoencoder, "STEP", 100)
 
 
 def inputs(batch=1, rows=3, columns=5, seed=1) -> dict[str, torch.Tensor]:
@@ -177,7 +177,7 @@ def test_a_block_takes_its_input_output_and_a_strip(monkeypatch):
     from tracing import traced_peak
 
     monkeypatch.setattr(fast_autoencoder, "STRIP", 2**14)
-    monkeypatch.setattr(fast_autoencoder, "CACHED_ON_DEVICES", 2**12)
+    monkeypatch.setattr(fast_autoencoder, "STEP", 2**12)
     block = use_fast_autoencoder(tiny.autoencoder()).decoder.up_blocks[0][-1].to("meta")
     x = torch.empty(1, 8, 256, 128, device="meta").contiguous(memory_format=torch.channels_last)
     assert x.nbytes <= traced_peak(lambda: block(x)) < 1.5 * x.nbytes

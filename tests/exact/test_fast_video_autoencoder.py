@@ -52,7 +52,7 @@ def test_it_is_diffusers_answer(config, size):
 
 
 def test_steps_cover_every_row(monkeypatch):
-    monkeypatch.setattr(fast_autoencoder, "CACHED", 100)
+    monkeypatch.setattr(fast_autoencoder, "STEP", 100)
     assert_equal(tiny.wan_vae(), inputs())
 
 
