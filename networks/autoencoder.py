@@ -30,8 +30,8 @@ VIDEO_TILE, VIDEO_OVERLAP = 256, 64
 
 FAST_LAYERS = {
     "AutoencoderDC": fast_autoencoder.use_fast_dc_ae,
-    "AutoencoderKLWan": fast_video_autoencoder.use_fast_video_autoencoder,
-    "AutoencoderKLLTX2Video": fast_video_autoencoder.use_fast_video_autoencoder,
+    "AutoencoderKLWan": fast_video_autoencoder.use_fast_wan,
+    "AutoencoderKLLTX2Video": fast_video_autoencoder.use_fast_ltx2,
 }
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from . import fast_autoencoder
 from .fast_autoencoder import Fast, replace_forward, twice_as_large
+from .fast_layers import use_class
 
 CACHE_FRAMES = 2
 """Frames that a convolution over three keeps for the next piece."""
@@ -235,11 +236,16 @@ def _is_padded(part) -> bool:
     return part.padding_mode == "zeros" or (part.padding_mode == "reflect" and part.padding[0] == 0)
 
 
-FAST_LTX2 = {"Conv3d": Fast(FastConv3d, lambda part: part.groups == 1 and _is_padded(part))}
-
-
-def use_fast_video_autoencoder(module: torch.nn.Module) -> torch.nn.Module:
-    """Give an AutoencoderKLWan's or AutoencoderKLLTX2Video's layers the forward of this file, in place."""
+def use_fast_wan(module: torch.nn.Module) -> torch.nn.Module:
+    """Give an AutoencoderKLWan's layers the forward of this file, in place."""
     for part in module.modules():
-        replace_forward(part, FAST_LTX2 if type(module).__name__ == "AutoencoderKLLTX2Video" else FAST)
+        replace_forward(part, FAST)
+    return module
+
+
+def use_fast_ltx2(module: torch.nn.Module) -> torch.nn.Module:
+    """Give the convolutions of an AutoencoderKLLTX2Video, on any host, the forward of this file, in place."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Conv3d) and part.groups == 1 and _is_padded(part):
+            use_class(part, FastConv3d)
     return module

@@ -11,7 +11,7 @@ import torch
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_autoencoder, fast_video_autoencoder, precision, streaming
 from sana_nodes.networks.autoencoder import use_fast_autoencoder
-from sana_nodes.networks.fast_video_autoencoder import FAST, FastCausalConv, FastConv3d, FastWanDecoder, reflected
+from sana_nodes.networks.fast_video_autoencoder import FAST, FastCausalConv, FastConv3d, reflected
 from sana_nodes.networks.latent_spaces import LTX2, WAN, VaeSpec
 
 SPEC = VaeSpec(WAN, 16, 8, 4)
@@ -245,7 +245,10 @@ def test_ltx2_in_bfloat16_is_no_farther_from_float32_than_diffusers():
         assert 0 < mine < 1.1 * theirs
 
 
-def test_hosts_use_it(host, video_references):
-    vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")[2]
-    module = getattr(vae, "sana_autoencoder", None) or vae.autoencoder
-    assert isinstance(module.module.decoder, FastWanDecoder)
+@pytest.mark.parametrize("folder,kind", [("tiny-video", FastCausalConv), ("tiny-video-ltx2", FastConv3d)])
+def test_hosts_use_it(host, video_references, folder, kind):
+    """Over the host's layers, not only over torch's."""
+    vae = drawing.call("SanaLoadPipeline", pipeline=folder)[2]
+    module = (getattr(vae, "sana_autoencoder", None) or vae.autoencoder).module
+    convolutions = [part for part in module.modules() if isinstance(part, torch.nn.Conv3d)]
+    assert convolutions and all(isinstance(part, kind) for part in convolutions)
