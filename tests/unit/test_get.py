@@ -32,6 +32,7 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []
         self.cut_after: int | None = None
         self.refused_then = False
+        self.small_sent = threading.Event()
         self.refusal: tuple[int, str] | None = None
         self.commit, self.later = COMMIT, COMMIT
         self.resolved: list[str] = []
@@ -140,9 +141,14 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             hub.cut_after = None
-            hub.refusal = (503, "busy") if hub.refused_then else None
+            if hub.refused_then:
+                # Files arrive side by side: the small one shall be whole before the hub refuses everything.
+                hub.small_sent.wait(timeout=60)
+                hub.refusal = (503, "busy")
             return
         self._send(206 if asked else 200, rest, headers)
+        if not name.endswith(".safetensors"):
+            hub.small_sent.set()
 
 
 FILES = {
