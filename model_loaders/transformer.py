@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, TransformerSpec
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
-from .files.kinds import PREFIX, TRANSFORMERS, require_kind
+from .files.kinds import PREFIX, TRAINING_PREFIX, TRANSFORMERS, of_variant, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
@@ -34,12 +35,15 @@ class LoadedTransformer:
     quantised: Mapping[str, Value] = field(default_factory=dict)
 
 
-def load_transformer(path: Path) -> LoadedTransformer:
-    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights."""
+def load_transformer(path: Path, variant: str = "auto") -> LoadedTransformer:
+    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights.
+
+    ``variant``: whether a SANA-Video is LongSANA (standard, long), which auto takes from its config or its name.
+    """
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
-    checkpoint = checkpoint.without_prefix(PREFIX)
-    family = FAMILIES[found.kind.key]
+    family = FAMILIES[of_variant(found, checkpoint.path, checkpoint.config, variant).kind.key]
+    checkpoint = checkpoint.without_prefix(PREFIX).without_prefix(TRAINING_PREFIX)
     positions = {} if family.video else position_config(checkpoint)
     config_of = video_config_from_shapes if family.video else config_from_shapes
     checkpoint = to_diffusers(checkpoint, found)
@@ -52,7 +56,18 @@ def load_transformer(path: Path) -> LoadedTransformer:
     make = getattr(diffusers, family.module)
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
-    return LoadedTransformer(module, spec_of(module.config, family), checkpoint.path, quantised)
+    spec = spec_of(module.config, family)
+    if family.block_causal:
+        spec = replace(spec, fingerprint=_fingerprint(module))
+    return LoadedTransformer(module, spec, checkpoint.path, quantised)
+
+
+def _fingerprint(module) -> str:
+    """Tells models of one size apart, in whatever dtype they are stored."""
+    import torch
+
+    table = module.scale_shift_table.detach().to(torch.bfloat16)
+    return hashlib.sha256(table.float().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_config(config: Mapping, checkpoint: Checkpoint, video: bool = False) -> None:

@@ -167,16 +167,25 @@ ENCODERS: dict[str, Callable[..., Coder]] = {"wan": WanEncoder, "ltx2": Ltx2Enco
 """By the key of the latent space; an encoder returns the mode of the distribution."""
 
 
-@torch.no_grad()
-def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
-    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w]."""
+def decoder(module, spec: VaeSpec, device, tiles: Tiles | None = None) -> Coder:
+    """A decoder for one video of an autoencoder, in ``tiles`` where they are given."""
     make = partial(DECODERS[spec.space.key], module)
-    coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
+    return make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
+
+
+@torch.no_grad()
+def push_pieces(coder: Coder, latents: torch.Tensor, device, dtype, ends: bool) -> Iterator:
+    """The frames [B, 3, n, H, W] that latents [B, C, f, h, w] complete; ``ends``: they are the last ones."""
     for start in range(0, latents.shape[2], PIECE):
         piece = latents[:, :, start : start + PIECE].to(device, dtype)
-        frames = coder.push(piece, start + PIECE >= latents.shape[2])
+        frames = coder.push(piece, ends and start + PIECE >= latents.shape[2])
         if frames.shape[2]:
             yield frames
+
+
+def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
+    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w]."""
+    yield from push_pieces(decoder(module, spec, device, tiles), latents, device, dtype, True)
 
 
 def gather(

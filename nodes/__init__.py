@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import conditioning, latents, loaders, sampling, video
+from . import conditioning, latents, loaders, long_sampling, long_video, sampling, video
 
 _CLASSES = (
     loaders.SanaLoadPipeline,
@@ -13,6 +13,7 @@ _CLASSES = (
     loaders.SanaLoadControlNet,
     conditioning.SanaEncodePrompt,
     conditioning.SanaEncodeVideoPrompt,
+    conditioning.SanaPromptSchedule,
     latents.SanaResolution,
     latents.SanaEmptyLatent,
     latents.SanaEmptyVideoLatent,
@@ -25,10 +26,16 @@ _CLASSES = (
     sampling.SanaFlowSample,
     sampling.SanaFlowSigmas,
     sampling.SanaFlowSampler,
+    long_sampling.SanaLongVideoSample,
+    long_sampling.SanaLongVideoSigmas,
+    long_sampling.SanaLongVideoSampler,
     video.SanaSaveVideo,
     video.SanaDecodeSaveVideo,
     video.SanaSaveFrames,
     video.SanaSelectFrames,
+    long_video.SanaLongVideoSave,
+    long_video.SanaSaveVideoState,
+    long_video.SanaLoadVideoState,
 )
 
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in _CLASSES}

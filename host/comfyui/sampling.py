@@ -20,8 +20,11 @@ def guider(patcher, positive, negative=None, cfg: float = 1.0):
     return made
 
 
-def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
-    """Run a sampler function over a LATENT; returns it with new ``samples``."""
+def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dict, steps: int | None = None) -> dict:
+    """Run a sampler function over a LATENT; returns it with new ``samples``.
+
+    ``steps``: how many the function tells, if there are others than between ``sigmas``.
+    """
     patcher = guide.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
     out = guide.sample(
@@ -30,8 +33,13 @@ def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dic
         comfy.samplers.KSAMPLER(function, options),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(patcher, sigmas.shape[-1] - 1),
+        callback=_callback(patcher, steps or sigmas.shape[-1] - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     return {**latent, "samples": out.to(comfy.model_management.intermediate_device())}
+
+
+def _callback(patcher, steps: int):
+    shown = latent_preview.prepare_callback(patcher, steps)
+    return lambda step, x0, x, total: shown(step, x0, x, steps)

@@ -18,10 +18,13 @@ from ...networks import lora, precision, prompts
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
+from ...networks.long_video import check_run
 from ...networks.memory import transformer_memory
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec
 from ...networks.transformer import network_inputs, padded_contexts, velocity
+from ...samplers import SAMPLERS
+from ...samplers.block_causal import call_in, prompt_of, start_of
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
 
@@ -112,8 +115,14 @@ def _with_loras(model: Model):
             weight.data = before
 
 
-def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
-    """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
+def sample(
+    model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict, steps=None
+) -> dict:
+    """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``.
+
+    ``steps``: how many the function tells, if there are others than between ``sigmas``.
+    """
+    _check_blocks(model, guidance, latent, function)
     samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
     move_to_device(model.device, model.module, *(control.net.module for control in hints))
@@ -124,12 +133,24 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     denoise = _guided(model, guidance, samples.shape, mask, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
-    with _with_loras(model), progress.bar(len(sigmas) - 1, "sampling") as bar:
+    with _with_loras(model), progress.bar(steps or len(sigmas) - 1, "sampling") as bar:
         x = sampling.noise_scaling(sigmas[0], noise.to(model.device), samples)
         extra = {"seed": seed, "denoise_mask": mask}
-        x = function(denoise, x, sigmas, extra, lambda state: bar.update(), None, **options)
+        x = function(denoise, x, sigmas, extra, lambda state: bar.update(state["i"] + 1 - bar.n), None, **options)
         x = sampling.inverse_noise_scaling(sigmas[-1], x)
     return {**latent, "samples": denormalise(model.spec.space, x).to("cpu", torch.float32)}
+
+
+def _check_blocks(model: Model, guidance: Guidance, latent: dict, function) -> None:
+    """ValueError where a long video is asked for of another model, or what does not go with one."""
+    blocks = any(row.function is function for row in SAMPLERS.values() if row.block_causal)
+    mask = latent.get("noise_mask")
+    masked = mask is not None and bool((mask < 1).any())
+    others = [
+        *(["a ControlNet"] if guidance.controls() else []),
+        *(["a noise mask (image to video)"] if masked else []),
+    ]
+    check_run(model.spec, blocks, guidance.cfg, others)
 
 
 def _normalised(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
@@ -164,6 +185,8 @@ def _guided(model: Model, guidance: Guidance, shape, mask, hints: dict) -> Calla
     Both conditionings are one batch where a card has memory for a latent ``shape`` [B, C, ...] of twice the size.
     Otherwise they are computed one after the other: on a processor that takes half the memory and no more time.
     """
+    if model.spec.family.block_causal:
+        return _denoiser_of_blocks(model, guidance.positive)
     towards = _condition(model, guidance.positive)
     if guidance.negative is None or guidance.cfg == 1.0:
         return _denoiser(model, towards, mask, hints)
@@ -215,6 +238,19 @@ def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
         parts = [c.residuals(model.sampling, x, sigma, given.context, hints[c]) for c in given.controls]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
         return _x0(model, x, sigma, context=given.context, guidance=given.guidance, mask=mask, control=added)
+
+    return denoise
+
+
+def _denoiser_of_blocks(model: Model, prompts: list) -> Callable:
+    """x0 of x_t for the block of a long video that a sampler's BlockCall names, with the prompt of that block."""
+    conditions = [_condition(model, [prompt]) for prompt in prompts]
+    starts = [start_of(options, model.spec.space.frames if model.spec.space else 1) for _, options in prompts]
+
+    def denoise(x, sigma, model_options=None, **_):
+        block = call_in((model_options or {}).get("transformer_options"))
+        given = conditions[prompt_of(starts, block)]
+        return _x0(model, x, sigma, context=given.context, block=block)
 
     return denoise
 
