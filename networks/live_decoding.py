@@ -20,7 +20,7 @@ HISTORY = 40
 class LiveDecoding:
     """One decoder for one video. ``needed``: bytes for latents of a shape; ``run``: networks.autoencoder.Run.
 
-    Where memory runs out it continues in what ``tiles()`` gives, and decodes the last latents once more: no seam is seen.
+    Where memory runs out it continues in what ``tiles()`` gives, and decodes the last latents again: no seam is seen.
     """
 
     def __init__(self, module, spec: VaeSpec, run: Any, tiles: Callable, needed: Callable[..., int]):

@@ -178,21 +178,26 @@ def test_ordinary_samplers_say_which_node_does(server):
     assert len(frames_of(server, with_custom_advanced(OURS, cfg=1.0))) == 25
 
 
-CHANGES = {
-    "EasyCache": ({"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}, "EasyCache"),
-    "LazyCache": ({"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}, "LazyCache"),
-}
+STEPS = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
 def test_caches_of_steps_are_refused(server, name):
-    if not has(server, name):
-        pytest.skip(f"this ComfyUI has no {name}")
-    inputs, said = CHANGES[name]
     graph = sampled()
-    graph["8"] = node(name, model=["1", 0], **inputs)
+    graph["8"] = node(name, model=["1", 0], **STEPS)
     graph["7"]["inputs"]["model"] = ["8", 0]
-    assert f"LongSANA does not go with {said.split()[0][:4]}"[:30] in (error := server.error(graph)) and said in error
+    assert "LongSANA does not go with EasyCache or LazyCache, which leave out calls" in server.error(graph)
+
+
+def test_context_windows_are_refused(server):
+    graph = sampled()
+    kind = "ContextWindowsManual" if has(server, "ContextWindowsManual") else "WanContextWindowsManual"
+    known = json.loads(server.get(f"/object_info/{kind}"))[kind]["input"]["required"]
+    values = {key: spec[1]["default"] for key, spec in known.items() if len(spec) > 1 and "default" in spec[1]}
+    choices = {key: spec[1]["options"][0] for key, spec in known.items() if len(spec) > 1 and "options" in spec[1]}
+    graph["8"] = node(kind, **{**choices, **values, "model": ["1", 0]})
+    graph["7"]["inputs"]["model"] = ["8", 0]
+    assert "LongSANA does not go with context windows" in server.error(graph)
 
 
 def test_areas_of_prompts_are_refused(server):
