@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .files.kinds import PREFIX, TRANSFORMERS, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
+from .quantised.writer import StoredWeight, write_quantised
 
 HINT = "Give Sana Load Transformer a SANA transformer (models/diffusion_models)."
 
@@ -36,13 +38,37 @@ class LoadedTransformer:
 
 def load_transformer(path: Path) -> LoadedTransformer:
     """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights."""
+    checkpoint, family, positions = _opened(path)
+    return _loaded(checkpoint, family, positions)
+
+
+def write_quantised_transformer(path: Path, output: Path, wanted: str, written: Callable[[StoredWeight], None]) -> None:
+    """The transformer at ``path`` in a quantised format, as a file ``output`` with its config beside it.
+
+    ``wanted``: a key of quantised.packing.PACKINGS. UnusableFile before anything is written if it is no transformer.
+    """
+    checkpoint, family, positions = _opened(path)
+    module = _loaded(checkpoint, family, positions).module
+    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    del module  # and with it the mapping of all its weights
+    write_quantised(checkpoint, output, wanted, written)
+    output.with_suffix(".json").write_text(
+        json.dumps({"_class_name": family.module, **config}, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def _opened(path: Path) -> tuple[Checkpoint, Family, dict]:
+    """A transformer's checkpoint in diffusers' naming, and what its config says of position tables."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
     checkpoint = checkpoint.without_prefix(PREFIX)
     family = FAMILIES[found.kind.key]
     positions = {} if family.video else position_config(checkpoint)
+    return to_diffusers(checkpoint, found), family, positions
+
+
+def _loaded(checkpoint: Checkpoint, family: Family, positions: dict) -> LoadedTransformer:
     config_of = video_config_from_shapes if family.video else config_from_shapes
-    checkpoint = to_diffusers(checkpoint, found)
 
     import diffusers
 

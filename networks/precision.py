@@ -31,6 +31,10 @@ TEXT_ENCODER_DTYPES = ("default", "bf16", "fp32", "int8_bnb")
 VAE_DTYPES = ("default", "bf16", "fp32")
 
 
+PRODUCTS = ("native", "full precision")
+"""How weights are multiplied that stay quantised: as the device can, or dequantised at each use."""
+
+
 def parse_weight_dtype(name: str, allowed: tuple[str, ...]) -> torch.dtype | None:
     """The torch dtype of a widget value; None keeps the file's. ValueError if it is unknown or not available."""
     if name not in allowed:

@@ -88,10 +88,12 @@ def weights_hash(module) -> str:
 
 
 def weights_probe(module) -> tuple[float, ...]:
-    """A few values of each matrix: others once a LoRA or a hook has been put into the weights."""
-    return tuple(
-        torch.cat([p.detach().flatten()[:4].cpu().float() for p in module.parameters() if p.ndim > 1]).tolist()
-    )
+    """A few values of each matrix: others once a LoRA or a hook has been put into the weights.
+
+    Of ComfyUI's quantised tensors what they store, which needs no dequantising.
+    """
+    stored = [getattr(p, "_qdata", p) for p in module.parameters() if p.ndim > 1]
+    return tuple(torch.cat([p.detach().flatten()[:4].cpu().float() for p in stored]).tolist())
 
 
 class PromptCache:

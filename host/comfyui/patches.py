@@ -28,7 +28,7 @@ PATCHES = {
     "middle_patch": "a UNet's middle block (GLIGENTextBoxApply)",
 }
 REPLACED = {
-    "attn1": "self-attention (SelfAttentionGuidance, PerturbedAttentionGuidance)",
+    "attn1": "self-attention (SelfAttentionGuidance, or PerturbedAttentionGuidance: use Sana PAG)",
     "attn2": "cross-attention",
     "dit": "whole blocks (SkipLayerGuidanceDiT, SkipLayerGuidanceSD3)",
 }
