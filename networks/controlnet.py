@@ -12,11 +12,15 @@ from ..samplers.trigflow import TrigFlow, flow_time
 
 @dataclass(frozen=True)
 class ControlNetSpec:
-    """``width``: channels of a token. ``layers``: the number of transformer blocks that get a residual."""
+    """``width``: channels of a token. ``layers``: the number of transformer blocks that get a residual.
+
+    ``clips``: as in a TransformerSpec; SANA's ControlNets were trained for SANA 1.0.
+    """
 
     latent_channels: int
     width: int
     layers: int
+    clips: bool = False
 
 
 def check_vae(spec: ControlNetSpec, vae, channels: int | None, is_video: bool) -> None:

@@ -93,7 +93,7 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControl
     """A CONTROL_NET around a loaded ControlNet, in the dtypes that ComfyUI chooses for the device."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = comfy.model_management.get_torch_device()
-    stored, cast = network_dtypes(loaded.module, wanted, device)
+    stored, cast = network_dtypes(loaded.module, wanted, device, float16=True)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
-    network = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored))
+    network = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored), loaded.spec.clips)
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

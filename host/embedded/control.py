@@ -61,7 +61,7 @@ class AppliedControl:
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    use_fast_transformer(loaded.module)
+    use_fast_transformer(loaded.module, loaded.spec.clips)
     return ControlNet(loaded.module, loaded.spec, prepare(loaded, wanted, device, "SANA's ControlNet"), device)
 
 
