@@ -1,7 +1,8 @@
 """Encode and decode LATENTs, for every autoencoder and every host.
 
 A host supplies a Run: device, dtype and memory management. If memory runs out, the pass is repeated in
-smaller and smaller tiles. Tiles of images are exact (tiling.py); tiles of videos overlap and are blended (streaming.py).
+smaller and smaller tiles. Tiles of images are exact (tiling.py); tiles of videos overlap and are blended
+(streaming.py).
 """
 
 from __future__ import annotations

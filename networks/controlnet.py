@@ -63,6 +63,18 @@ def hint_latent(spec: ControlNetSpec, images, shape, ratio: int, cover: Cover, e
     return hint if len(hint) == 1 else hint[torch.arange(shape[0]) % len(hint)]
 
 
+def acts_at(sigma: torch.Tensor, first: float, last: float) -> bool:
+    """Whether noise levels ``sigma`` [B] are in the part of a run from level ``first`` down to ``last``.
+
+    For a part of the run the program waits for the level; for the whole run it need not.
+    """
+    return (first >= WHOLE_RUN and last <= 0) or last <= sigma[0].item() <= first
+
+
+WHOLE_RUN = 1.0
+"""What flow matching begins with; TrigFlow's first level is above every angle."""
+
+
 def control_time(sampling, sigma):
     """The ControlNet's timestep [B], 0 to 1000: always that of flow matching, also with SANA-Sprint."""
     return flow_time(sigma) if isinstance(sampling, TrigFlow) else sampling.timestep(sigma)

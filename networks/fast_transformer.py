@@ -21,7 +21,6 @@ from .fast_layers import (
 )
 from .fast_video_transformer import use_fast_video_layers
 
-
 FLOAT16 = torch.finfo(torch.float16).max
 
 

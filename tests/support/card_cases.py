@@ -138,14 +138,15 @@ def encoded_prompt(host) -> torch.Tensor:
 VAES = {"DC-AE": "tiny", "Wan": "tiny-video", "LTX-2": "tiny-video-ltx2"}
 """By pipeline."""
 
-LATENTS = {"DC-AE": (1, 32, 4, 5), "Wan": (1, 16, 3, 12, 16), "LTX-2": (1, 128, 2, 4, 5)}
-TILE = {"DC-AE": 64, "Wan": 64, "LTX-2": 64}
+LATENTS = {"DC-AE": (1, 32, 3, 4), "Wan": (1, 16, 3, 4, 6), "LTX-2": (1, 128, 2, 3, 4)}
+TILE = {"DC-AE": 64, "Wan": 32, "LTX-2": 64}
 """Pixels on a side."""
 
 
 def pixels(name: str) -> torch.Tensor:
-    frames = {"DC-AE": 1, "Wan": 9, "LTX-2": 9}[name]
-    return controlling.image(128, 96, batch=frames)
+    shape = LATENTS[name]
+    cell, frames = {"DC-AE": (32, 1), "Wan": (8, 9), "LTX-2": (32, 9)}[name]
+    return controlling.image(shape[-1] * cell, shape[-2] * cell, batch=frames)
 
 
 def coded(host, name: str, half: str, tiled: bool) -> torch.Tensor:
@@ -177,7 +178,7 @@ def per_step(few, many, steps: int) -> dict:
     """What each of ``steps`` more steps asks of the card, from the counts of a shorter and of a longer run."""
 
     def each(name: str) -> dict:
-        more = getattr(many, name) - getattr(few, name)
-        return {site: count / steps for site, count in more.items() if count}
+        return {site: count / steps for site, count in (getattr(many, name) - getattr(few, name)).items()}
 
-    return {"launches": sum(each("launches").values()), "waits": each("waits"), "moves": each("moves")}
+    launches = (many.launches.total() - few.launches.total()) / steps
+    return {"launches": launches, "waits": each("waits"), "moves": each("moves")}

@@ -164,7 +164,7 @@ def main() -> None:
             for name in names:
                 found = counted(machine, host, name)
                 results[name] = {**found, "difference": drawing.difference(found.pop("value"), expected[name])}
-    print(json.dumps(results))
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 if __name__ == "__main__":

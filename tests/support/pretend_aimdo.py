@@ -1,4 +1,4 @@
-"""comfy-aimdo, ComfyUI 0.33's dynamic memory, without its native library: what ComfyUI calls of it, on a pretended card.
+"""comfy-aimdo, ComfyUI 0.33's dynamic memory, without its native library: what ComfyUI calls, on a pretended card.
 
 ``ROOM`` says what happens when a layer asks for its weights on the card: "all" stay there, "none" ever gets room, and
 with "some" every third one is evicted.

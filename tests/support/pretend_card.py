@@ -238,19 +238,27 @@ def _written(func, args, kwargs) -> list:
 
 
 def _count(count: Counts, func, name: str, args, kwargs, target) -> None:
+    masks = args[1] if name in INDEXING else ()
+    if moved := _moved(name, args, target):
+        asynchronous = kwargs.get("non_blocking", args[2:3] == (True,))
+        return count.move(*moved, bool(asynchronous))
     if not func.is_view and name not in NO_LAUNCH:
         count.launch(str(func))
-    masks = args[1] if name in INDEXING else ()
     if name in WAITING or f"{name}.{func._overloadname}" == "repeat_interleave.Tensor":
         count.wait(name)
     elif any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in masks):
         count.wait("index by a mask")
-    elif name == "_to_copy":
-        to_card = target is not None and target.type == "cuda" or target is None and isinstance(args[0], CardTensor)
-        if to_card != isinstance(args[0], CardTensor) and (target is None or target.type != "meta"):
-            count.move(args[0], to_card, bool(kwargs.get("non_blocking")))
-    elif name == "copy_" and isinstance(args[0], CardTensor) != isinstance(args[1], CardTensor):
-        count.move(args[1], isinstance(args[0], CardTensor), bool(kwargs.get("non_blocking", args[2:] and args[2])))
+
+
+def _moved(name: str, args, target) -> tuple | None:
+    """What an operator moves between a card and main memory, and whether to the card."""
+    if name == "copy_" and isinstance(args[0], CardTensor) != isinstance(args[1], CardTensor):
+        return args[1], isinstance(args[0], CardTensor)
+    if name != "_to_copy" or (target is not None and target.type == "meta"):
+        return None
+    there = isinstance(args[0], CardTensor)
+    goes = there if target is None else target.type == "cuda"
+    return None if goes == there else (args[0], goes)
 
 
 class _Operators(TorchDispatchMode):
