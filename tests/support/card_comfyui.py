@@ -15,6 +15,7 @@ import importlib.machinery
 import json
 import os
 import sys
+import traceback
 import types
 from pathlib import Path
 
@@ -59,19 +60,23 @@ class _LeftOut(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module): ...
 
 
-def leave_out(*names: str) -> None:
-    """Put a module that does nothing in the place of each that does not load."""
+def left_out(*names: str) -> set[str]:
+    """Those libraries that do not load; to the ones that are imported next they are not there."""
+    found = set()
     for name in names:
         try:
             importlib.import_module(name)
         except Exception:
             for part in [part for part in sys.modules if part.split(".")[0] == name]:
                 del sys.modules[part]
-            sys.meta_path.insert(0, _LeftOut({name}))
+            sys.modules[name] = None
+            found.add(name)
+    return found
 
 
 def import_before_the_card() -> None:
     """What is loaded on a machine without a card too, and would look for a real one."""
+    left = left_out("torchvision", "torchaudio")
     import diffusers
     import transformers.models.gemma2.modeling_gemma2  # noqa: F401
 
@@ -79,6 +84,9 @@ def import_before_the_card() -> None:
         getattr(diffusers, name)
     for name in ("SanaVideoTransformer3DModel", "SanaControlNetModel"):
         getattr(diffusers, name)
+    for name in left:  # ComfyUI imports them whatever it runs
+        del sys.modules[name]
+    sys.meta_path.insert(0, _LeftOut(left))
 
 
 def start(home: Path, mode: str):
@@ -147,9 +155,18 @@ def counted(machine, host, name: str) -> dict:
     return {"value": value, **card_cases.per_step(*each, STEPS)}
 
 
+def compared(machine, host, name: str, expected: torch.Tensor) -> dict:
+    """The counts of a case, and how far its values are from the CPU's; or what it failed with."""
+    try:
+        found = counted(machine, host, name)
+    except Exception:
+        return {"error": traceback.format_exc()[-2000:]}
+    value = found.pop("value")
+    return {**found, "difference": drawing.difference(value, expected)}
+
+
 def main() -> None:
     home, mode, *names = Path(sys.argv[1]), *sys.argv[2:]
-    leave_out("torchvision", "torchaudio")
     import_before_the_card()
     from sana_nodes import host as hosts
 
@@ -162,8 +179,7 @@ def main() -> None:
         host, results = start(home, mode), {}
         with torch.inference_mode():
             for name in names:
-                found = counted(machine, host, name)
-                results[name] = {**found, "difference": drawing.difference(found.pop("value"), expected[name])}
+                results[name] = compared(machine, host, name, expected[name])
     sys.stdout.write(json.dumps(results) + "\n")
 
 
