@@ -117,6 +117,7 @@ class CrossAttention:
         if torch.is_grad_enabled():
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        source = source.to(hidden_states.dtype)  # the prompt's norm gives its weight's dtype
         batch, length, _ = source.shape
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
@@ -143,8 +144,12 @@ def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -
 
 
 def is_fast(block, hidden_states: torch.Tensor, timestep: torch.Tensor) -> bool:
-    """Whether a block's forward may be ours: no gradients, and one dtype."""
-    return not torch.is_grad_enabled() and hidden_states.dtype == timestep.dtype == block.scale_shift_table.dtype
+    """Whether a block's forward may be ours: no gradients, and one dtype.
+
+    A host may compute in another dtype than that of the block's table (ComfyUI's ModelComputeDtype), float64 aside.
+    """
+    one = hidden_states.dtype == timestep.dtype and block.scale_shift_table.dtype.itemsize <= 4
+    return one and not torch.is_grad_enabled()
 
 
 def run_block(block, x, vectors, caption, caption_mask, feed_forward: Callable, **positions) -> torch.Tensor:
@@ -156,7 +161,7 @@ def run_block(block, x, vectors, caption, caption_mask, feed_forward: Callable, 
     shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = range(6)
 
     def vector(index: int) -> torch.Tensor:
-        return block.scale_shift_table[index] + vectors[:, :, index]
+        return (block.scale_shift_table[index] + vectors[:, :, index]).to(x.dtype)
 
     x = x.contiguous()  # of the patches' embedding the channels are not last
     attended = block.attn1(modulated(block.norm1, x, vector(scale_msa), vector(shift_msa)), **positions)
