@@ -44,15 +44,15 @@ class TransformerMemory:
         cells, float32 = math.prod(shape[2:]), 4 / itemsize
         tokens = batch * cells // math.prod(self.patch)
         prompt, halves = batch * captions, 2 * self.mlp_ratio
-        kept = tokens * (7 if timed else 0) + 2 * self.layers * prompt
+        kept, read = tokens * (7 if timed else 0), 2 * self.layers * prompt
         wide, copied = self._tokens_at_a_time(shape, tokens), min(tokens, TOKENS_ON_DEVICES)
         widths = [
-            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + prompt,
-            kept + tokens * 6 + copied * 3.5 * float32 + prompt,
+            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + read,
+            kept + tokens * 6 + copied * 3.5 * float32 + read,
             kept + tokens * 1.5 + prompt * (1 + 2 * float32),
         ]
         if self.casting:
-            widths.append(kept + tokens * 4 + wide * halves + prompt + halves * self.width)
+            widths.append(kept + tokens * 4 + wide * halves + read + halves * self.width)
             widths.append(6 * self.width)
         latents = batch * (2 * channels * cells + self.caption_channels * captions)
         return int(itemsize * (self.width * max(widths) + latents))
