@@ -19,7 +19,8 @@ from .fast_layers import (
     use_fast_attention,
     use_fast_feed_forward,
 )
-from .fast_video_transformer import use_fast_video_layers
+from .fast_model import FAST_MODELS
+from .fast_video_transformer import FastVideoBlock, use_fast_video_layers
 
 FLOAT16 = torch.finfo(torch.float16).max
 
@@ -66,8 +67,10 @@ class FastBlock:
             maps = tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
             return self.ff(maps).permute(0, 2, 3, 1).flatten(1, 2)
 
-        vectors = timestep.unflatten(1, (1, 6, -1))
-        return run_block(self, hidden_states, vectors, encoder_hidden_states, encoder_attention_mask, feed_forward)
+        ready = timestep.ndim == 4  # by FastModel, for all blocks at once
+        vectors = timestep if ready else timestep.unflatten(1, (1, 6, -1))
+        caption = encoder_hidden_states, encoder_attention_mask
+        return run_block(self, hidden_states, vectors, *caption, feed_forward, ready)
 
 
 class FastFeedForward:
@@ -90,4 +93,8 @@ def use_fast_transformer(module: torch.nn.Module, clips: bool = False) -> torch.
                 part.attn1.processor.clips = clips
             use_fast_attention(part.attn2, "SanaAttnProcessor2_0", CrossAttention)
             use_fast_feed_forward(part.ff, FastFeedForward)
-    return use_fast_video_layers(module)
+    use_fast_video_layers(module)
+    fast = FAST_MODELS.get(type(module).__name__)
+    if fast and all(isinstance(block, (FastBlock, FastVideoBlock)) for block in module.transformer_blocks):
+        use_class(module, fast)
+    return module
