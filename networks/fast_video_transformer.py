@@ -29,7 +29,7 @@ from .fast_layers import (
     use_fast_attention,
     use_fast_feed_forward,
 )
-from .long_video import LayerPast, run_blocks
+from .long_video import LayerPast
 
 SIZES = 2
 """Sizes of videos whose rotations are kept: 15 MB for 81 frames of 832x480."""
@@ -98,6 +98,13 @@ class FastPositions:
         return super()._apply(*arguments, **options)
 
 
+def forget_positions(module: torch.nn.Module) -> None:
+    """Free the rotations that a SanaVideoTransformer3DModel keeps."""
+    for part in module.modules():
+        if isinstance(part, FastPositions):
+            part.__dict__.pop("kept", None)
+
+
 class RotaryLinearAttention:
     """Processor: linear attention with a Rotary; ``replaced``: diffusers' own, for all else and with gradients."""
 
@@ -111,7 +118,7 @@ class RotaryLinearAttention:
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         past = rotary_emb.past
-        before = list if past is None else past.with_past
+        before = None if past is None else past.with_past
         return linear_attention(attn, hidden_states, source, rotary_emb.turns, before)
 
 
@@ -119,6 +126,7 @@ class FastVideoBlock:
     """SanaVideoTransformerBlock; with gradients, or dtypes that differ, diffusers' own forward."""
 
     ff: torch.nn.Module
+    takes_groups = True
 
     def forward(
         self,
@@ -141,8 +149,9 @@ class FastVideoBlock:
             maps = tokens.unflatten(1, (frames, height, width))
             return (self.ff(maps) if past is None else self.ff(maps, past)).flatten(1, 3)
 
-        vectors = timestep.unflatten(2, (6, -1))
-        return run_block(self, hidden_states, vectors, *caption, feed_forward, rotary_emb=rotary_emb)
+        ready = timestep.ndim == 4  # by FastModel, for all blocks at once
+        vectors = timestep if ready else timestep.unflatten(2, (6, -1))
+        return run_block(self, hidden_states, vectors, *caption, feed_forward, ready, rotary_emb=rotary_emb)
 
 
 class FastVideoFeedForward:
@@ -154,34 +163,21 @@ class FastVideoFeedForward:
             return super().forward(hidden_states)
         batch, frames, height, width, _ = hidden_states.shape
         maps = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)
-        spatial, step = torch.empty_like(maps), frames_of_step(maps)
-        for some, out in zip(maps.split(step), spatial.split(step)):
-            out.copy_(gated(self, some))
+        parts = maps.split(frames_of_step(maps))
+        spatial = gated(self, maps) if len(parts) == 1 else torch.empty_like(maps)
+        if len(parts) > 1:
+            for some, out in zip(parts, spatial.split(frames_of_step(maps))):
+                out.copy_(gated(self, some))
         along_time = spatial.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
         out = self.conv_temp(along_time) if past is None else past.convolved(self.conv_temp, along_time)
         out = out.add_(along_time)
         return out.permute(0, 2, 3, 1).unflatten(2, (height, width))
 
 
-class BlockCausalTransformer:
-    """SanaVideoTransformer3DModel, which runs a block of a long video where a BlockCall is given."""
-
-    def forward(self, hidden_states, encoder_hidden_states, timestep, *given, block=None, **named):
-        """diffusers' own; with ``block``, a BlockCall, see run_blocks."""
-        if block is None:
-            return super().forward(hidden_states, encoder_hidden_states, timestep, *given, **named)
-        if not self.runs_blocks():
-            raise ValueError("this SANA-Video has layers that no published one has: it cannot run block by block")
-        caption, mask = block.prompt(encoder_hidden_states), named.get("encoder_attention_mask")
-        with torch.no_grad():
-            return (run_blocks(self, hidden_states, caption, timestep, block, mask),)
-
-    def runs_blocks(self):
-        """Whether every layer that looks along time reads a LayerPast."""
-        return all(
-            isinstance(part.attn1.processor, RotaryLinearAttention) and isinstance(part.ff, FastVideoFeedForward)
-            for part in self.transformer_blocks
-        )
+def reads_past(block) -> bool:
+    """Whether the layers of a block that look along time read a LayerPast."""
+    attends = isinstance(getattr(block.attn1, "processor", None), RotaryLinearAttention)
+    return attends and isinstance(block.ff, FastVideoFeedForward)
 
 
 def frames_of_step(maps: torch.Tensor) -> int:
@@ -202,6 +198,4 @@ def use_fast_video_layers(module: torch.nn.Module) -> torch.nn.Module:
             use_fast_feed_forward(part.ff, FastVideoFeedForward)
         elif type(part).__name__ == "WanRotaryPosEmbed":
             use_class(part, FastPositions)
-        elif type(part).__name__ == "SanaVideoTransformer3DModel":
-            use_class(part, BlockCausalTransformer)
     return module

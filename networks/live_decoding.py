@@ -60,7 +60,7 @@ class LiveDecoding:
     def _begin_again(self) -> None:
         self.run.free_memory()
         self.tiles = self.make_tiles()
-        self.coder = decoder(self.module, self.spec, self.run.device, self.tiles)
+        self.coder = decoder(self.module, self.spec, self.run.device, self.tiles, self.run.has_room)
         if self.recent is not None:
             for _ in self._pushed(self.recent, False):
                 pass

@@ -139,30 +139,21 @@ def check_run(spec: TransformerSpec, blocks: bool, cfg: float = 1.0, others: Seq
 
 
 def run_blocks(transformer, latents, caption, time, call: BlockCall, caption_mask=None) -> torch.Tensor:
-    """diffusers' SanaVideoTransformer3DModel.forward for a BlockCall: its output [B, C, F, h, w] for ``latents``.
+    """FastVideoModel's forward for a BlockCall: its output [B, C, F, h, w] for ``latents``.
 
     ``caption`` [B, L, caption_channels], ``time`` [B], ``caption_mask`` [B, L] as in network_inputs.
     """
-    batch, patch = latents.shape[0], transformer.config.patch_size
-    size = [side // p for side, p in zip(latents.shape[2:], patch)]
+    patch = transformer.config.patch_size
+    size = tuple(side // p for side, p in zip(latents.shape[2:], patch))
     tokens = transformer.patch_embedding(latents).flatten(2).transpose(1, 2)
     prepare_state(call.state, transformer.config, tokens, size[1] * size[2])
-    times, embedded = transformer.time_embed(time.flatten(), batch_size=batch, hidden_dtype=tokens.dtype)
-    times, embedded = (vector.view(batch, -1, vector.shape[-1]) for vector in (times, embedded))
-    caption = transformer.caption_norm(transformer.caption_projection(caption))
-    if caption_mask is not None:
-        caption_mask = ((1 - caption_mask.to(latents.dtype)) * -10000.0).unsqueeze(1)
+    vectors, last = transformer.times(time, None, tokens)
+    captions, mask = transformer.prompt(caption, caption_mask, len(tokens), None)
     rotary = transformer.rope.rotary_at(call.state.start, size, latents)
-    for block, past in zip(transformer.transformer_blocks, layers_of(call.state, call.writes)):
-        tokens = block(tokens, None, caption, caption_mask, times, *size, rotary.with_past(past))
+    layers = layers_of(call.state, call.writes)
+    for block, vector, words, past in zip(transformer.transformer_blocks, vectors, captions, layers):
+        tokens = block(tokens, None, words, mask, vector, *size, rotary.with_past(past))
     if call.writes:
         call.state.start += size[0] * patch[0]
         call.state.blocks += 1
-    tokens = transformer.proj_out(transformer.norm_out(tokens, embedded, transformer.scale_shift_table))
-    return _pixels(tokens.unflatten(1, size), patch)
-
-
-def _pixels(tokens: torch.Tensor, patch) -> torch.Tensor:
-    """Tokens [B, F, H, W, values of a patch] as latents [B, C, frames, rows, columns]."""
-    cells = tokens.unflatten(-1, (*patch, -1)).permute(0, 7, 1, 4, 2, 5, 3, 6)
-    return cells.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return transformer.output(tokens, last, size)

@@ -29,6 +29,7 @@ _CLASSES = (
     long_sampling.SanaLongVideoSample,
     long_sampling.SanaLongVideoSigmas,
     long_sampling.SanaLongVideoSampler,
+    sampling.SanaPAG,
     video.SanaSaveVideo,
     video.SanaDecodeSaveVideo,
     video.SanaSaveFrames,

@@ -8,6 +8,7 @@ from ...networks.families import TransformerSpec
 from ...networks.long_video import check_run
 from ...samplers import SAMPLERS
 from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
+from . import guidance
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
 CORE_SAMPLER = "sample_ar_video"
@@ -58,6 +59,8 @@ def _others(guider, function, denoise_mask) -> list[str]:
         found.append("several prompts in SamplerARVideo (Sana Long Video Sampler takes them)")
     if options.get("transformer_options", {}).get("easycache") is not None:
         found.append("EasyCache or LazyCache, which leave out calls")
+    if options.get("transformer_options", {}).get(guidance.KEY) is not None:
+        found.append("Sana PAG")
     if options.get("context_handler") is not None:
         found.append("context windows, which it has no need of")
     if denoise_mask is not None and bool((denoise_mask < 1).any()):
