@@ -68,7 +68,7 @@ class FastModel:
         """The blocks' modulations, and the last norm's time [B, groups, width]."""
         more = {"guidance": guidance} if guidance is not None else {"batch_size": len(tokens)}
         vectors, last = self.time_embed(timestep.flatten(), hidden_dtype=tokens.dtype, **more)
-        samples = 1 if len(vectors) == 1 else len(tokens)
+        samples = 1 if len(vectors) == 1 else max(len(timestep), 1 if guidance is None else len(guidance))
         vectors, last = (value.view(samples, -1, value.shape[-1]) for value in (vectors, last))
         return _modulations(self.transformer_blocks, vectors, tokens), last
 
@@ -86,8 +86,10 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
     """For each block its vectors, ready, or ``vectors`` as diffusers' blocks take them."""
     groups, count = vectors.shape[1], tokens.shape[1]
     fast = all(is_fast(block, tokens, vectors) for block in blocks)
-    if not fast or 1 < groups and groups * TOKENS_OF_GROUP > count:
-        vectors = vectors if fast or groups == 1 else vectors.repeat_interleave(count // groups, dim=1)
+    if not fast or groups > 1 and groups * TOKENS_OF_GROUP > count:
+        if not fast:
+            vectors = vectors.expand(len(tokens), -1, -1)
+            vectors = vectors if groups == 1 else vectors.repeat_interleave(count // groups, dim=1)
         return [vectors if hasattr(blocks[0], "takes_groups") else vectors[:, 0]] * len(blocks)
     vectors = vectors.unflatten(2, (6, -1))
     vectors[:, :, SCALES].add_(1)

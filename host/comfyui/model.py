@@ -22,9 +22,10 @@ from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.memory import CAPTION, transformer_memory
-from ...networks.transformer import network_inputs, velocity
+from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
 from . import patches
+from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing
 
@@ -96,7 +97,8 @@ class ComfyForward:
 
     def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
         added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
-        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added)
+        kept = of_one_call(self, context, transformer_options)
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, kept=kept)
         return velocity(self.sana_spec, super().forward(**inputs))
 
     @property
@@ -153,7 +155,7 @@ class SanaVideo(SanaBaseModel):
         conds = super().extra_conds(**kwargs)
         mask = kwargs.get("denoise_mask")
         if mask is not None and bool((mask < 1).any()):  # asked once in a run: a step waits for nothing
-            conds["denoise_mask"] = comfy.conds.CONDRegular(mask[:, :1])
+            conds["denoise_mask"] = comfy.conds.CONDRegular(mask_of_times(mask))
         return conds
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):

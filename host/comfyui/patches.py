@@ -13,6 +13,7 @@ import comfy.utils
 from ...networks.families import TransformerSpec
 from ...networks.latent_spaces import DC_AE
 from ...samplers import SAMPLERS, flow_match, trigflow
+from . import kept
 
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
@@ -96,10 +97,12 @@ def watch(patcher, spec: TransformerSpec):
             for prompt in prompts:
                 if prompt.get("area") is not None:
                     prompt["area"] = area_in_cells(prompt["area"], noise.ndim - 2, cell)
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        with kept.of_one_run(guider):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, before)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, patch_tables)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, kept.join_on_load)
     return patcher
 
 

@@ -212,7 +212,7 @@ def build_vae(loaded: LoadedVae, weight_dtype: str, disable_dynamic: bool = Fals
     device = comfy.model_management.vae_device()
     compute = _compute_dtype(loaded, wanted, device)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
-    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute))
+    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute, called_whole=False))
     reason = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
     log_compute_dtype(f"SANA's {loaded.spec.name}", compute, *reason)
     vae = SanaVAE(loaded, compute, device, disable_dynamic)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ...model_loaders.quantised.formats import set_values
 from ...networks import precision
+from ...networks.card_layers import join_projections
 
 
 def default_device() -> torch.device:
@@ -87,6 +88,8 @@ def move_to_device(device: torch.device, *modules: torch.nn.Module) -> None:
         if module not in modules:
             module.to("cpu")
     _Resident.modules = tuple(module.to(device) for module in modules)
+    for module in modules:
+        join_projections(module)
 
 
 def prepare(loaded, wanted: torch.dtype | None, device: torch.device, what: str) -> torch.dtype:

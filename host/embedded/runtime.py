@@ -21,7 +21,7 @@ from ...networks.latent_spaces import denormalise, normalise
 from ...networks.memory import transformer_memory
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec
-from ...networks.transformer import network_inputs, padded_contexts, velocity
+from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
 
@@ -121,7 +121,8 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
         mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
-    denoise = _guided(model, guidance, samples.shape, mask, hints)
+    times = mask if mask is None or not model.spec.family.video else mask_of_times(mask)
+    denoise = _guided(model, guidance, samples.shape, times, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
     with _with_loras(model), progress.bar(len(sigmas) - 1, "sampling") as bar:
@@ -201,7 +202,10 @@ def _condition(model: Model, conditioning: list) -> Condition:
 
 @torch.no_grad()
 def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
-    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time."""
+    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time.
+
+    ``sigma`` [B], or [1] for all samples.
+    """
     scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
     inputs = network_inputs(model.spec, scaled, model.sampling.timestep(sigma).float(), **given)
     return model.sampling.calculate_denoised(sigma, velocity(model.spec, model.module(**inputs)).float(), x)
@@ -209,12 +213,14 @@ def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
 
 def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
     """x0 of x_t for one conditioning; ``hints``: the latent that leads each of its ControlNets."""
+    kept: dict = {}  # of the prompt, for the steps of this run
 
     @torch.no_grad()
     def denoise(x, sigma, **_):
         parts = [c.residuals(model.sampling, x, sigma, given.context, hints[c]) for c in given.controls]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
-        return _x0(model, x, sigma, context=given.context, guidance=given.guidance, mask=mask, control=added)
+        inputs = {"context": given.context, "guidance": given.guidance, "mask": mask, "control": added, "kept": kept}
+        return _x0(model, x, sigma, **inputs)
 
     return denoise
 
@@ -223,14 +229,16 @@ def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask, c
     """Guided x0 of x_t by one call of the network; a shorter prompt is padded, with a mask."""
     contexts, words = padded_contexts([towards.context, away.context])
     scales = torch.cat([towards.guidance, away.guidance])
+    kept: dict = {}  # of both prompts, for the steps of this run
 
     def denoise(x, sigma, **_):
         count = len(x)
         each = {"context": contexts, "context_mask": words, "guidance": scales}
         each = {name: None if value is None else value.repeat_interleave(count, 0) for name, value in each.items()}
-        twice = None if mask is None else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
-        both = _x0(model, torch.cat([x, x]), torch.cat([sigma.expand(count)] * 2), mask=twice, **each)
-        guided, unguided = both.chunk(2)
+        both = sigma.expand(1) if count == 1 else sigma.expand(count).repeat(2)
+        twice = mask if mask is None or count == 1 else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
+        x0 = _x0(model, x.repeat(2, *[1] * (x.ndim - 1)), both, mask=twice, kept=kept, **each)
+        guided, unguided = x0.chunk(2)
         return unguided + (guided - unguided) * cfg
 
     return denoise
