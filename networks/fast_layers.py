@@ -126,7 +126,8 @@ class CrossAttention:
         if torch.is_grad_enabled():
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        key, value = source if isinstance(source, tuple) else keys_and_values(attn, source)
+        # the prompt's norm gives its weight's dtype
+        key, value = source if isinstance(source, tuple) else keys_and_values(attn, source.to(hidden_states.dtype))
         query = _heads(attn, rms_norm(attn.norm_q, attn.to_q(hidden_states)))
         if attention_mask is not None:
             attention_mask = attention_mask[:, :, None]  # [B, 1, L] of the prompt, for all heads and tokens
@@ -154,19 +155,23 @@ def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -
 
 
 def is_fast(block, hidden_states: torch.Tensor, timestep: torch.Tensor) -> bool:
-    """Whether a block's forward may be ours: no gradients, and one dtype."""
-    return not torch.is_grad_enabled() and hidden_states.dtype == timestep.dtype == block.scale_shift_table.dtype
+    """Whether a block's forward may be ours: no gradients, and one dtype.
+
+    A host may compute in another dtype than that of the block's table (ComfyUI's ModelComputeDtype), float64 aside.
+    """
+    one = hidden_states.dtype == timestep.dtype and block.scale_shift_table.dtype.itemsize <= 4
+    return one and not torch.is_grad_enabled()
 
 
 SHIFT_MSA, SCALE_MSA, GATE_MSA, SHIFT_MLP, SCALE_MLP, GATE_MLP = range(6)
 SCALES = slice(SCALE_MSA, None, SCALE_MLP - SCALE_MSA)
 
 
-def vector_of(block, vectors: torch.Tensor, index: int, ready: bool) -> torch.Tensor:
+def vector_of(block, vectors: torch.Tensor, index: int, ready: bool, dtype: torch.dtype) -> torch.Tensor:
     """One vector of a block's modulation [B, groups, 1, width]; a scale has its 1 added."""
     if ready:
-        return vectors[:, :, index, None]
-    vector = block.scale_shift_table[index] + vectors[:, :, index]
+        return vectors[:, :, index, None].to(dtype)
+    vector = (block.scale_shift_table[index] + vectors[:, :, index]).to(dtype)
     return (vector.add_(1) if index in (SCALE_MSA, SCALE_MLP) else vector)[:, :, None]
 
 
@@ -185,17 +190,17 @@ def run_block(
         return tokens.unflatten(1, groups)
 
     def normed(norm, x: torch.Tensor, scale: int, shift: int) -> torch.Tensor:
-        wanted = (vector_of(block, vectors, index, ready) for index in (scale, shift))
+        wanted = (vector_of(block, vectors, index, ready, x.dtype) for index in (scale, shift))
         return modulated(norm, apart(x), *wanted).flatten(1, 2)
 
     x = x.contiguous()  # of the patches' embedding the channels are not last
     attended = block.attn1(normed(block.norm1, x, SCALE_MSA, SHIFT_MSA), **positions)
-    x = torch.addcmul(apart(x), vector_of(block, vectors, GATE_MSA, ready), apart(attended)).flatten(1, 2)
+    x = torch.addcmul(apart(x), vector_of(block, vectors, GATE_MSA, ready, x.dtype), apart(attended)).flatten(1, 2)
     del attended
     if block.attn2 is not None:
         x += block.attn2(x, encoder_hidden_states=caption, attention_mask=caption_mask)
     out = feed_forward(normed(block.norm2, x, SCALE_MLP, SHIFT_MLP))
-    apart(x).addcmul_(vector_of(block, vectors, GATE_MLP, ready), apart(out))
+    apart(x).addcmul_(vector_of(block, vectors, GATE_MLP, ready, x.dtype), apart(out))
     return x
 
 

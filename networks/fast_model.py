@@ -56,7 +56,8 @@ class FastModel:
         if kept:
             return kept["prompt"]
         caption = self.caption_projection(states)
-        caption = self.caption_norm(caption.view(batch, -1, caption.shape[-1]))
+        # the norm gives its weight's dtype
+        caption = self.caption_norm(caption.view(batch, -1, caption.shape[-1])).to(states.dtype)
         if mask is not None and mask.ndim == 2:
             mask = ((1 - mask.to(caption.dtype)) * -10000.0).unsqueeze(1)
         if kept is None:

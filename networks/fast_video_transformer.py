@@ -71,6 +71,13 @@ class FastPositions:
         return super()._apply(*arguments, **options)
 
 
+def forget_positions(module: torch.nn.Module) -> None:
+    """Free the rotations that a SanaVideoTransformer3DModel keeps."""
+    for part in module.modules():
+        if isinstance(part, FastPositions):
+            part.__dict__.pop("kept", None)
+
+
 class RotaryLinearAttention:
     """Processor: linear attention with a Rotary; ``replaced``: diffusers' own, for all else and with gradients."""
 

@@ -9,10 +9,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from .fast_autoencoder import STRIP_ON_DEVICES
 from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
 from .tiling import halos
+
+OUT_OF_MEMORY = (
+    *("out of memory", "not enough memory", "can't allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "HIPBLAS_STATUS_ALLOC_FAILED"),
+)
+"""What a RuntimeError says where there was too little memory: of MPS, of a driver, of libraries, of a processor."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was not enough: torch.OutOfMemoryError (CUDA, ROCm), or a RuntimeError that says so."""
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, torch.OutOfMemoryError) or any(part.lower() in words.lower() for part in OUT_OF_MEMORY)
+
 
 CAPTION = 300
 """The assumed number of prompt tokens if it is not known yet: SANA's maximum."""

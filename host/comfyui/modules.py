@@ -29,6 +29,24 @@ CASTING = {
 """torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch separately."""
 
 
+class CastingEmbedding(TokenEmbedding, comfy.ops.CastWeightBiasOp):
+    """Gemma's token embedding as a layer that ComfyUI may leave in main memory, where its rows are looked up then.
+
+    Else the whole table, 1.2 GB, would be uploaded for each prompt with dynamic memory (0.33). A table that a node
+    changes is cast and patched as a whole.
+    """
+
+    comfy_cast_weights = True
+    bias = None
+
+    def forward(self, ids):
+        if not self.weight_function and getattr(self, "weight_lowvram_function", None) is None:
+            return super().forward(ids)
+        dtype = self.compute_dtype or self.weight.dtype
+        table, _ = comfy.ops.cast_bias_weight(self, device=ids.device, dtype=dtype)
+        return self.scaled(torch.nn.functional.embedding(ids, table))
+
+
 def use_comfy_ops(
     module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype, called_whole: bool = True
 ) -> torch.nn.Module:
@@ -39,10 +57,12 @@ def use_comfy_ops(
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
     own = []
     for part in module.modules():
-        if hasattr(part, "comfy_cast_weights"):
+        if type(part) is TokenEmbedding:
+            part.__class__ = CastingEmbedding
+        elif hasattr(part, "comfy_cast_weights"):
             if all(parameter.dtype == compute_dtype for parameter in part.parameters(recurse=False)):
                 part.comfy_cast_weights = False  # ComfyUI sets it on what it offloads or patches at each use
-        elif not isinstance(part, TokenEmbedding) and (part._parameters or part._buffers):
+        elif part._parameters or part._buffers:
             own.append(part)
     for parts in [own] if called_whole else [[part] for part in own]:
         followed = module if called_whole else parts[0]

@@ -57,11 +57,16 @@ NEGATIVE = (
 )
 INTERFACE = {
     "SanaLoadPipeline": ("loaders", {"pipeline": None, "weight_dtype": "default"}, {}, ("MODEL", "CLIP", "VAE")),
-    "SanaLoadTransformer": ("loaders", {"model_name": None, "weight_dtype": "default"}, {}, ("MODEL",)),
+    "SanaLoadTransformer": (
+        "loaders",
+        {"model_name": None, "weight_dtype": "default"},
+        {"products": "native"},
+        ("MODEL",),
+    ),
     "SanaLoadTextEncoder": (
         "loaders",
         {"encoder_name": None, "weight_dtype": "default", "device": "default"},
-        {},
+        {"products": "native"},
         ("CLIP",),
     ),
     "SanaLoadVAE": ("loaders", {"vae_name": None, "weight_dtype": "default"}, {}, ("VAE",)),
@@ -113,6 +118,7 @@ INTERFACE = {
         ("SIGMAS",),
     ),
     "SanaFlowSampler": ("sampling", {"solver": "dpm_solver++"}, {}, ("SAMPLER",)),
+    "SanaPAG": ("sampling", {"model": None, "scale": 3.0, "layers": "8"}, {}, ("MODEL",)),
     "SanaLoadLora": ("loaders", {"model": None, "lora_name": None, "strength": 1.0}, {}, ("MODEL",)),
     "SanaLoadControlNet": (
         "loaders",
@@ -160,6 +166,9 @@ def test_node_names_inputs_and_defaults():
     assert inputs["SanaLoadTextEncoder"]["weight_dtype"][0] == ["default", "bf16", "fp32", "int8_bnb"]
     assert inputs["SanaLoadVAE"]["weight_dtype"][0] == ["default", "bf16", "fp32"]
     assert inputs["SanaLoadTextEncoder"]["device"][0] == ["default", "cpu"]
+    for name in ("SanaLoadTransformer", "SanaLoadTextEncoder"):
+        products = NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["optional"]["products"]
+        assert products[0] == ["native", "full precision"]
     assert inputs["SanaEncodePrompt"]["instruction"][0] == ["image", "video", "none", "custom"]
     assert inputs["SanaSCMSample"]["add_noise"][0] == ["enable", "disable"]
     bins = ["1024px", "512px", "2048px", "4096px", "video 480p", "video 720p"]
