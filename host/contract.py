@@ -67,6 +67,9 @@ class Host(Protocol):
     def apply_perturbation(self, model: Any, perturbation: Any) -> Any:
         """A MODEL that samples with a Perturbation, or with None without; the one given stays as it is."""
 
+    def compile(self, model: Any, mode: str, vae: Any = None) -> tuple[Any, Any]:
+        """A MODEL in a mode of networks.accelerated.MODES, and a VAE, if there is one; those given stay as they are."""
+
     def encode_prompt(
         self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool
     ) -> list:

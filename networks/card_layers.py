@@ -20,8 +20,13 @@ EPS = 1e-15
 
 
 def few_launches(x: torch.Tensor) -> bool:
-    """Whether a tensor's device runs the layers of this file."""
-    return x.device.type in CARDS
+    """Whether a tensor's device runs the layers of this file; while torch.compile fuses operators itself, it does not."""
+    return x.device.type in CARDS and not torch.compiler.is_compiling()
+
+
+def left_to_compiler(x: torch.Tensor) -> bool:
+    """Whether torch.compile, on a card, is to find its own shapes for diffusers' layers."""
+    return x.device.type in CARDS and torch.compiler.is_compiling()
 
 
 def rms_norm(norm, x: torch.Tensor) -> torch.Tensor:

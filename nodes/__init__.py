@@ -26,6 +26,7 @@ _CLASSES = (
     sampling.SanaFlowSigmas,
     sampling.SanaFlowSampler,
     sampling.SanaPAG,
+    sampling.SanaCompile,
     video.SanaSaveVideo,
     video.SanaDecodeSaveVideo,
     video.SanaSaveFrames,

@@ -6,9 +6,10 @@ import torch
 
 from .. import host
 from ..networks import perturbed
+from ..networks.accelerated import MODES
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
 from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
-from .models import require_blocks, require_flow, require_sprint
+from .models import require_blocks, require_flow, require_sana, require_sprint
 
 
 def _samples_of(latent: dict, spec) -> torch.Tensor:
@@ -339,3 +340,36 @@ class SanaPAG:
         blocks = require_blocks(model)
         chosen = perturbed.Perturbation(scale, perturbed.parse_layers(layers, blocks))
         return (host.current().apply_perturbation(model, chosen if scale else None),)
+
+
+class SanaCompile:
+    DISPLAY_NAME = "Sana Compile"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = (
+        "Runs a SANA model with less waiting between its kernels: torch.compile of whole blocks, or CUDA graphs."
+    )
+    SEARCH_ALIASES = ["sana", "torch.compile", "cuda graphs", "speed", "inductor"]
+    FUNCTION = "compile"
+    RETURN_TYPES = ("MODEL", "VAE")
+    OUTPUT_TOOLTIPS = ("The model in this mode.", "The VAE in this mode, if one is connected.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        mode = {
+            "default": MODES[0],
+            "tooltip": "blocks: torch.compile of each block, at the first run of a size. graphs: CUDA graphs, for short "
+            "steps on an NVIDIA card; elsewhere the model runs without. off: neither.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A SANA, SANA-Sprint or SANA-Video model."}),
+                "mode": (list(MODES), mode),
+            },
+            "optional": {
+                "vae": ("VAE", {"tooltip": "SANA's VAE: of DC-AE the decoder is compiled too, in the mode blocks."})
+            },
+        }
+
+    def compile(self, model, mode, vae=None):
+        require_sana(model)
+        return host.current().compile(model, mode, vae)

@@ -15,7 +15,7 @@ import torch
 
 from ...media.prefixes import check_prefix
 from ..contract import SaveTarget
-from . import clip, controlnet, guidance, lora, model, patches, sampling, vae
+from . import clip, compiling, controlnet, guidance, lora, model, patches, sampling, vae
 
 
 class ComfyHost:
@@ -49,6 +49,10 @@ class ComfyHost:
 
     def apply_perturbation(self, patcher, perturbation):
         return guidance.apply_perturbation(patcher, perturbation)
+
+    def compile(self, patcher, mode, vae_object=None):
+        made = None if vae_object is None else compiling.compiled_vae(vae_object, mode)
+        return compiling.compiled(patcher, mode), made
 
     def encode_prompt(self, clip_object, prompt, *, instruction, max_sequence_length, clean_caption):
         return clip.encode_prompt(

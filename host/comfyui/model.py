@@ -18,6 +18,7 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
+from ...networks.accelerated import called, set_mode
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
@@ -25,7 +26,7 @@ from ...networks.memory import CAPTION, transformer_memory
 from ...networks.perturbed import attention_of
 from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
-from . import guidance, packed, patches
+from . import compiling, guidance, packed, patches
 from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing
@@ -100,7 +101,8 @@ class ComfyForward:
         added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
         kept = of_one_call(self, context, transformer_options)
         inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, kept=kept)
-        return velocity(self.sana_spec, super().forward(**inputs))
+        output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
+        return velocity(self.sana_spec, output)
 
     @property
     def dtype(self):
@@ -251,7 +253,8 @@ def build_model(
     make_patcher = patcher_class(not disable_dynamic)
     patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
     set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
-    return patches.watch(patcher, loaded.spec)
+    watched = patches.watch(patcher, loaded.spec)
+    return watched if set_mode() == "off" else compiling.compiled(watched, set_mode())
 
 
 def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):

@@ -14,6 +14,7 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.vae import LoadedVae, load_vae
 from ...networks import precision
+from ...networks.accelerated import set_mode
 from ...networks.autoencoder import (
     IMAGE_TILE,
     VIDEO_TILE,
@@ -112,12 +113,19 @@ def _on_device(device: torch.device) -> AbstractContextManager:
 
 
 class SanaVAE(comfy.sd.VAE):
-    """comfy's VAE around an autoencoder that did not come from a file that comfy reads."""
+    """comfy's VAE around an autoencoder that did not come from a file that comfy reads.
+
+    ``sana_mode``: a mode of Sana Compile; ``sana_coder``: what it gives for the module, once there is one.
+    """
+
+    sana_mode: str
+    sana_coder: Autoencoder | None
 
     def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device, disable_dynamic: bool = False):
         with suppress(_DefaultsAreSet):
             super().__init__(sd=_NoWeights(self))
         spec = self.sana_spec = loaded.spec
+        self.sana_mode, self.sana_coder = set_mode(), None
         self.first_stage_model = SanaAutoencoder(loaded).eval()
         self.latent_channels = spec.latent_channels
         self.working_dtypes = WORKING_DTYPES
@@ -135,7 +143,10 @@ class SanaVAE(comfy.sd.VAE):
     @property
     def sana_autoencoder(self) -> Autoencoder:
         """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy its own."""
-        return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
+        module = self.first_stage_model.autoencoder
+        if self.sana_coder is None or self.sana_coder.module is not module:
+            self.sana_coder = Autoencoder(module, self.sana_spec).compiled(self.sana_mode, self.device)
+        return self.sana_coder
 
     def _set_ratios(self, spec: VaeSpec) -> None:
         """Pixels and frames per latent cell, as core nodes read them."""

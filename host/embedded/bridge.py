@@ -10,7 +10,7 @@ import torch
 
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.kept import KeptTensors
-from ...networks import lora
+from ...networks import accelerated, lora
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -54,6 +54,11 @@ class EmbeddedHost:
 
     def apply_perturbation(self, model, perturbation):
         return replace(model, perturbation=perturbation)
+
+    def compile(self, model, mode, vae_object=None):
+        chosen = accelerated.accelerated(model.module, mode, model.device, model.spec.name)
+        made = None if vae_object is None else vae_object.compiled(mode)
+        return replace(model, acceleration=chosen), made
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):

@@ -15,6 +15,7 @@ from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder
 from ...model_loaders.transformer import LoadedTransformer
 from ...networks import lora, precision, prompts
+from ...networks.accelerated import Acceleration, by_setting, called
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
@@ -38,6 +39,7 @@ class Model:
     device: torch.device
     loras: tuple[tuple[LoadedLora, float], ...] = ()
     perturbation: Perturbation | None = None
+    acceleration: Acceleration | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
     use_fast_transformer(loaded.module, loaded.spec.clips)
-    return Model(
-        loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
-    )
+    dtype = prepare(loaded, wanted, device, loaded.spec.name)
+    acceleration = by_setting(loaded.module, device, loaded.spec.name)
+    return Model(loaded.module, loaded.spec, loaded.spec.sampling(), dtype, device, acceleration=acceleration)
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: Disk | None = None) -> Clip:
@@ -225,7 +227,7 @@ def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
     scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
     inputs = network_inputs(model.spec, scaled, model.sampling.timestep(sigma).float(), **given)
     with attention_of(model.module, model.perturbation):
-        output = velocity(model.spec, model.module(**inputs))
+        output = velocity(model.spec, called(model.acceleration, model.module, inputs))
     return model.sampling.calculate_denoised(sigma, output.float(), x)
 
 

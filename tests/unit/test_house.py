@@ -119,6 +119,7 @@ INTERFACE = {
     ),
     "SanaFlowSampler": ("sampling", {"solver": "dpm_solver++"}, {}, ("SAMPLER",)),
     "SanaPAG": ("sampling", {"model": None, "scale": 3.0, "layers": "8"}, {}, ("MODEL",)),
+    "SanaCompile": ("sampling", {"model": None, "mode": "blocks"}, {"vae": None}, ("MODEL", "VAE")),
     "SanaLoadLora": ("loaders", {"model": None, "lora_name": None, "strength": 1.0}, {}, ("MODEL",)),
     "SanaLoadControlNet": (
         "loaders",
