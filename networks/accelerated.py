@@ -20,9 +20,12 @@ MODES = ("blocks", "off", "graphs")
 SETTING = "SANA_NODES_COMPILE"
 """The environment variable that sets a mode for every model that is loaded."""
 
+BACKEND = "inductor"
+"""What compiles blocks, by torch.compile's name for it."""
+
 NEEDS = (
-    "Sana Compile, mode blocks: torch.compile failed here ({}). It needs Triton on a card (triton-windows on Windows) and "
-    "a C++ compiler on a processor; set mode to off"
+    "Sana Compile, mode blocks: torch.compile failed here ({}). It needs Triton on a card (triton-windows on Windows) "
+    "and a C++ compiler on a processor; set mode to off"
 )
 NO_GRAPHS = "Sana Compile, mode graphs: {}; the model runs without CUDA graphs"
 

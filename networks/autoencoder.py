@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -85,6 +86,7 @@ class Autoencoder:
 
     def __init__(self, module: torch.nn.Module, spec: VaeSpec):
         self.module, self.spec, self.memory = module, spec, vae_memory(module, spec)
+        self.weights = sum(parameter.nbytes for parameter in module.parameters())
 
     def compiled(self, mode: str, device: torch.device) -> Autoencoder:
         """The same autoencoder with its decoder in a mode of Sana Compile.
@@ -95,7 +97,6 @@ class Autoencoder:
         chosen = accelerated(self.module, "off" if mode == "graphs" else mode, device, self.spec.name)
         made.blocks = chosen if isinstance(chosen, CompiledBlocks) else None
         return made
-        self.weights = sum(parameter.nbytes for parameter in module.parameters())
 
     @torch.no_grad()
     def decode(self, samples: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
@@ -149,6 +150,9 @@ class Autoencoder:
             with self._blocks(half):
                 return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
         return getattr(Tiling(tile, run.device, run.dtype, report, run.output), half)(self.module, given)
+
+    def _blocks(self, half: str) -> AbstractContextManager:
+        return self.blocks.active() if self.blocks is not None and half == "decode" else nullcontext()
 
     def _image_bytes(self, half: str, given: torch.Tensor, run: Run) -> Callable[[int | None], int]:
         """What a pass takes, by the size of its tiles."""

@@ -20,7 +20,7 @@ EPS = 1e-15
 
 
 def few_launches(x: torch.Tensor) -> bool:
-    """Whether a tensor's device runs the layers of this file; while torch.compile fuses operators itself, it does not."""
+    """Whether a tensor's device runs the layers of this file; not while torch.compile fuses operators itself."""
     return x.device.type in CARDS and not torch.compiler.is_compiling()
 
 

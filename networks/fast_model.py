@@ -10,6 +10,8 @@ layers. It differs in this:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .fast_layers import SCALES, CrossAttention, is_fast, keys_and_values, modulated
@@ -18,7 +20,15 @@ from .fast_layers import SCALES, CrossAttention, is_fast, keys_and_values, modul
 class FastModel:
     """Either model; with gradients, or where something is asked for that this does not know, diffusers' forward."""
 
-    transformer_blocks: torch.nn.ModuleList
+    embedded: Any
+    unpatched: Any
+    caption_projection: Any
+    caption_norm: Any
+    time_embed: Any
+    transformer_blocks: Any
+    scale_shift_table: Any
+    norm_out: Any
+    proj_out: Any
 
     def forward(
         self,
@@ -103,6 +113,9 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
 class FastImageModel(FastModel):
     """SanaTransformer2DModel."""
 
+    config: Any
+    patch_embed: Any
+
     def embedded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple]:
         """Tokens, their rows and columns, and nothing: positions are in the tokens."""
         size = self.config.patch_size
@@ -116,6 +129,10 @@ class FastImageModel(FastModel):
 
 class FastVideoModel(FastModel):
     """SanaVideoTransformer3DModel."""
+
+    config: Any
+    patch_embedding: Any
+    rope: Any
 
     def embedded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple]:
         """Tokens, their frames, rows and columns, and the rotations by their positions."""

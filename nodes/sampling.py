@@ -357,8 +357,8 @@ class SanaCompile:
     def INPUT_TYPES(cls):
         mode = {
             "default": MODES[0],
-            "tooltip": "blocks: torch.compile of each block, at the first run of a size. graphs: CUDA graphs, for short "
-            "steps on an NVIDIA card; elsewhere the model runs without. off: neither.",
+            "tooltip": "blocks: torch.compile of each block, at the first run of a size. graphs: CUDA graphs, for "
+            "short steps on an NVIDIA card; elsewhere the model runs without. off: neither.",
         }
         return {
             "required": {
