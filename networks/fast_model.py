@@ -57,7 +57,9 @@ class FastModel:
             tokens = block(tokens, None, caption, mask, vector, *sizes, *positions)
             if controlnet_block_samples is not None and 0 < number <= len(controlnet_block_samples):
                 tokens = tokens + controlnet_block_samples[number - 1]
-        shift, scale = (self.scale_shift_table.to(last)[:, None, None, None] + last[:, :, None]).unbind()
+        shift, scale = (
+            (self.scale_shift_table.to(last)[:, None, None, None] + last[:, :, None]).to(tokens.dtype).unbind()
+        )
         apart = modulated(self.norm_out.norm, tokens.unflatten(1, (last.shape[1], -1)), scale.add_(1), shift)
         return (self.unpatched(self.proj_out(apart.flatten(1, 2)), sizes),)
 
@@ -104,7 +106,7 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
         return [vectors if hasattr(blocks[0], "takes_groups") else vectors[:, 0]] * len(blocks)
     vectors = vectors.unflatten(2, (6, -1))
     vectors[:, :, SCALES].add_(1)
-    tables = [block.scale_shift_table for block in blocks]
+    tables = [block.scale_shift_table.to(tokens.dtype) for block in blocks]
     if vectors.shape[:2].numel() == 1:
         return [v[None, None] for v in torch._foreach_add(tables, [vectors[0, 0]] * len(tables))]
     return [table + vectors for table in tables]
