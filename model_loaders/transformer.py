@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, TransformerSpec
+from ..networks.precision import stored_dtype
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
 from .files.kinds import PREFIX, TRANSFORMERS, require_kind
@@ -78,7 +81,9 @@ def _loaded(checkpoint: Checkpoint, family: Family, positions: dict) -> LoadedTr
     make = getattr(diffusers, family.module)
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
-    return LoadedTransformer(module, spec_of(module.config, family), checkpoint.path, quantised)
+    spec = spec_of(module.config, family)
+    spec = replace(spec, clips=spec.float16 and not quantised and stored_dtype(module) == torch.float16)
+    return LoadedTransformer(module, spec, checkpoint.path, quantised)
 
 
 def check_config(config: Mapping, checkpoint: Checkpoint, video: bool = False) -> None:
@@ -112,6 +117,7 @@ def spec_of(config, family: Family) -> TransformerSpec:
         guidance_scale=config.guidance_embeds_scale if embedded and not family.video else None,
         flow_shift=family.large_flow_shift if large else family.flow_shift,
         time_scale=1.0 if family.uses_angles or family.video else getattr(config, "timestep_scale", 1.0),
+        float16=not (family.uses_angles or family.video) and config.qk_norm is None,
     )
 
 

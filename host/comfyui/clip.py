@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.sd
 import folder_paths
 import torch
@@ -18,6 +19,7 @@ from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens
 from . import packed
 from .modules import log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
+from .patches import patch_other_layers
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
@@ -137,6 +139,7 @@ def build_clip(
     )
     parameters = comfy.model_management.module_size(loaded.module) // compute.itemsize
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options}, **more)
+    clip.patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, patch_other_layers)
     set_reload(clip.patcher, _reload, loaded.path, weight_dtype, device, products)
     return clip
 

@@ -200,11 +200,15 @@ def _flagged_dtype() -> torch.dtype | None:
     return next((precision.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
 
 
-def network_dtypes(module, wanted, device):
-    """What a network is stored in, and what it is cast to at each use, or None."""
+def network_dtypes(module, wanted, device, float16: bool):
+    """What a network is stored in, and what it is cast to at each use, or None.
+
+    ``float16``: as in a TransformerSpec. ComfyUI computes in float16 what is stored in it, on cards that have it.
+    """
     stored = precision.stored_dtype(module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
-    if device.type == "cpu":  # where ComfyUI knows of float32 alone
+    overflows = stored == torch.float16 and cast is None and not float16
+    if overflows or device.type == "cpu":  # where ComfyUI knows of float32 alone
         compute = precision.compute_dtype(stored, uses_bf16(device, "fp32_unet"))
         cast = None if compute == stored else compute
     return stored, cast
@@ -222,17 +226,19 @@ def build_model(
     """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
-    stored, cast = network_dtypes(loaded.module, wanted, load_device)
+    stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
     kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
     if dequantised := {name: value for name, value in loaded.quantised.items() if name not in kept}:
         set_values(loaded.module, dequantised, precision.floating(wanted) or cast or stored)
-        stored, cast = network_dtypes(loaded.module, wanted, load_device)
+        stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = use_comfy_ops(loaded.module, wanted, cast or stored)
-    module = use_fast_transformer(packed.use_packed_layers(module, kept, cast or stored, load_device, products))
+    module = packed.use_packed_layers(
+        use_comfy_ops(loaded.module, wanted, cast or stored), kept, cast or stored, load_device, products
+    )
+    module = use_fast_transformer(module, loaded.spec.clips)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = _comfy_class(module.__class__)
     make = SanaVideo if loaded.spec.family.video else SanaBaseModel

@@ -21,7 +21,7 @@ from ...networks.latent_spaces import denormalise, normalise
 from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
-from ...networks.text_encoder import TextEncoderSpec
+from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens
 from ...networks.transformer import network_inputs, padded_contexts, velocity
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
@@ -53,7 +53,7 @@ class Clip:
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
         tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
-        move_to_device(self.device, self.module)
+        move_to_device(self.device, self.module, room=memory_of_tokens(self.spec, tokens.ids))
         states = self.cache.encode(self.module, tokens, self.device).to("cpu", torch.float32)
         return [[states, {"pooled_output": None}]]
 
@@ -69,7 +69,7 @@ class Sampler:
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    use_fast_transformer(loaded.module)
+    use_fast_transformer(loaded.module, loaded.spec.clips)
     return Model(
         loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
     )
@@ -118,8 +118,9 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
     samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
-    move_to_device(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
+    networks = model.module, *(control.net.module for control in hints)
+    move_to_device(model.device, *networks, room=_step_bytes(model, guidance, latent["samples"].shape, mask))
     if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
         mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
@@ -253,9 +254,19 @@ def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask) -
 
 
 def _bytes_of_both(model: Model, towards: Condition, away: Condition, shape, mask) -> int:
-    memory = transformer_memory(model.module, model.spec.patch)
     longest = max(condition.context.shape[1] for condition in (towards, away))
-    return memory.step((2 * shape[0], *shape[1:]), model.dtype.itemsize, longest, mask is not None)
+    return _call_bytes(model, (2 * shape[0], *shape[1:]), longest, mask)
+
+
+def _step_bytes(model: Model, guidance: Guidance, shape, mask) -> int:
+    """What one call of the network takes beside its weights, for one of the conditionings."""
+    longest = max(states.shape[1] for states, _ in (*guidance.positive, *(guidance.negative or ())))
+    return _call_bytes(model, shape, longest, mask)
+
+
+def _call_bytes(model: Model, shape, tokens: int, mask) -> int:
+    memory = transformer_memory(model.module, model.spec.patch)
+    return memory.step(shape, model.dtype.itemsize, tokens, model.spec.family.video and mask is not None)
 
 
 def _aligned(parts: list[list]) -> list[list]:
