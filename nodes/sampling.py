@@ -6,6 +6,7 @@ import torch
 
 from .. import host
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
+from . import checks
 from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
 from .models import require_flow, require_sprint
 
@@ -65,9 +66,7 @@ class SanaSCMSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace steps, both timesteps and denoise."})},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def sample(
         self,
@@ -114,9 +113,7 @@ class SanaSCMSigmas:
         required = {**schedule_inputs(), "denoise": denoise_input()}
         return {"required": required, "optional": {"timesteps": ("STRING", timesteps)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def make(self, steps, max_timesteps, intermediate_timesteps, denoise, timesteps=""):
         chosen = trigflow.parse_timesteps(timesteps)
@@ -162,7 +159,7 @@ def _solver_input():
     return (list(FLOW_SOLVERS), {"default": FLOW_SOLVERS[0], "tooltip": tip})
 
 
-def _validate_flow_schedule(steps, shift, solver, denoise, cfg=None):
+def _validate_flow_schedule(steps=None, shift=None, solver=None, denoise=None, cfg=None, **_):
     """True, or an error message for a flow schedule; an input that is connected to another node is None."""
     try:
         flow_solver(FLOW_SOLVERS[0] if solver is None else solver)
@@ -219,9 +216,7 @@ class SanaFlowSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Noise levels that replace steps, shift and denoise."})},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, cfg=None, shift=None, solver=None, denoise=None):
-        return _validate_flow_schedule(steps, shift, solver, denoise, cfg)
+    VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
     def sample(
         self,
@@ -265,9 +260,7 @@ class SanaFlowSigmas:
         model = ("MODEL", {"tooltip": "The model whose shift is used when shift is 0; without a model it is 3."})
         return {"required": _flow_inputs(), "optional": {"model": model}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, shift=None, solver=None, denoise=None):
-        return _validate_flow_schedule(steps, shift, solver, denoise)
+    VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
     def make(self, steps, shift, solver, denoise, model=None):
         if not shift and model is not None:
