@@ -105,7 +105,7 @@ class SanaEncodeVideoPrompt:
         "Encodes a prompt for SANA-Video, between the video instruction and the motion score. The negative prompt is "
         "encoded unchanged."
     )
-    SEARCH_ALIASES = ["sana", "sana video", "clip text encode", "prompt", "motion score"]
+    SEARCH_ALIASES = ["sana", "sana video", "text to video", "clip text encode", "prompt", "motion score"]
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")

@@ -19,9 +19,6 @@ FOLDERS = {
 }
 """Loader to the kinds of folders that it loads from; a name outside of them is refused (folders.find_model)."""
 
-SIZED = ("sprint", "image", "video", "controlnet")
-"""Kinds whose models are called by their size."""
-
 
 def describe(node: str, name: str, weight_dtype: str = "default") -> dict:
     """``parts``: a row of label, parameters, dtype and bytes in memory for each model; or ``error``."""
@@ -73,8 +70,7 @@ def label(found: facts.Facts) -> str:
     """A kind as people call it, such as SANA-Sprint 1.6B; "" if the header does not tell."""
     if found.kind is None:
         return ""
-    name = found.kind.label.removesuffix(" transformer")
-    return f"{name} {amount(found.parameters)}" if found.kind.key in SIZED else name
+    return f"{found.kind.label.removesuffix(' transformer')} {amount(found.parameters)}"
 
 
 def amount(parameters: int) -> str:

@@ -148,7 +148,7 @@ class SanaEmptyVideoLatent:
     DISPLAY_NAME = "Sana Empty Video Latent"
     CATEGORY = "sana/latent"
     DESCRIPTION = "An empty latent for text to video, in the shape of the video VAE."
-    SEARCH_ALIASES = ["sana", "sana video", "empty latent video", "frames", "size"]
+    SEARCH_ALIASES = ["sana", "sana video", "text to video", "empty latent video", "frames", "size"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("An empty latent for SANA-Video.",)

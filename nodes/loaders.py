@@ -54,7 +54,7 @@ class SanaLoadPipeline:
     DISPLAY_NAME = "Sana Load Pipeline"
     CATEGORY = "sana/loaders"
     DESCRIPTION = "Loads a SANA pipeline from a folder in diffusers' layout: transformer, Gemma-2 text encoder and VAE."
-    SEARCH_ALIASES = ["sana", "sana sprint", "sana video", "diffusers loader", "load sana"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "sana video", "diffusers loader", "load sana"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (
@@ -96,7 +96,7 @@ class SanaLoadTransformer:
         "Loads a SANA transformer: a diffusers folder, or one file in diffusers' or NVlabs' naming (safetensors or "
         ".pth). Its type and size are read from the file."
     )
-    SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
+    SEARCH_ALIASES = ["sana", "nvidia", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The SANA transformer.",)

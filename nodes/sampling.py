@@ -46,7 +46,7 @@ class SanaSCMSample:
     DISPLAY_NAME = "Sana SCM Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = "Samples SANA-Sprint in 1 to 4 steps. The same seed gives the same image as diffusers."
-    SEARCH_ALIASES = ["sana", "sana sprint", "ksampler", "scm", "sampler"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "ksampler", "scm", "sampler", "image to image", "inpaint"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with SANA's VAE.",)
@@ -178,7 +178,10 @@ class SanaFlowSample:
         "Samples SANA-Video, and SANA's image models that are not Sprint, with flow matching and classifier-free "
         "guidance. The same seed gives the same result as diffusers."
     )
-    SEARCH_ALIASES = ["sana", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"]
+    SEARCH_ALIASES = [
+        *("sana", "nvidia", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"),
+        *("text to video", "image to video", "inpaint"),
+    ]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with the model's VAE.",)

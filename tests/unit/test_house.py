@@ -189,7 +189,7 @@ def test_every_node_is_explained(name):
     inputs = {**declared["required"], **declared.get("optional", {})}
     for key, spec in inputs.items():
         assert len(spec[1]["tooltip"]) > 8, f"{name}.{key} has no tooltip"
-    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    page = (ROOT / "web" / "docs" / name / "en.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {cls.DISPLAY_NAME}")
     for key in inputs:
         assert f"`{key}`" in page, f"the help page of {name} says nothing of {key}"

@@ -99,13 +99,13 @@ export function fit(node) {
 export function addLine(node, name) {
   const line = element("div", {
     className: "sana-line",
-    style: { fontSize: "11px", lineHeight: "16px", opacity: "0.75", whiteSpace: "pre-line", overflow: "hidden" },
+    style: { fontSize: "11px", lineHeight: "16px", opacity: "0.75", whiteSpace: "pre", overflow: "hidden" },
   });
   const rows = () => (line.textContent ? line.textContent.split("\n").length : 0);
   addElement(node, name, line, () => (rows() ? 16 * rows() + 12 : 0));
   return (text, colour = "") => {
     const more = (text ? text.split("\n").length : 0) > rows();
-    line.textContent = text;
+    line.textContent = line.title = text;
     line.style.color = colour;
     line.style.padding = text ? "0 8px" : "0";
     if (more) fit(node);

@@ -19,8 +19,8 @@ const count = (value) => {
 function row(part) {
   const memory = `${count(part.memory)}B`;
   if (!part.parameters) return text("factsUnread", { memory });
-  const values = { label: part.label || text("unknownKind"), dtype: part.dtype, memory };
-  return text("facts", { ...values, parameters: count(part.parameters) });
+  const label = part.label || `${text("unknownKind")} ${count(part.parameters)}`;
+  return text("facts", { label, dtype: part.dtype, memory });
 }
 
 export async function created(node) {

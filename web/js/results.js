@@ -35,7 +35,7 @@ class Result {
     this.ratio = 0.6;
     this.media = element("div", { style: { flex: "1 1 auto", minHeight: "0", display: "flex" } });
     this.path = element("span", {
-      style: { flex: "1", overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap", direction: "rtl" },
+      style: { flex: "1", overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap", direction: "rtl", textAlign: "left" },
     });
     this.pause = this.button("❚❚", () => this.toggle());
     this.next = this.button("", () => this.show(this.index + 1));
