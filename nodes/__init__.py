@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from . import conditioning, latents, loaders, sampling, video
+from .. import host
+from ..host import errors
+from . import conditioning, describing, latents, loaders, sampling, sketch, video
 
 _CLASSES = (
     loaders.SanaLoadPipeline,
@@ -19,6 +21,7 @@ _CLASSES = (
     latents.SanaImg2ImgLatent,
     latents.SanaImageToVideoLatent,
     latents.SanaCropToSize,
+    sketch.SanaSketch,
     sampling.SanaSCMSample,
     sampling.SanaSCMSigmas,
     sampling.SanaSCMSampler,
@@ -33,5 +36,7 @@ _CLASSES = (
     video.SanaSelectFrames,
 )
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in _CLASSES}
+NODE_CLASS_MAPPINGS = {cls.__name__: errors.speak(describing.announced(cls)) for cls in _CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS = {cls.__name__: cls.DISPLAY_NAME for cls in _CLASSES}
+
+host.serve(describing.describe)

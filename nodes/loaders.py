@@ -18,6 +18,7 @@ from ..networks.precision import (
     narrow_weight_dtype,
     parse_weight_dtype,
 )
+from . import checks, rules
 from .models import require_sana
 
 TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
@@ -62,7 +63,7 @@ class SanaLoadPipeline:
     DISPLAY_NAME = "Sana Load Pipeline"
     CATEGORY = "sana/loaders"
     DESCRIPTION = "Loads a SANA pipeline from a folder in diffusers' layout: transformer, Gemma-2 text encoder and VAE."
-    SEARCH_ALIASES = ["sana", "sana sprint", "sana video", "diffusers loader", "load sana"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "sana video", "diffusers loader", "load sana"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (
@@ -77,9 +78,11 @@ class SanaLoadPipeline:
         tip = "A folder under models/diffusers that contains a model_index.json."
         return {"required": {"pipeline": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, pipeline=None):
-        return _validate_name(pipeline, "pipeline folder", "diffusers")
+    VALIDATE_INPUTS = checks.Validation(
+        lambda pipeline=None, **_: _validate_name(pipeline, "pipeline folder", "diffusers"),
+        rules.vae_fits,
+        always="pipeline",
+    )
 
     def load(self, pipeline, weight_dtype):
         from ..model_loaders.pipeline import load_pipeline
@@ -91,7 +94,7 @@ class SanaLoadPipeline:
         model = here.model(loaded.transformer, weight_dtype)
         clip = here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES))
         autoencoder = here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES))
-        here.pair(model, autoencoder)
+        here.pair(model, autoencoder, clip)
         return model, clip, autoencoder
 
 
@@ -102,7 +105,7 @@ class SanaLoadTransformer:
         "Loads a SANA transformer: a diffusers folder, or one file in diffusers' or NVlabs' naming (safetensors or "
         ".pth). Its type and size are read from the file."
     )
-    SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
+    SEARCH_ALIASES = ["sana", "nvidia", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The SANA transformer.",)
@@ -181,9 +184,9 @@ class SanaLoadVAE:
         tip = "A file or folder under models/vae."
         return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, vae_name=None):
-        return _validate_name(vae_name, "VAE", "vae")
+    VALIDATE_INPUTS = checks.Validation(
+        lambda vae_name=None, **_: _validate_name(vae_name, "VAE", "vae"), rules.vae_fits, always="vae_name"
+    )
 
     def load(self, vae_name, weight_dtype):
         check_libraries()

@@ -8,6 +8,7 @@ from .. import host
 from ..networks import perturbed
 from ..networks.accelerated import MODES
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
+from . import checks
 from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
 from .models import require_blocks, require_flow, require_sana, require_sprint
 
@@ -47,7 +48,7 @@ class SanaSCMSample:
     DISPLAY_NAME = "Sana SCM Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = "Samples SANA-Sprint in 1 to 4 steps. The same seed gives the same image as diffusers."
-    SEARCH_ALIASES = ["sana", "sana sprint", "ksampler", "scm", "sampler"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "ksampler", "scm", "sampler", "image to image", "inpaint"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with SANA's VAE.",)
@@ -67,9 +68,7 @@ class SanaSCMSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace steps, both timesteps and denoise."})},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def sample(
         self,
@@ -116,9 +115,7 @@ class SanaSCMSigmas:
         required = {**schedule_inputs(), "denoise": denoise_input()}
         return {"required": required, "optional": {"timesteps": ("STRING", timesteps)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def make(self, steps, max_timesteps, intermediate_timesteps, denoise, timesteps=""):
         chosen = trigflow.parse_timesteps(timesteps)
@@ -164,7 +161,7 @@ def _solver_input():
     return (list(FLOW_SOLVERS), {"default": FLOW_SOLVERS[0], "tooltip": tip})
 
 
-def _validate_flow_schedule(steps, shift, solver, denoise, cfg=None):
+def _validate_flow_schedule(steps=None, shift=None, solver=None, denoise=None, cfg=None, **_):
     """True, or an error message for a flow schedule; an input that is connected to another node is None."""
     try:
         flow_solver(FLOW_SOLVERS[0] if solver is None else solver)
@@ -183,7 +180,10 @@ class SanaFlowSample:
         "Samples SANA-Video, and SANA's image models that are not Sprint, with flow matching and classifier-free "
         "guidance. The same seed gives the same result as diffusers."
     )
-    SEARCH_ALIASES = ["sana", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"]
+    SEARCH_ALIASES = [
+        *("sana", "nvidia", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"),
+        *("text to video", "image to video", "inpaint"),
+    ]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with the model's VAE.",)
@@ -221,9 +221,7 @@ class SanaFlowSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Noise levels that replace steps, shift and denoise."})},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, cfg=None, shift=None, solver=None, denoise=None):
-        return _validate_flow_schedule(steps, shift, solver, denoise, cfg)
+    VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
     def sample(
         self,
@@ -267,9 +265,7 @@ class SanaFlowSigmas:
         model = ("MODEL", {"tooltip": "The model whose shift is used when shift is 0; without a model it is 3."})
         return {"required": _flow_inputs(), "optional": {"model": model}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, shift=None, solver=None, denoise=None):
-        return _validate_flow_schedule(steps, shift, solver, denoise)
+    VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
     def make(self, steps, shift, solver, denoise, model=None):
         if not shift and model is not None:

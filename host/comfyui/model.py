@@ -26,10 +26,11 @@ from ...networks.memory import CAPTION, transformer_memory
 from ...networks.perturbed import attention_of
 from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
-from . import compiling, guidance, packed, patches
+from ..errors import spoken
+from . import compiling, guidance, packed, patches, traps
 from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
-from .previews import PUBLISHED_GAIN, Previewing
+from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
@@ -89,6 +90,7 @@ class ComfyForward:
     last, as ComfyUI's own models do.
     """
 
+    @spoken
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
         options = {} if transformer_options is None else transformer_options
         patches.refuse_patches(options)
@@ -174,10 +176,10 @@ class SanaVideo(SanaBaseModel):
 
 LATENT_FORMATS: dict[LatentSpace | None, type] = {
     DC_AE: SanaLatentFormat,
-    WAN: comfy.latent_formats.Wan21,
-    LTX2: comfy.latent_formats.LTXV,
+    WAN: SanaWanFormat,
+    LTX2: SanaLTX2Format,
 }
-"""ComfyUI's formats of the latent spaces that it knows, and ours of DC-AE's."""
+"""ComfyUI's formats of the latent spaces that it knows with previews of ours, and ours of DC-AE's."""
 
 
 def _latent_format(spec: TransformerSpec) -> comfy.latent_formats.LatentFormat:
@@ -250,7 +252,7 @@ def build_model(
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
-    make_patcher = patcher_class(not disable_dynamic)
+    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
     patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
     set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
     watched = patches.watch(patcher, loaded.spec)

@@ -36,7 +36,7 @@ class EmbeddedHost:
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
 
-    def pair(self, model, vae_object):
+    def pair(self, model, vae_object, clip=None):
         """There are no live previews here."""
 
     def control_net(self, loaded, weight_dtype):
@@ -98,11 +98,24 @@ class EmbeddedHost:
     def save_target(self, prefix, width, height):
         return self.folders.save_target(prefix, width, height)
 
-    def shown(self, target, files, animated):
-        return {"images": [str(file) for file in files]}
+    def shown(self, target, files, animated, small=None):
+        return {"files" if small is not None else "images": [str(file) for file in files]}
+
+    def underlay(self, image):
+        return {}
+
+    def video(self, images, fps, audio):
+        return None
 
     def tags(self, prompt, extra_pnginfo):
         return self.folders.tags(prompt)
+
+    def note(self, text):
+        logger.warning(text)
+
+    def status(self, text):
+        if text:
+            logger.info(text)
 
     def progress(self, total, what):
         return progress.bar(total, what)

@@ -133,7 +133,7 @@ INTERFACE = {
         {},
         ("LATENT", "SIGMAS"),
     ),
-    "SanaSaveVideo": ("video", {"images": None, **FILE}, {"audio": None}, ("IMAGE", "STRING")),
+    "SanaSaveVideo": ("video", {"images": None, **FILE}, {"audio": None}, ("IMAGE", "STRING", "VIDEO")),
     "SanaDecodeSaveVideo": ("video", {"samples": None, "vae": None, **FILE}, {}, ("STRING",)),
     "SanaSaveFrames": (
         "video",
@@ -141,6 +141,7 @@ INTERFACE = {
         {},
         ("IMAGE", "STRING"),
     ),
+    "SanaSketch": ("image", {"sketch": "", "width": 1024, "height": 1024}, {"image": None}, ("IMAGE", "MASK")),
     "SanaSelectFrames": ("video", {"images": None, "start": 0, "count": 0, "stride": 1}, {}, ("IMAGE",)),
 }
 """The public interface, as NODES.md states it: place in the menu, inputs with defaults in order, outputs."""
@@ -183,7 +184,7 @@ def test_node_names_inputs_and_defaults():
     assert inputs["SanaSaveFrames"]["format"][0] == ["png", "jpg", "webp"]
     names = {name: getattr(cls, "RETURN_NAMES", None) for name, cls in NODE_CLASS_MAPPINGS.items()}
     assert names["SanaEncodeVideoPrompt"] == ("positive", "negative")
-    assert names["SanaSaveVideo"] == ("images", "path") and names["SanaSaveFrames"] == ("images", "folder")
+    assert names["SanaSaveVideo"] == ("images", "path", "video") and names["SanaSaveFrames"] == ("images", "folder")
     assert names["SanaDecodeSaveVideo"] == ("path",)
     assert NODE_CLASS_MAPPINGS["SanaResolution"].RETURN_NAMES == ("width", "height")
 
@@ -198,7 +199,7 @@ def test_every_node_is_explained(name):
     inputs = {**declared["required"], **declared.get("optional", {})}
     for key, spec in inputs.items():
         assert len(spec[1]["tooltip"]) > 8, f"{name}.{key} has no tooltip"
-    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    page = (ROOT / "web" / "docs" / name / "en.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {cls.DISPLAY_NAME}")
     for key in inputs:
         assert f"`{key}`" in page, f"the help page of {name} says nothing of {key}"
