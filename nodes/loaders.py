@@ -7,7 +7,7 @@ import math
 from .. import host
 from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
 from ..model_loaders.files import folders
-from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
+from ..model_loaders.files.kinds import TRANSFORMERS, VAES, VARIANTS, Kind
 from ..model_loaders.files.listing import models_of_kind
 from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
@@ -114,20 +114,25 @@ class SanaLoadTransformer:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots(*TRANSFORMER_FOLDERS), TRANSFORMERS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
+        variant = {
+            "default": VARIANTS[0],
+            "tooltip": "Whether a SANA-Video is LongSANA (long). auto: what its config or its file's name says.",
+            "advanced": True,
+        }
         return {
             "required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)},
-            "optional": {"products": _products()},
+            "optional": {"products": _products(), "variant": (list(VARIANTS), variant)},
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
-    def load(self, model_name, weight_dtype, products=PRODUCTS[0]):
+    def load(self, model_name, weight_dtype, products=PRODUCTS[0], variant="auto"):
         check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
-        return (host.current().model(transformer.load_transformer(path), weight_dtype, products),)
+        return (host.current().model(transformer.load_transformer(path, variant), weight_dtype, products),)
 
 
 class SanaLoadTextEncoder:

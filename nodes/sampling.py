@@ -9,28 +9,8 @@ from ..networks import perturbed
 from ..networks.accelerated import MODES
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
 from . import checks
-from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
+from .inputs import denoise_input, samples_of, schedule_inputs, seed_input, validate_schedule
 from .models import require_blocks, require_flow, require_sana, require_sprint
-
-
-def _samples_of(latent: dict, spec) -> torch.Tensor:
-    """The latent's samples, [B, C, H, W] or [B, C, F, H, W] for video; ValueError if they do not fit the model."""
-    samples = latent["samples"]
-    wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
-    if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
-        vae = spec.space.name if spec.space else "the VAE of its size"
-        raise ValueError(
-            f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
-            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, "
-            "which is this model's"
-        )
-    for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
-        if size % patch:
-            raise ValueError(
-                f"the latent's {name} is {size}, but {spec.name} needs a multiple of its patch size {patch}: "
-                f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
-            )
-    return samples
 
 
 def _add_noise_input():
@@ -83,7 +63,7 @@ class SanaSCMSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, require_sprint(model))
+        samples = samples_of(latent_image, require_sprint(model))
         if sigmas is None:
             sigmas = trigflow.scm_sigmas(steps, max_timesteps, intermediate_timesteps, denoise)
         if len(trigflow.check_sigmas(sigmas)) < 2:
@@ -238,7 +218,7 @@ class SanaFlowSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, require_flow(model))
+        samples = samples_of(latent_image, require_flow(model))
         if sigmas is None:
             sigmas = flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
         if len(flow_match.check_sigmas(sigmas)) < 2:

@@ -138,6 +138,10 @@ PUBLISHED = (
     "With the published weights choose SANA-Video in the loader, 832 × 480 (720p: 1280 × 704) and 81 frames, 50 steps, "
     "cfg 6 and 16 frames per second."
 )
+LONG = (
+    "Get the weights with `sana-nodes get longsana-480p`. The video is sampled, decoded and saved block by block, "
+    "so that its length takes no memory."
+)
 NOTES = {
     "sana_sprint_image_to_image": (
         "# Image to image\n\nThe upper row generates a first image; replace it by Load Image to start from your own "
@@ -155,6 +159,16 @@ NOTES = {
     "sana_video_continue": (
         "# Continue a video\n\nThe last frame of the first clip is the first frame of the second. Repeat the lower row "
         f"to add more clips. {PUBLISHED}"
+    ),
+    "longsana_minute": (
+        f"# A minute from one prompt\n\n{LONG} Cancel the run at any time: the blocks so far stay as a file."
+    ),
+    "longsana_story": (
+        f"# A story of five prompts\n\n{LONG} Each Sana Prompt Schedule adds a prompt that begins at a time."
+    ),
+    "longsana_continue": (
+        f"# Continue a clip\n\n{LONG} The second file follows the first without a seam. To continue on another day, "
+        "replace the upper row by Sana Load Video State."
     ),
 }
 

@@ -14,7 +14,7 @@ import folder_paths
 import torch
 
 from ...media.prefixes import check_prefix
-from ..contract import SaveTarget
+from ..contract import SaveTarget, listed
 from . import clip, compiling, controlnet, editor, guidance, lora, model, patches, sampling, traps, vae
 
 
@@ -77,18 +77,31 @@ class ComfyHost:
     def empty_latent(self, shape):
         return torch.zeros(shape, device=comfy.model_management.intermediate_device())
 
-    def sampler(self, function):
-        return comfy.samplers.KSAMPLER(function)
+    def sampler(self, function, **options):
+        return comfy.samplers.KSAMPLER(function, options)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+    def sample(
+        self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, steps=None, **options
+    ):
         guider = sampling.guider(model, positive, negative, cfg)
-        return sampling.sample(guider, latent, noise, sigmas, function, seed, options)
+        return sampling.sample(guider, latent, noise, sigmas, function, seed, options, steps)
 
     def vae_spec(self, vae_object):
         return vae.spec_of(vae_object)
 
     def decode_frames(self, vae_object, samples):
         return vae.decode_frames(vae_object, samples)
+
+    def decode_stream(self, vae_object, blocks, total):
+        return vae.decode_stream(vae_object, blocks, total)
+
+    @property
+    def interrupts(self):
+        return (comfy.model_management.InterruptProcessingException, KeyboardInterrupt)
+
+    def saved_files(self, suffix, folder):
+        folders = {"": folder_paths.get_input_directory(), " [output]": folder_paths.get_output_directory()}
+        return listed(folders, suffix, folder)
 
     def check_prefix(self, prefix):
         output = Path(folder_paths.get_output_directory())

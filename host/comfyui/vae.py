@@ -204,7 +204,13 @@ class SanaVAE(comfy.sd.VAE):
 
     def frames(self, samples) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
-        pieces = self.sana_autoencoder.frames(samples, _Run(self))
+        yield from self._each_on_device(self.sana_autoencoder.frames(samples, _Run(self)))
+
+    def stream(self, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+        """The same of one video whose latents come in blocks."""
+        yield from self._each_on_device(self.sana_autoencoder.stream(blocks, total, _Run(self)))
+
+    def _each_on_device(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         while True:
             with _on_device(self.device):
                 piece = next(pieces, None)
@@ -279,3 +285,10 @@ def decode_frames(vae, samples) -> Iterator[torch.Tensor]:
         return
     for one in samples.split(1):
         yield vae.decode(one).flatten(0, -4)
+
+
+def decode_stream(vae, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+    """The frames of one video whose latents come in blocks; ValueError for a VAE of ComfyUI's own."""
+    if not isinstance(vae, SanaVAE):
+        raise ValueError("ComfyUI's own VAE decodes a whole video at a time: load the VAE with Sana Load VAE")
+    return vae.stream(blocks, total)

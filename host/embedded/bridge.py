@@ -11,6 +11,7 @@ import torch
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.kept import KeptTensors
 from ...networks import accelerated, lora
+from ..contract import listed
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -79,18 +80,28 @@ class EmbeddedHost:
     def empty_latent(self, shape):
         return torch.zeros(shape)
 
-    def sampler(self, function):
-        return runtime.Sampler(function)
+    def sampler(self, function, **options):
+        return runtime.Sampler(function, options)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+    def sample(
+        self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, steps=None, **options
+    ):
         guidance = runtime.Guidance(positive, negative, cfg)
-        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options)
+        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options, steps)
 
     def vae_spec(self, vae_object):
         return vae_object.spec
 
     def decode_frames(self, vae_object, samples):
         return vae_object.frames(samples)
+
+    def decode_stream(self, vae_object, blocks, total):
+        return vae_object.stream(blocks, total)
+
+    interrupts = (KeyboardInterrupt,)
+
+    def saved_files(self, suffix, folder):
+        return listed({"": self.folders.input, " [output]": self.folders.output}, suffix, folder)
 
     def check_prefix(self, prefix):
         check_prefix(prefix, Path(self.folders.output))
