@@ -43,11 +43,11 @@ class Host(Protocol):
     def roots(self, kind: str) -> list[Path]:
         """Folders that hold models of a kind: diffusers, diffusion_models, text_encoders, vae, …"""
 
-    def model(self, loaded: Any, weight_dtype: str) -> Any:
-        """A MODEL of a LoadedTransformer."""
+    def model(self, loaded: Any, weight_dtype: str, products: str = "native") -> Any:
+        """A MODEL of a LoadedTransformer; ``products``: one of precision.PRODUCTS, where weights stay quantised."""
 
-    def clip(self, loaded: Any, weight_dtype: str, device: str = "default") -> Any:
-        """A CLIP of a LoadedTextEncoder; ``device``: default or cpu."""
+    def clip(self, loaded: Any, weight_dtype: str, device: str = "default", products: str = "native") -> Any:
+        """A CLIP of a LoadedTextEncoder; ``device``: default or cpu. ``products`` as for a MODEL."""
 
     def vae(self, loaded: Any, weight_dtype: str) -> Any:
         """A VAE of a LoadedVae."""
@@ -63,6 +63,9 @@ class Host(Protocol):
 
     def apply_lora(self, model: Any, loaded: Any, strength: float) -> Any:
         """A MODEL with a LoadedLora at ``strength``; the one given stays as it is."""
+
+    def apply_perturbation(self, model: Any, perturbation: Any) -> Any:
+        """A MODEL that samples with a Perturbation, or with None without; the one given stays as it is."""
 
     def encode_prompt(
         self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool

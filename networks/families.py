@@ -103,7 +103,9 @@ class TransformerSpec:
 
     ``width``: channels of a token. ``patch``: latent cells per token in frames, rows and columns.
     ``guidance_scale``: the factor of SANA-Sprint's embedded guidance, None without one. ``flow_shift``: the
-    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000.
+    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000. ``float16``: it was trained
+    in float16 (SANA 1.0) and can be computed in it; the others overflow. ``clips``: its weights are those of that
+    training, stored in float16, and need what self-attention gives clipped to float16's range in every dtype.
     """
 
     family: Family
@@ -114,6 +116,8 @@ class TransformerSpec:
     guidance_scale: float | None = None
     flow_shift: float = 3.0
     time_scale: float = 1.0
+    float16: bool = False
+    clips: bool = False
 
     @property
     def name(self) -> str:

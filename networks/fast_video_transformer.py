@@ -71,6 +71,13 @@ class FastPositions:
         return super()._apply(*arguments, **options)
 
 
+def forget_positions(module: torch.nn.Module) -> None:
+    """Free the rotations that a SanaVideoTransformer3DModel keeps."""
+    for part in module.modules():
+        if isinstance(part, FastPositions):
+            part.__dict__.pop("kept", None)
+
+
 class RotaryLinearAttention:
     """Processor: linear attention with a Rotary; ``replaced``: diffusers' own, for all else and with gradients."""
 
@@ -90,6 +97,7 @@ class FastVideoBlock:
     """SanaVideoTransformerBlock; with gradients, or dtypes that differ, diffusers' own forward."""
 
     ff: torch.nn.Module
+    takes_groups = True
 
     def forward(
         self,
@@ -110,8 +118,9 @@ class FastVideoBlock:
         def feed_forward(tokens: torch.Tensor) -> torch.Tensor:
             return self.ff(tokens.unflatten(1, (frames, height, width))).flatten(1, 3)
 
-        vectors = timestep.unflatten(2, (6, -1))
-        return run_block(self, hidden_states, vectors, *caption, feed_forward, rotary_emb=rotary_emb)
+        ready = timestep.ndim == 4  # by FastModel, for all blocks at once
+        vectors = timestep if ready else timestep.unflatten(2, (6, -1))
+        return run_block(self, hidden_states, vectors, *caption, feed_forward, ready, rotary_emb=rotary_emb)
 
 
 class FastVideoFeedForward:
@@ -123,9 +132,11 @@ class FastVideoFeedForward:
             return super().forward(hidden_states)
         batch, frames, height, width, _ = hidden_states.shape
         maps = hidden_states.flatten(0, 1).permute(0, 3, 1, 2)
-        spatial, step = torch.empty_like(maps), frames_of_step(maps)
-        for some, out in zip(maps.split(step), spatial.split(step)):
-            out.copy_(gated(self, some))
+        parts = maps.split(frames_of_step(maps))
+        spatial = gated(self, maps) if len(parts) == 1 else torch.empty_like(maps)
+        if len(parts) > 1:
+            for some, out in zip(parts, spatial.split(frames_of_step(maps))):
+                out.copy_(gated(self, some))
         along_time = spatial.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
         out = self.conv_temp(along_time).add_(along_time)
         return out.permute(0, 2, 3, 1).unflatten(2, (height, width))

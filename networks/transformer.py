@@ -9,7 +9,7 @@ from .families import TransformerSpec
 
 
 def network_inputs(
-    spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None, context_mask=None
+    spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None, context_mask=None, kept=None
 ) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
@@ -17,7 +17,8 @@ def network_inputs(
     [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (only for SANA-Sprint), ``mask``
     broadcastable to ``x``: 0 where a video's latent is kept (only for SANA-Video), ``control``: the
     ControlNet residuals after each block except the first, [B, tokens, width] each, ``context_mask`` [B, L]:
-    0 where a context has no token (padded_contexts).
+    0 where a context has no token (padded_contexts). ``kept``: a dict, at first empty, for what calls of one run with
+    this context and its mask need not compute again (fast_model.py).
     """
     inputs = {
         "hidden_states": x,
@@ -28,12 +29,14 @@ def network_inputs(
     if control:
         inputs["controlnet_block_samples"] = tuple(control)
         _check_control(spec, control)
+    if kept is not None:
+        inputs["kept"] = kept
     if context_mask is not None:
         inputs["encoder_attention_mask"] = context_mask
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
     if spec.family.video and mask is not None:
-        inputs["timestep"] = token_times(spec, time, mask.expand(x.shape[0], -1, *x.shape[2:]))
+        inputs["timestep"] = token_times(spec, time, _like(mask, x))
     return inputs
 
 
@@ -65,7 +68,17 @@ def velocity(spec: TransformerSpec, output):
     return output[0][:, : spec.latent_channels]
 
 
+def _like(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A mask in the size of ``x``; of whole frames it keeps one row and one column."""
+    sides = mask.shape[3:] if mask.shape[3:] == (1, 1) else x.shape[3:]
+    return mask.expand(x.shape[0], -1, x.shape[2], *sides)
+
+
 def token_times(spec: TransformerSpec, time: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The timestep of each token [B, 1, F, h, w], 0 where the latent is kept (SanaImageToVideoPipeline)."""
-    free = functional.avg_pool3d(mask[:, :1].float(), spec.patch)
+    """The timestep of each token [B, 1, F, h, w], 0 where the latent is kept (SanaImageToVideoPipeline).
+
+    ``mask`` [B, 1 or C, F, H, W]; [B, 1, F, 1, 1] gives each frame's.
+    """
+    patch = spec.patch if mask.shape[3:] != (1, 1) else (spec.patch[0], 1, 1)
+    free = functional.avg_pool3d(mask[:, :1].float(), patch)
     return time.view(-1, 1, 1, 1, 1) * free

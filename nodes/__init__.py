@@ -25,6 +25,7 @@ _CLASSES = (
     sampling.SanaFlowSample,
     sampling.SanaFlowSigmas,
     sampling.SanaFlowSampler,
+    sampling.SanaPAG,
     video.SanaSaveVideo,
     video.SanaDecodeSaveVideo,
     video.SanaSaveFrames,

@@ -11,6 +11,7 @@ from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
 from ..model_loaders.files.listing import models_of_kind
 from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
+    PRODUCTS,
     TEXT_ENCODER_DTYPES,
     TRANSFORMER_DTYPES,
     VAE_DTYPES,
@@ -41,6 +42,14 @@ def _none_found(what: str, *kinds: str) -> str:
 
 def _weight_dtype(values: tuple[str, ...]):
     return (list(values), {"default": "default", "tooltip": DTYPE_TIP, "advanced": True})
+
+
+def _products():
+    tip = (
+        "For quantised files, in ComfyUI 0.8 and later: native multiplies in the file's format where the device can; "
+        "full precision dequantises each weight at each use."
+    )
+    return (list(PRODUCTS), {"default": PRODUCTS[0], "tooltip": tip, "advanced": True})
 
 
 def _validate_name(name: str | None, what: str, *kinds: str):
@@ -111,17 +120,20 @@ class SanaLoadTransformer:
         names = models_of_kind(_roots(*TRANSFORMER_FOLDERS), TRANSFORMERS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
         dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
-        return {"required": {"model_name": _choice(names, "transformer", tip, *TRANSFORMER_FOLDERS), **dtype}}
+        return {
+            "required": {"model_name": _choice(names, "transformer", tip, *TRANSFORMER_FOLDERS), **dtype},
+            "optional": {"products": _products()},
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
-    def load(self, model_name, weight_dtype):
+    def load(self, model_name, weight_dtype, products=PRODUCTS[0]):
         check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
-        return (host.current().model(transformer.load_transformer(path), weight_dtype),)
+        return (host.current().model(transformer.load_transformer(path), weight_dtype, products),)
 
 
 class SanaLoadTextEncoder:
@@ -146,18 +158,19 @@ class SanaLoadTextEncoder:
                 "encoder_name": _choice(names, "text encoder", tip, "text_encoders"),
                 "weight_dtype": _weight_dtype(TEXT_ENCODER_DTYPES),
                 "device": (["default", "cpu"], {"default": "default", "tooltip": device_tip, "advanced": True}),
-            }
+            },
+            "optional": {"products": _products()},
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, encoder_name=None):
         return _validate_name(encoder_name, "text encoder", "text_encoders")
 
-    def load(self, encoder_name, weight_dtype, device):
+    def load(self, encoder_name, weight_dtype, device, products=PRODUCTS[0]):
         check_libraries()
         parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
         path = folders.find_model(_roots("text_encoders"), encoder_name, "text encoder")
-        return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device),)
+        return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device, products),)
 
 
 class SanaLoadVAE:

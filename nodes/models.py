@@ -28,3 +28,15 @@ def require_flow(model):
     if spec.family.uses_angles:
         raise ValueError(f"this MODEL is {spec.name}, which flow matching cannot sample: use {spec.family.node}")
     return spec
+
+
+def require_blocks(model) -> int:
+    """The number of blocks of an image model that is not Sprint, whose attention can be perturbed; else ValueError."""
+    spec = require_sana(model)
+    if spec.family.uses_angles or spec.family.video:
+        raise ValueError(
+            f"this MODEL is {spec.name}: perturbed-attention guidance is for SANA's image models that are not Sprint, "
+            "as in diffusers; remove Sana PAG"
+        )
+    names = host.current().weight_shapes(model)
+    return len({name.split(".")[1] for name in names if name.startswith("transformer_blocks.")})

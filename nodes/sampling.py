@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import host
+from ..networks import perturbed
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
 from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
-from .models import require_flow, require_sprint
+from .models import require_blocks, require_flow, require_sprint
 
 
 def _samples_of(latent: dict, spec) -> torch.Tensor:
@@ -291,3 +292,50 @@ class SanaFlowSampler:
 
     def get(self, solver):
         return (host.current().sampler(flow_solver(solver).function),)
+
+
+class SanaPAG:
+    DISPLAY_NAME = "Sana PAG"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = (
+        "Perturbed-attention guidance for SANA's image models that are not Sprint, with the results of diffusers' "
+        "SanaPAGPipeline. Each step takes one more call of the transformer."
+    )
+    SEARCH_ALIASES = ["sana", "pag", "perturbed attention guidance", "guidance"]
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model with perturbed-attention guidance, for any sampler.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        scale = {
+            "default": 3.0,
+            "min": 0.0,
+            "max": 100.0,
+            "step": 0.1,
+            "tooltip": "How far to lead away from the perturbed prediction; 0 turns it off.",
+        }
+        layers = {
+            "default": "8",
+            "tooltip": "The blocks, from 0, whose self-attention is perturbed; several separated by commas.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A SANA image model that is not Sprint."}),
+                "scale": ("FLOAT", scale),
+                "layers": ("STRING", layers),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, layers=None):
+        try:
+            perturbed.parse_layers("0" if layers is None else layers)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def apply(self, model, scale, layers):
+        blocks = require_blocks(model)
+        chosen = perturbed.Perturbation(scale, perturbed.parse_layers(layers, blocks))
+        return (host.current().apply_perturbation(model, chosen if scale else None),)

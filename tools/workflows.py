@@ -40,7 +40,9 @@ def files(name: str) -> tuple[Path, Path]:
 
 def editor(template: Template) -> dict:
     """A template in the editor's format."""
-    layout, links, nodes = arrange(template), [], []
+    layout = arrange(template)
+    links: list[list] = []
+    nodes: list[dict] = []
     everything = {**template.graph, **template.own}
     for order, node_id in enumerate(everything):
         off = node_id in template.own

@@ -16,7 +16,7 @@ import torch
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.folders import demo_roots
 from ..contract import SaveTarget
-from . import clip, controlnet, lora, model, patches, sampling, vae
+from . import clip, controlnet, guidance, lora, model, patches, sampling, vae
 
 
 class ComfyHost:
@@ -25,11 +25,11 @@ class ComfyHost:
     def roots(self, kind: str) -> list[Path]:
         return [*(Path(root) for root in folder_paths.get_folder_paths(kind)), *demo_roots(kind)]
 
-    def model(self, loaded, weight_dtype):
-        return model.build_model(loaded, weight_dtype)
+    def model(self, loaded, weight_dtype, products="native"):
+        return model.build_model(loaded, weight_dtype, products)
 
-    def clip(self, loaded, weight_dtype, device="default"):
-        return clip.build_clip(loaded, weight_dtype, device)
+    def clip(self, loaded, weight_dtype, device="default", products="native"):
+        return clip.build_clip(loaded, weight_dtype, device, products)
 
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
@@ -47,6 +47,9 @@ class ComfyHost:
 
     def apply_lora(self, patcher, loaded, strength):
         return lora.apply_lora(patcher, loaded, strength)
+
+    def apply_perturbation(self, patcher, perturbation):
+        return guidance.apply_perturbation(patcher, perturbation)
 
     def encode_prompt(self, clip_object, prompt, *, instruction, max_sequence_length, clean_caption):
         return clip.encode_prompt(

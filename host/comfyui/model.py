@@ -22,9 +22,10 @@ from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.memory import CAPTION, transformer_memory
+from ...networks.perturbed import attention_of
 from ...networks.transformer import network_inputs, velocity
 from ...samplers.flow_match import FlowMatch
-from . import patches
+from . import guidance, packed, patches
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing
 
@@ -111,9 +112,16 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = loaded.module
         self.sana_spec = loaded.spec
-        casting = self.manual_cast_dtype is not None
+        unpacks = any(isinstance(part, packed.Packed) for part in loaded.module.modules())
+        casting = unpacks or self.manual_cast_dtype is not None
         self.sana_memory = transformer_memory(loaded.module, loaded.spec.patch, casting)
         self.model_sampling = sampling
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **given):
+        """Perturbs attention outside of the network, which TorchCompileModel compiles."""
+        options = {} if transformer_options is None else transformer_options
+        with attention_of(self.diffusion_model, options.get(guidance.KEY)):
+            return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **given)
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes of a call with latents of ``input_shape``, without those of ControlNets."""
@@ -192,29 +200,45 @@ def _flagged_dtype() -> torch.dtype | None:
     return next((precision.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
 
 
-def network_dtypes(module, wanted, device):
-    """What a network is stored in, and what it is cast to at each use, or None."""
+def network_dtypes(module, wanted, device, float16: bool):
+    """What a network is stored in, and what it is cast to at each use, or None.
+
+    ``float16``: as in a TransformerSpec. ComfyUI computes in float16 what is stored in it, on cards that have it.
+    """
     stored = precision.stored_dtype(module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
-    if device.type == "cpu":  # where ComfyUI knows of float32 alone
+    overflows = stored == torch.float16 and cast is None and not float16
+    if overflows or device.type == "cpu":  # where ComfyUI knows of float32 alone
         compute = precision.compute_dtype(stored, uses_bf16(device, "fp32_unet"))
         cast = None if compute == stored else compute
     return stored, cast
 
 
-def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: bool = False):
-    """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
+def build_model(
+    loaded: LoadedTransformer,
+    weight_dtype: str,
+    products: str = precision.PRODUCTS[0],
+    disable_dynamic: bool = False,
+):
+    """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device.
+
+    Quantised weights stay packed with the default weight_dtype. ``products``: one of precision.PRODUCTS.
+    """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
-    stored, cast = network_dtypes(loaded.module, wanted, load_device)
-    if loaded.quantised:
-        set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
-        stored, cast = network_dtypes(loaded.module, wanted, load_device)
+    stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
+    kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
+    if dequantised := {name: value for name, value in loaded.quantised.items() if name not in kept}:
+        set_values(loaded.module, dequantised, precision.floating(wanted) or cast or stored)
+        stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored))
+    module = packed.use_packed_layers(
+        use_comfy_ops(loaded.module, wanted, cast or stored), kept, cast or stored, load_device, products
+    )
+    module = use_fast_transformer(module, loaded.spec.clips)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     module.__class__ = _comfy_class(module.__class__)
     make = SanaVideo if loaded.spec.family.video else SanaBaseModel
@@ -224,10 +248,10 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: b
     offload_device = comfy.model_management.unet_offload_device()
     make_patcher = patcher_class(not disable_dynamic)
     patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
-    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype)
+    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
     return patches.watch(patcher, loaded.spec)
 
 
-def _reload(path, spec: TransformerSpec, weight_dtype: str, disable_dynamic: bool = False):
+def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):
     """build_model of the file once more; ``spec`` has the flow shift of its pipeline."""
-    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, disable_dynamic)
+    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, products, disable_dynamic)

@@ -24,7 +24,7 @@ from ...networks.autoencoder import (
     use_fast_autoencoder,
 )
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
-from ...networks.memory import vae_memory
+from ...networks.memory import is_out_of_memory, vae_memory
 from . import previews
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 
@@ -93,10 +93,13 @@ class _Run:
     def fits(self, needed: int) -> bool:
         return needed <= comfy.model_management.get_total_memory(self.device)
 
+    def has_room(self, needed: int) -> bool:
+        return needed <= comfy.model_management.get_free_memory(self.device)
+
     def ran_out_of_memory(self, error: Exception) -> bool:
-        # ComfyUI 0.33 also knows the driver's own error; before, there was PyTorch's alone
-        is_oom = getattr(comfy.model_management, "is_oom", None)
-        return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+        # ComfyUI 0.33 clears the driver's own error; before, it knew PyTorch's alone
+        is_oom = getattr(comfy.model_management, "is_oom", is_out_of_memory)
+        return is_oom(error) or is_out_of_memory(error)
 
     def free_memory(self) -> None:
         comfy.model_management.soft_empty_cache()

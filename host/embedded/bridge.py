@@ -26,10 +26,10 @@ class EmbeddedHost:
     def roots(self, kind: str) -> list[Path]:
         return self.folders.roots(kind)
 
-    def model(self, loaded, weight_dtype):
+    def model(self, loaded, weight_dtype, products="native"):
         return runtime.build_model(loaded, weight_dtype)
 
-    def clip(self, loaded, weight_dtype, device="default"):
+    def clip(self, loaded, weight_dtype, device="default", products="native"):
         disk = KeptTensors(self.folders.user / "sana-nodes" / "prompts")
         return runtime.build_clip(loaded, weight_dtype, device, disk)
 
@@ -51,6 +51,9 @@ class EmbeddedHost:
         if message := loaded.unused_keys_message():
             logger.warning(message)
         return replace(model, loras=(*model.loras, (loaded, strength)))
+
+    def apply_perturbation(self, model, perturbation):
+        return replace(model, perturbation=perturbation)
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -19,8 +19,9 @@ from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
 from ...networks.memory import transformer_memory
+from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
-from ...networks.text_encoder import TextEncoderSpec
+from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens
 from ...networks.transformer import network_inputs, padded_contexts, velocity
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
@@ -28,7 +29,7 @@ from .devices import default_device, fits_free_memory, move_to_device, prepare
 
 @dataclass(frozen=True)
 class Model:
-    """MODEL: a network, its parameterisation, and LoRAs with their strengths."""
+    """MODEL: a network, its parameterisation, LoRAs with their strengths, and perturbed-attention guidance."""
 
     module: torch.nn.Module
     spec: TransformerSpec
@@ -36,6 +37,7 @@ class Model:
     dtype: torch.dtype
     device: torch.device
     loras: tuple[tuple[LoadedLora, float], ...] = ()
+    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Clip:
     def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
         """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
         tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
-        move_to_device(self.device, self.module)
+        move_to_device(self.device, self.module, room=memory_of_tokens(self.spec, tokens.ids))
         states = self.cache.encode(self.module, tokens, self.device).to("cpu", torch.float32)
         return [[states, {"pooled_output": None}]]
 
@@ -67,7 +69,7 @@ class Sampler:
 def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    use_fast_transformer(loaded.module)
+    use_fast_transformer(loaded.module, loaded.spec.clips)
     return Model(
         loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
     )
@@ -116,8 +118,9 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
     samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
-    move_to_device(model.device, model.module, *(control.net.module for control in hints))
     mask = latent.get("noise_mask")
+    networks = model.module, *(control.net.module for control in hints)
+    move_to_device(model.device, *networks, room=_step_bytes(model, guidance, latent["samples"].shape, mask))
     if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
         mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
@@ -159,24 +162,37 @@ def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
 
 
 def _guided(model: Model, guidance: Guidance, shape, mask, hints: dict) -> Callable:
-    """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with classifier-free guidance where it is asked for.
+    """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with the guidance that is asked for."""
+    predict = _predictions(model, guidance, shape, mask, hints)
+    perturbation = model.perturbation
+    perturbed = None
+    if perturbation is not None:
+        without = replace(model, perturbation=perturbation.perturbed())
+        perturbed = _denoiser(without, _condition(model, guidance.positive), mask, hints)
+
+    def denoise(x, sigma, **_):
+        towards, away = predict(x, sigma)
+        out = towards if away is None else away + (towards - away) * guidance.cfg
+        return out if perturbed is None else out + (towards - perturbed(x, sigma)) * perturbation.scale
+
+    return denoise
+
+
+def _predictions(model: Model, guidance: Guidance, shape, mask, hints: dict) -> Callable:
+    """``predict(x, sigma)``: x0 of x_t for the prompt, and for what to lead away from or None.
 
     Both conditionings are one batch where a card has memory for a latent ``shape`` [B, C, ...] of twice the size.
     Otherwise they are computed one after the other: on a processor that takes half the memory and no more time.
     """
     towards = _condition(model, guidance.positive)
     if guidance.negative is None or guidance.cfg == 1.0:
-        return _denoiser(model, towards, mask, hints)
+        alone = _denoiser(model, towards, mask, hints)
+        return lambda x, sigma: (alone(x, sigma), None)
     away = _condition(model, guidance.negative)
     if not hints and fits_free_memory(model.device, _bytes_of_both(model, towards, away, shape, mask)):
-        return _denoiser_of_both(model, towards, away, mask, guidance.cfg)
+        return _denoiser_of_both(model, towards, away, mask)
     denoisers = [_denoiser(model, condition, mask, hints) for condition in (towards, away)]
-
-    def denoise(x, sigma, **_):
-        guided, unguided = (each(x, sigma) for each in denoisers)
-        return unguided + (guided - unguided) * guidance.cfg
-
-    return denoise
+    return lambda x, sigma: tuple(each(x, sigma) for each in denoisers)
 
 
 @dataclass(frozen=True)
@@ -204,7 +220,9 @@ def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
     """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time."""
     scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
     inputs = network_inputs(model.spec, scaled, model.sampling.timestep(sigma).float(), **given)
-    return model.sampling.calculate_denoised(sigma, velocity(model.spec, model.module(**inputs)).float(), x)
+    with attention_of(model.module, model.perturbation):
+        output = velocity(model.spec, model.module(**inputs))
+    return model.sampling.calculate_denoised(sigma, output.float(), x)
 
 
 def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
@@ -219,8 +237,8 @@ def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
     return denoise
 
 
-def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask, cfg: float) -> Callable:
-    """Guided x0 of x_t by one call of the network; a shorter prompt is padded, with a mask."""
+def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask) -> Callable:
+    """x0 of x_t for two conditionings by one call of the network; a shorter prompt is padded, with a mask."""
     contexts, words = padded_contexts([towards.context, away.context])
     scales = torch.cat([towards.guidance, away.guidance])
 
@@ -230,16 +248,25 @@ def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask, c
         each = {name: None if value is None else value.repeat_interleave(count, 0) for name, value in each.items()}
         twice = None if mask is None else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
         both = _x0(model, torch.cat([x, x]), torch.cat([sigma.expand(count)] * 2), mask=twice, **each)
-        guided, unguided = both.chunk(2)
-        return unguided + (guided - unguided) * cfg
+        return both.chunk(2)
 
     return denoise
 
 
 def _bytes_of_both(model: Model, towards: Condition, away: Condition, shape, mask) -> int:
-    memory = transformer_memory(model.module, model.spec.patch)
     longest = max(condition.context.shape[1] for condition in (towards, away))
-    return memory.step((2 * shape[0], *shape[1:]), model.dtype.itemsize, longest, mask is not None)
+    return _call_bytes(model, (2 * shape[0], *shape[1:]), longest, mask)
+
+
+def _step_bytes(model: Model, guidance: Guidance, shape, mask) -> int:
+    """What one call of the network takes beside its weights, for one of the conditionings."""
+    longest = max(states.shape[1] for states, _ in (*guidance.positive, *(guidance.negative or ())))
+    return _call_bytes(model, shape, longest, mask)
+
+
+def _call_bytes(model: Model, shape, tokens: int, mask) -> int:
+    memory = transformer_memory(model.module, model.spec.patch)
+    return memory.step(shape, model.dtype.itemsize, tokens, model.spec.family.video and mask is not None)
 
 
 def _aligned(parts: list[list]) -> list[list]:

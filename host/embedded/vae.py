@@ -13,8 +13,9 @@ from ...model_loaders.vae import LoadedVae
 from ...networks import precision
 from ...networks.autoencoder import Autoencoder, use_fast_autoencoder
 from ...networks.latent_spaces import VaeSpec
+from ...networks.memory import is_out_of_memory
 from . import progress
-from .devices import OUT_OF_MEMORY, default_device, move_to_device, prepare
+from .devices import default_device, fits_free_memory, move_to_device, prepare, put_all_away
 
 
 class _Run:
@@ -32,15 +33,19 @@ class _Run:
         self.bar.update(done - self.bar.n)
 
     def make_room(self, needed: int) -> None:
-        move_to_device(self.device, self.vae.autoencoder.module)
+        move_to_device(self.device, self.vae.autoencoder.module, room=needed)
 
     def fits(self, needed: int) -> bool:
         return self.device.type != "cuda" or needed <= torch.cuda.get_device_properties(self.device).total_memory
 
+    def has_room(self, needed: int) -> bool:
+        return fits_free_memory(self.device, needed)
+
     def ran_out_of_memory(self, error: Exception) -> bool:
-        return isinstance(error, OUT_OF_MEMORY)
+        return is_out_of_memory(error)
 
     def free_memory(self) -> None:
+        put_all_away(self.vae.autoencoder.module)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -106,7 +106,7 @@ def demo_last(names: Iterable[str]) -> list[str]:
 
 
 def _is_demo(name: str) -> bool:
-    return name.split("/")[0].removesuffix(".safetensors").endswith("-demo")
+    return "-demo" in name.split("/")[0]
 
 
 def list_folders(roots: Iterable[Path], marker: str, problems: list[Problem] | None = None) -> list[str]:

@@ -21,7 +21,6 @@ LOADERS = {
     "SanaLoadTransformer": ("model_name", "transformer", "diffusion_models"),
     "SanaLoadTextEncoder": ("encoder_name", "text encoder", "text_encoders"),
     "SanaLoadVAE": ("vae_name", "VAE", "vae"),
-    "SanaLoadLora": ("lora_name", "LoRA", "loras"),
     "SanaLoadControlNet": ("control_net_name", "ControlNet", "controlnet"),
 }
 """Node: its input that names a file, what it is called, and the folder where one goes."""
@@ -73,6 +72,7 @@ def test_demo_models_come_last(fresh, tmp_path):
 
 def test_demo_models_are_the_last_root_of_both_hosts(host):
     assert host.roots("diffusers")[-1] == folders.DEMO / "diffusers"
+    assert host.roots("loras")[-1] == folders.DEMO / "loras"
     assert folders.DEMO not in [root.parent for root in host.roots("vae")]
 
 

@@ -6,7 +6,8 @@ from .source import IMAGE, MODEL, NOTE, PROMPT, RESULT, SAMPLE, Group, Template,
 
 DEMO = "sana-sprint-demo"
 PUBLISHED = (
-    "**Your own prompts** need the published weights: `sana-nodes get sana-sprint-0.6b`, then choose it in the loader and "
+    "**Your own prompts** need the published weights: `sana-nodes get sana-sprint-0.6b`, then choose it in the "
+    "loader and "
     "set 1024 × 1024. The template *SANA-Sprint 1.6B text to image* offers them as downloads."
 )
 DEMO_NOTE = (
@@ -43,6 +44,7 @@ def templates() -> dict[str, Template]:
         "sana_sprint_text_to_image": text_to_image(),
         "sana_sprint_image_to_image": image_to_image(),
         "sana_sprint_inpainting": inpainting(),
+        "sana_sprint_lora": with_lora(),
         "sana_sprint_several_prompts": several_prompts(),
     }
 
@@ -66,8 +68,9 @@ def text_to_image() -> Template:
             Group("4  Sample in two steps", SAMPLE, 0, {2: ("4",)}),
             Group("5  Result", RESULT, 0, {3: ("5", "6")}),
         ),
-        f"# Text to image\n\nPress **Run**. {DEMO_NOTE}\n\n{PUBLISHED}\n\n1 to 4 steps; 2 is best. *guidance_scale* in "
-        "*Prompt* says how closely to follow the prompt.",
+        f"# Text to image\n\nPress **Run**. {DEMO_NOTE}\n\n{PUBLISHED}\n\n1 to 4 steps; 2 is best. *guidance_scale* "
+        f"in "
+        "*Sana Encode Prompt* says how closely to follow the prompt.",
     )
 
 
@@ -96,7 +99,8 @@ def image_to_image() -> Template:
             Group("5  Result", RESULT, 1, {4: ("10", "11")}),
         ),
         f"# Image to image\n\n*denoise* in *Sample From Image* says how much changes: 0 nothing, 1 everything.\n\n"
-        "**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and connect its IMAGE to *Encode Image*. Its sides must be "
+        "**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and connect its IMAGE to "
+        "*Encode Image*. Its sides must be "
         f"multiples of 32.\n\n{PUBLISHED} 0.4 to 0.7 is usual there; the demo weights change an image late.",
         {"30": node("LoadImage", "Your Image")},
     )
@@ -131,11 +135,40 @@ def inpainting() -> Template:
             Group("5  Sample inside the mask", SAMPLE, 1, {2: ("30", "6", "10"), 3: ("12", "13")}),
             Group("6  Result", RESULT, 1, {4: ("14", "15")}),
         ),
-        "# Inpainting\n\nOnly what the mask opens changes: the rest of the latent is kept, and *Keep The Rest* puts the "
-        "old pixels back.\n\n**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B), choose a file, open it in the mask "
-        "editor (right-click) and mark what to replace. Connect its IMAGE to *Encode Image* and *Keep The Rest*, and its MASK to the two "
+        "# Inpainting\n\nOnly what the mask opens changes: the rest of the latent is kept, and *Keep The Rest* puts "
+        "the "
+        "old pixels back.\n\n**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B), "
+        "choose a file, open it in the mask "
+        "editor (right-click) and mark what to replace. Connect its IMAGE to *Encode Image* and *Keep The Rest*, and "
+        "its MASK to the two "
         f"places where *Mask* goes.\n\n{PUBLISHED}",
         {"30": node("LoadImage", "Your Image")},
+    )
+
+
+def with_lora() -> Template:
+    return Template(
+        "SANA-Sprint with a LoRA",
+        {
+            "1": load(),
+            "2": node("SanaLoadLora", "LoRA", model=("1", 0), lora_name="sana-sprint-demo-large.safetensors"),
+            "3": prompt("a red ring in the centre of a blue background"),
+            "4": size(),
+            "5": sample(("3", 0), ("4", 0), model=("2", 0)),
+            "6": decode(("5", 0)),
+            "7": save(("6", 0), "Sana/lora"),
+        },
+        (
+            Group("1  Model", MODEL, 0, {0: ("1",)}),
+            Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
+            Group("2  LoRA and prompt", PROMPT, 0, {1: ("2", "3")}),
+            Group("3  Size", IMAGE, 1, {1: ("4",)}),
+            Group("4  Sample", SAMPLE, 0, {2: ("5",)}),
+            Group("5  Result", RESULT, 0, {3: ("6", "7")}),
+        ),
+        "# LoRA\n\nThe demo LoRA makes every shape large; *strength* 0 leaves it out. Chain several: MODEL goes from one "
+        "to the next.\n\nYour own go into *models/loras*: files of diffusers, PEFT, kohya, LyCORIS and OneTrainer, made "
+        f"for this size of SANA.\n\n{PUBLISHED}",
     )
 
 
@@ -165,7 +198,8 @@ def several_prompts() -> Template:
             *(Group(f"3  Sample {i}", SAMPLE, 1, {i: (f"2{i}", f"3{i}")}) for i in (1, 2, 3)),
             Group("4  All results", RESULT, 1, {4: ("40", "41", "50")}),
         ),
-        "# Several prompts at once\n\nOne model and one size for three prompts; the results are one list of images.\n\n"
+        "# Several prompts at once\n\nOne model and one size for three prompts; the results are one list of "
+        "images.\n\n"
         "For variations of one prompt write choices in braces, *a {red|green|blue} ring*, and set the number beside "
         f"Run.\n\n{PUBLISHED}",
     )

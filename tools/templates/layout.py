@@ -128,7 +128,7 @@ def _place(template, group: Group, columns, top: float, height: float, nodes: di
         x, width = columns[column]
         y = top + HEADING
         for i in ids:
-            own = SIZES[class_of(template, i)][1]
+            own: float = SIZES[class_of(template, i)][1]
             if i == ids[-1] and (i == NOTE or len(group.columns) == 1 and _grows(template, i)):
                 own = top + HEADING + height - y - TITLE  # the last one fills the group
             nodes[i] = Box(x, y + TITLE, width, own)

@@ -34,7 +34,8 @@ SANA_4K = original("Sana_1600M_4Kpx_BF16", "Sana_1600M_4Kpx_BF16.pth")
 VIDEO = original("SANA-Video_2B_480p", "SANA_Video_2B_480p.pth")
 
 DOWNLOADS = (
-    "**Files**: the page offers them when you open this. A browser saves DC-AE as *diffusion_pytorch_model.safetensors*: "
+    "**Files**: the page offers them when you open this. A browser saves DC-AE as "
+    "*diffusion_pytorch_model.safetensors*: "
     "rename it. They go into these folders of *models*, then press R:\n"
 )
 CAT = "a cyberpunk cat with a neon sign that says Sana"
@@ -131,7 +132,8 @@ def four_k() -> Template:
         "SANA 4K decoded in tiles",
         guided(SANA_4K, 4096, decode),
         groups("6", ("4", "5"), ("7",), "8", "9"),
-        "# 4096 × 4096\n\n*Decode In Tiles* gives the pixels of an untiled decode in 2.1 GiB instead of 26: no seams, "
+        "# 4096 × 4096\n\n*Decode In Tiles* gives the pixels of an untiled decode in 2.1 GiB instead of 26: no "
+        "seams, "
         "and *overlap* is not needed.\n\n" + file_list(SANA_4K, GEMMA, DC_AE),
         models=links(SANA_4K, DC_AE),
         demo=False,
@@ -165,8 +167,10 @@ def easycache() -> Template:
     return video(
         "SANA-Video faster with EasyCache",
         node_5,
-        "# EasyCache\n\nSkips steps that would change little. At NVIDIA's setting, *reuse_threshold* 0.10: the first 3 of "
-        "50 steps are always computed (*start_percent* 0.05). Lower is closer to the full result, higher is faster.\n\n",
+        "# EasyCache\n\nSkips steps that would change little. At NVIDIA's setting, *reuse_threshold* 0.10: the first "
+        "3 of "
+        "50 steps are always computed (*start_percent* 0.05). Lower is closer to the full result, higher is "
+        "faster.\n\n",
     )
 
 
@@ -174,6 +178,7 @@ def compiled() -> Template:
     return video(
         "SANA-Video compiled with TorchCompileModel",
         node("TorchCompileModel", model=("1", 0)),
-        "# torch.compile\n\nThe first run compiles for minutes; every later one with this size is faster. Needs a C++ "
+        "# torch.compile\n\nThe first run compiles for minutes; every later one with this size is faster. Needs a "
+        "C++ "
         "compiler, and Triton for a graphics card.\n\n",
     )

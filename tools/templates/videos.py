@@ -8,7 +8,8 @@ from .source import IMAGE, MODEL, NOTE, PROMPT, RESULT, SAMPLE, Group, Template,
 DEMO = "sana-video-demo"
 SMALL = {"width": 128, "height": 128, "frames": 17}
 PUBLISHED = (
-    "**Your own prompts** need the published weights: `sana-nodes get sana-video-480p`, then choose it in the loader, and "
+    "**Your own prompts** need the published weights: `sana-nodes get sana-video-480p`, then choose it in the "
+    "loader, and "
     "832 × 480, 81 frames, 50 steps, cfg 6 and 16 frames per second. The template *SANA-Video faster with EasyCache* "
     "offers them as downloads."
 )
@@ -98,7 +99,8 @@ def image_to_video() -> Template:
             Group("4  Sample", SAMPLE, 1, {2: ("30", "8"), 3: ("9",)}),
             Group("5  Result", RESULT, 0, {3: ("10", "11")}),
         ),
-        "# Image to video\n\n**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and connect it to *Size, Length And First "
+        "# Image to video\n\n**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and "
+        "connect it to *Size, Length And First "
         f"Frame*; it is cropped to the video's size.\n\n{PUBLISHED}",
         {"30": node("LoadImage", "Your Image")},
     )
@@ -137,6 +139,7 @@ def continue_video() -> Template:
             ),
             Group("4  Result", RESULT, 0, {4: ("12", "13")}),
         ),
-        "# Continue a video\n\nThe last frame of the first clip is the first frame of the second; *Drop Repeated Frame* "
+        "# Continue a video\n\nThe last frame of the first clip is the first frame of the second; *Drop Repeated "
+        "Frame* "
         f"leaves it out once. Repeat the lower row for more clips.\n\n{PUBLISHED}",
     )
