@@ -90,7 +90,7 @@ def add_lora(transformer, rank: int = 8) -> list[torch.nn.Parameter]:
 
 
 def denoised(transformer, x, t, states, mask, guidance, residuals=None):
-    """x0 and F of TrigFlow (train_sprint.denoise); ``residuals``: a function of the input and 1000 s, of a ControlNet."""
+    """x0 and F of TrigFlow (train_sprint.denoise); ``residuals``: a ControlNet, a function of the input and 1000 s."""
     s = torch.sin(t) / (torch.cos(t) + torch.sin(t))
     wide = s.view(-1, 1, 1, 1)
     scale = torch.sqrt(wide**2 + (1 - wide) ** 2)

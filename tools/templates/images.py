@@ -166,9 +166,9 @@ def with_lora() -> Template:
             Group("4  Sample", SAMPLE, 0, {2: ("5",)}),
             Group("5  Result", RESULT, 0, {3: ("6", "7")}),
         ),
-        "# LoRA\n\nThe demo LoRA makes every shape large; *strength* 0 leaves it out. Chain several: MODEL goes from one "
-        "to the next.\n\nYour own go into *models/loras*: files of diffusers, PEFT, kohya, LyCORIS and OneTrainer, made "
-        f"for this size of SANA.\n\n{PUBLISHED}",
+        "# LoRA\n\nThe demo LoRA makes every shape large; *strength* 0 leaves it out. Chain several: MODEL goes from "
+        "one to the next.\n\nYour own go into *models/loras*: files of diffusers, PEFT, kohya, LyCORIS and OneTrainer, "
+        f"made for this size of SANA.\n\n{PUBLISHED}",
     )
 
 
