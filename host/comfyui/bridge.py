@@ -14,6 +14,7 @@ import folder_paths
 import torch
 
 from ...media.prefixes import check_prefix
+from ...model_loaders.files.folders import demo_roots
 from ..contract import SaveTarget, listed
 from . import clip, compiling, controlnet, editor, guidance, lora, model, patches, sampling, traps, vae
 
@@ -22,7 +23,7 @@ class ComfyHost:
     name = "comfyui"
 
     def roots(self, kind: str) -> list[Path]:
-        return [Path(root) for root in folder_paths.get_folder_paths(kind)]
+        return [*(Path(root) for root in folder_paths.get_folder_paths(kind)), *demo_roots(kind)]
 
     def model(self, loaded, weight_dtype, products="native"):
         return model.build_model(loaded, weight_dtype, products)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import tiny
 from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from sana_nodes.tools import locales, workflows
+from sana_nodes.tools import locales
 
 ROOT = tiny.REPOSITORY
 COMFY = {
@@ -240,33 +240,6 @@ def test_every_node_is_explained(name):
 def test_locales_say_what_the_nodes_say():
     written = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert written == locales.definitions(), "run: python -m sana_nodes.tools.locales"
-
-
-@pytest.mark.parametrize("name", workflows.NOTES)
-def test_example_workflows_are_what_the_tool_writes(name):
-    file = ROOT / "example_workflows" / f"{name}.json"
-    assert file.read_text(encoding="utf-8") == workflows.text(name), "run: python -m sana_nodes.tools.workflows"
-
-
-def test_example_workflows_have_an_image_and_a_twin():
-    from PIL import Image
-
-    editor = sorted((ROOT / "example_workflows").glob("*.json"))
-    assert editor
-    for file in editor:
-        with Image.open(file.with_suffix(".jpg")) as image:
-            assert min(image.size) >= 256
-        api = json.loads((ROOT / "example_workflows" / "api" / file.name).read_text(encoding="utf-8"))
-        nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
-        assert sorted(n["type"] for n in nodes if n["type"] != "MarkdownNote") == sorted(
-            n["class_type"] for n in api.values()
-        )
-        for node in nodes:
-            if node["type"] in NODE_CLASS_MAPPINGS:
-                twin = next(n for i, n in api.items() if i == str(node["id"]))
-                widgets = [v for v in node["widgets_values"] if v not in ("fixed", "randomize")]
-                values = [v for v in twin["inputs"].values() if not isinstance(v, list)]
-                assert widgets[: len(values)] == values, f"{file.name}: {node['type']} differs from its API twin"
 
 
 def test_ruff_finds_nothing():
