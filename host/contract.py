@@ -62,8 +62,8 @@ class Host(Protocol):
     def vae(self, loaded: Any, weight_dtype: str) -> Any:
         """A VAE of a LoadedVae."""
 
-    def pair(self, model: Any, vae: Any) -> None:
-        """A MODEL and the VAE of its latents, which live previews are coloured by."""
+    def pair(self, model: Any, vae: Any, clip: Any = None) -> None:
+        """A MODEL, the VAE of its latents, which colours live previews, and the CLIP that it was trained with."""
 
     def control_net(self, loaded: Any, weight_dtype: str) -> Any:
         """A CONTROL_NET of a LoadedControlNet."""
@@ -76,6 +76,9 @@ class Host(Protocol):
 
     def apply_perturbation(self, model: Any, perturbation: Any) -> Any:
         """A MODEL that samples with a Perturbation, or with None without; the one given stays as it is."""
+
+    def compile(self, model: Any, mode: str, vae: Any = None) -> tuple[Any, Any]:
+        """A MODEL in a mode of networks.accelerated.MODES, and a VAE, if there is one; those given stay as they are."""
 
     def encode_prompt(
         self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool
@@ -142,11 +145,26 @@ class Host(Protocol):
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         """Where files of ``prefix``, which was checked, are saved next; its folder is made."""
 
-    def shown(self, target: SaveTarget, files: Sequence[Path], animated: bool) -> dict:
-        """The ``ui`` of a node that saved files; ``animated``: each plays."""
+    def shown(self, target: SaveTarget, files: Sequence[Path], animated: bool, small: Any = None) -> dict:
+        """The ``ui`` of a node that saved files; ``animated``: each plays.
+
+        ``small``: the media.thumbnail.Thumbnail of a video that browsers do not play.
+        """
+
+    def underlay(self, image: Any) -> dict:
+        """The ``ui`` of a node that shows an image [1, H, W, C] under its canvas; empty where there is no page."""
+
+    def video(self, images: Any, fps: float, audio: Any) -> Any | None:
+        """A VIDEO of frames [F, H, W, C], or None where there is no such type."""
 
     def tags(self, prompt: dict | None, extra_pnginfo: dict | None) -> dict:
         """The tags of a saved file, by which the graph that made it is loaded: ``workflow`` and ``prompt``, or none."""
+
+    def note(self, text: str) -> None:
+        """Tell the person of something that is no error and that they would not notice: in the log and on the page."""
+
+    def status(self, text: str) -> None:
+        """Say what a node is doing, where its progress cannot be counted; an empty text when it is done."""
 
     def progress(self, total: int, what: str) -> AbstractContextManager:
         """A progress bar: ``update(n)`` counts, and raises where the person interrupted."""

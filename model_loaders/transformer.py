@@ -86,7 +86,7 @@ def _loaded(checkpoint: Checkpoint, family: Family, positions: dict) -> LoadedTr
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
     spec = spec_of(module.config, family)
-    spec = replace(spec, clips=spec.float16 and not quantised and stored_dtype(module) == torch.float16)
+    spec = replace(spec, clips=spec.float16 and stored_dtype(module) == torch.float16)
     if family.block_causal:
         spec = replace(spec, fingerprint=_fingerprint(module))
     return LoadedTransformer(module, spec, checkpoint.path, quantised)

@@ -7,9 +7,11 @@ smaller and smaller tiles. Tiles of images are exact (tiling.py); tiles of video
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -17,6 +19,7 @@ import torch
 from einops import rearrange
 
 from . import fast_autoencoder, fast_video_autoencoder, streaming
+from .accelerated import CompiledBlocks, accelerated
 from .latent_spaces import LATENT_SPACES, VaeSpec, by_channel, space_of
 from .live_decoding import LiveDecoding
 from .memory import vae_memory
@@ -81,9 +84,21 @@ class Run(Protocol):
 class Autoencoder:
     """One of diffusers' autoencoders and its spec. LATENTs are ComfyUI's; pixels are in [0, 1]."""
 
+    blocks: CompiledBlocks | None = None
+
     def __init__(self, module: torch.nn.Module, spec: VaeSpec):
         self.module, self.spec, self.memory = module, spec, vae_memory(module, spec)
         self.weights = sum(parameter.nbytes for parameter in module.parameters())
+
+    def compiled(self, mode: str, device: torch.device) -> Autoencoder:
+        """The same autoencoder with its decoder in a mode of Sana Compile.
+
+        With graphs it stays as it is: its kernels take far longer than their launches.
+        """
+        made = copy.copy(self)
+        chosen = accelerated(self.module, "off" if mode == "graphs" else mode, device, self.spec.name)
+        made.blocks = chosen if isinstance(chosen, CompiledBlocks) else None
+        return made
 
     @torch.no_grad()
     def decode(self, samples: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
@@ -149,8 +164,12 @@ class Autoencoder:
 
     def _image(self, half: str, given: torch.Tensor, run: Run, tile: int | None, report: Callable) -> torch.Tensor:
         if tile is None:
-            return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
+            with self._blocks(half):
+                return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
         return getattr(Tiling(tile, run.device, run.dtype, report, run.output), half)(self.module, given)
+
+    def _blocks(self, half: str) -> AbstractContextManager:
+        return self.blocks.active() if self.blocks is not None and half == "decode" else nullcontext()
 
     def _image_bytes(self, half: str, given: torch.Tensor, run: Run) -> Callable[[int | None], int]:
         """What a pass takes, by the size of its tiles."""

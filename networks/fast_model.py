@@ -10,6 +10,8 @@ layers. It differs in this:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .fast_layers import SCALES, CrossAttention, is_fast, keys_and_values, modulated
@@ -20,7 +22,15 @@ from .long_video import run_blocks
 class FastModel:
     """Either model; with gradients, or where something is asked for that this does not know, diffusers' forward."""
 
-    transformer_blocks: torch.nn.ModuleList
+    embedded: Any
+    unpatched: Any
+    caption_projection: Any
+    caption_norm: Any
+    time_embed: Any
+    transformer_blocks: Any
+    scale_shift_table: Any
+    norm_out: Any
+    proj_out: Any
 
     def forward(
         self,
@@ -53,7 +63,9 @@ class FastModel:
 
     def output(self, tokens: torch.Tensor, last: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
         """The output [B, C, ...] of tokens after all blocks; ``last``: the last norm's time [B, groups, width]."""
-        shift, scale = (self.scale_shift_table.to(last)[:, None, None, None] + last[:, :, None]).unbind()
+        shift, scale = (
+            (self.scale_shift_table.to(last)[:, None, None, None] + last[:, :, None]).to(tokens.dtype).unbind()
+        )
         apart = modulated(self.norm_out.norm, tokens.unflatten(1, (last.shape[1], -1)), scale.add_(1), shift)
         return self.unpatched(self.proj_out(apart.flatten(1, 2)), sizes)
 
@@ -75,7 +87,7 @@ class FastModel:
         """The blocks' modulations, and the last norm's time [B, groups, width]."""
         more = {"guidance": guidance} if guidance is not None else {"batch_size": len(tokens)}
         vectors, last = self.time_embed(timestep.flatten(), hidden_dtype=tokens.dtype, **more)
-        samples = 1 if len(vectors) == 1 else len(tokens)
+        samples = 1 if len(vectors) == 1 else max(len(timestep), 1 if guidance is None else len(guidance))
         vectors, last = (value.view(samples, -1, value.shape[-1]) for value in (vectors, last))
         return _modulations(self.transformer_blocks, vectors, tokens), last
 
@@ -94,11 +106,13 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
     groups, count = vectors.shape[1], tokens.shape[1]
     fast = all(is_fast(block, tokens, vectors) for block in blocks)
     if not fast or groups > 1 and groups * TOKENS_OF_GROUP > count:
-        vectors = vectors if fast or groups == 1 else vectors.repeat_interleave(count // groups, dim=1)
+        if not fast:
+            vectors = vectors.expand(len(tokens), -1, -1)
+            vectors = vectors if groups == 1 else vectors.repeat_interleave(count // groups, dim=1)
         return [vectors if hasattr(blocks[0], "takes_groups") else vectors[:, 0]] * len(blocks)
     vectors = vectors.unflatten(2, (6, -1))
     vectors[:, :, SCALES].add_(1)
-    tables = [block.scale_shift_table for block in blocks]
+    tables = [block.scale_shift_table.to(tokens.dtype) for block in blocks]
     if vectors.shape[:2].numel() == 1:
         return [v[None, None] for v in torch._foreach_add(tables, [vectors[0, 0]] * len(tables))]
     return [table + vectors for table in tables]
@@ -106,6 +120,9 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
 
 class FastImageModel(FastModel):
     """SanaTransformer2DModel."""
+
+    config: Any
+    patch_embed: Any
 
     def embedded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple]:
         """Tokens, their rows and columns, and nothing: positions are in the tokens."""
@@ -130,6 +147,10 @@ class FastVideoModel(FastModel):
         caption, mask = block.prompt(encoder_hidden_states), named.get("encoder_attention_mask")
         with torch.no_grad():
             return (run_blocks(self, hidden_states, caption, timestep, block, mask),)
+
+    config: Any
+    patch_embedding: Any
+    rope: Any
 
     def embedded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple]:
         """Tokens, their frames, rows and columns, and the rotations by their positions."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from .card_layers import left_to_compiler
 from .fast_layers import (
     CrossAttention,
     gated,
@@ -114,7 +115,7 @@ class RotaryLinearAttention:
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Rotary | None = None
     ):
-        if torch.is_grad_enabled() or not isinstance(rotary_emb, Rotary):
+        if torch.is_grad_enabled() or not isinstance(rotary_emb, Rotary) or left_to_compiler(hidden_states):
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         past = rotary_emb.past

@@ -81,6 +81,15 @@ def velocity(spec: TransformerSpec, output):
     return output[0][:, : spec.latent_channels]
 
 
+def mask_of_times(mask: torch.Tensor) -> torch.Tensor:
+    """What of a video's noise mask [B, C, F, H, W] sets the times: [B, 1, F, 1, 1] where each frame has one.
+
+    It asks for the mask's values: once in a run.
+    """
+    of_frames = mask[:, :1, :, :1, :1]
+    return of_frames if bool((mask[:, :1] == of_frames).all()) else mask[:, :1]
+
+
 def _like(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A mask in the size of ``x``; of whole frames it keeps one row and one column."""
     sides = mask.shape[3:] if mask.shape[3:] == (1, 1) else x.shape[3:]

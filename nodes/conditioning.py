@@ -7,6 +7,7 @@ import math
 from .. import host
 from ..networks import prompts
 from ..samplers.block_causal import STARTS
+from . import checks
 
 NEGATIVE_PROMPT = (
     "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
@@ -24,6 +25,16 @@ def _length_input():
 def _clean_input():
     tip = "Remove links, HTML and unusual characters first. Needs the packages beautifulsoup4 and ftfy."
     return ("BOOLEAN", {"default": False, "tooltip": tip, "advanced": True})
+
+
+def _check_instruction(instruction=None, custom_instruction=None, **_):
+    """True, or a message where the custom instruction is chosen and left empty."""
+    try:
+        if instruction == "custom" and custom_instruction is not None:
+            prompts.choose_instruction(instruction, custom_instruction)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 class SanaEncodePrompt:
@@ -71,6 +82,8 @@ class SanaEncodePrompt:
             "optional": {"custom_instruction": ("STRING", custom)},
         }
 
+    VALIDATE_INPUTS = checks.Validation(_check_instruction)
+
     def encode(
         self, clip, text, instruction, guidance_scale, max_sequence_length, clean_caption, custom_instruction=""
     ):
@@ -93,7 +106,7 @@ class SanaEncodeVideoPrompt:
         "Encodes a prompt for SANA-Video, between the video instruction and the motion score. The negative prompt is "
         "encoded unchanged."
     )
-    SEARCH_ALIASES = ["sana", "sana video", "clip text encode", "prompt", "motion score"]
+    SEARCH_ALIASES = ["sana", "sana video", "text to video", "clip text encode", "prompt", "motion score"]
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")

@@ -49,7 +49,7 @@ def denoise_input():
     return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tip})
 
 
-def validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise=None, timesteps=None):
+def validate_schedule(steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None, **_):
     """True, or an error message for a schedule, which ComfyUI shows before it runs anything.
 
     An input that is connected to another node is None here and is checked when the node runs.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 
 from .. import host
-from ..media import formats, writer
+from ..media import formats, thumbnail, writer
 from ..media.formats import FRAME_FORMATS, VIDEO_FORMATS, frame_format
 from ..media.pixels import check_frames
+from . import checks, rules
 
 
 def file_inputs() -> dict:
@@ -44,22 +45,20 @@ def prefix_input(prefix: str):
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
+def _check_file(filename_prefix=None, **_):
+    """True, or what is wrong with the prefix or its folder, before anything runs and without making anything."""
+    try:
+        if filename_prefix is not None:
+            host.current().check_prefix(filename_prefix)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return True
+
+
 class Saves:
     """What the nodes that save have in common."""
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, filename_prefix=None):
-        """True, or what is wrong with the prefix or its folder, before anything runs and without making anything.
-
-        ComfyUI repeats an error for each input that is named here, and checks those that are not by itself
-        (numbers by min and max, format by its list), so the one that it cannot check is named alone.
-        """
-        try:
-            if filename_prefix is not None:
-                host.current().check_prefix(filename_prefix)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+    VALIDATE_INPUTS = checks.Validation(_check_file, rules.sound_fits, otherwise="filename_prefix")
 
 
 def target_of(prefix: str, size) -> host.SaveTarget:
@@ -74,11 +73,12 @@ def _save(pieces, count: int, size, fps, format, quality, filename_prefix, promp
     here = host.current()
     target = target_of(filename_prefix, size)
     kind, tags = VIDEO_FORMATS[format], here.tags(prompt, extra_pnginfo)
+    small = None if kind.plays else thumbnail.Thumbnail(count, fps)
     with here.progress(count, "saving") as bar:
         counted = _counting(pieces, bar)
-        path = writer.write_video(target.names(kind.suffix), counted, fps, format, quality, tags, audio)
-    shown = here.shown(target, [path], kind.plays)
-    return shown if kind.plays else {"files": shown["images"]}, str(path)
+        frames = counted if small is None else small.noting(counted)
+        path = writer.write_video(target.names(kind.suffix), frames, fps, format, quality, tags, audio)
+    return here.shown(target, [path], kind.plays, small), str(path)
 
 
 def _counting(pieces, bar):
@@ -96,9 +96,13 @@ class SanaSaveVideo(Saves):
     SEARCH_ALIASES = ["sana", "save video", "video combine", "mp4", "webm", "gif", "webp", "export"]
     FUNCTION = "save"
     OUTPUT_NODE = True
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("images", "path")
-    OUTPUT_TOOLTIPS = ("The frames, unchanged.", "The file's path.")
+    RETURN_TYPES = ("IMAGE", "STRING", "VIDEO")
+    RETURN_NAMES = ("images", "path", "video")
+    OUTPUT_TOOLTIPS = (
+        "The frames, unchanged.",
+        "The file's path.",
+        "The frames with their rate and sound, for core nodes that take a video.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -118,7 +122,7 @@ class SanaSaveVideo(Saves):
         writer.check_video(fps, format, quality, audio)
         file = (fps, format, quality, filename_prefix, prompt, extra_pnginfo)
         shown, path = _save([images], len(images), images.shape[1:3], *file, audio)
-        return {"ui": shown, "result": (images, path)}
+        return {"ui": shown, "result": (images, path, host.current().video(images, fps, audio))}
 
 
 class SanaDecodeSaveVideo(Saves):
@@ -229,6 +233,8 @@ class SanaSelectFrames:
                 "stride": ("INT", stride),
             }
         }
+
+    VALIDATE_INPUTS = checks.Validation(None, rules.selection_fits)
 
     def select(self, images, start, count, stride):
         if not -len(images) <= start < len(images):

@@ -19,18 +19,21 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
+from ...networks.accelerated import called, set_mode
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.long_video import state_bytes
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.perturbed import attention_of
-from ...networks.transformer import network_inputs, velocity
+from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.block_causal import BlockCall, BlockState, call_in
 from ...samplers.flow_match import FlowMatch
-from . import guidance, long_video, packed, patches
+from ..errors import spoken
+from . import compiling, guidance, long_video, packed, patches, traps
+from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
-from .previews import PUBLISHED_GAIN, Previewing
+from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
@@ -90,6 +93,7 @@ class ComfyForward:
     last, as ComfyUI's own models do.
     """
 
+    @spoken
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
         options = {} if transformer_options is None else transformer_options
         patches.refuse_patches(options)
@@ -101,8 +105,11 @@ class ComfyForward:
     def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
         added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
         block = self._block_of(transformer_options, timesteps)
-        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, block=block)
-        return velocity(self.sana_spec, super().forward(**inputs))
+        kept = of_one_call(self, context, transformer_options) if block is None else None
+        more = {"kept": kept, "block": block}
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, **more)
+        output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
+        return velocity(self.sana_spec, output)
 
     def _block_of(self, transformer_options, timesteps):
         """The BlockCall of a long video; other models have none."""
@@ -192,7 +199,7 @@ class SanaVideo(SanaBaseModel):
         conds = super().extra_conds(**kwargs)
         mask = kwargs.get("denoise_mask")
         if mask is not None and bool((mask < 1).any()):  # asked once in a run: a step waits for nothing
-            conds["denoise_mask"] = comfy.conds.CONDRegular(mask[:, :1])
+            conds["denoise_mask"] = comfy.conds.CONDRegular(mask_of_times(mask))
         return conds
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
@@ -211,10 +218,10 @@ class SanaLongVideo(SanaVideo):
 
 LATENT_FORMATS: dict[LatentSpace | None, type] = {
     DC_AE: SanaLatentFormat,
-    WAN: comfy.latent_formats.Wan21,
-    LTX2: comfy.latent_formats.LTXV,
+    WAN: SanaWanFormat,
+    LTX2: SanaLTX2Format,
 }
-"""ComfyUI's formats of the latent spaces that it knows, and ours of DC-AE's."""
+"""ComfyUI's formats of the latent spaces that it knows with previews of ours, and ours of DC-AE's."""
 
 
 def _latent_format(spec: TransformerSpec) -> comfy.latent_formats.LatentFormat:
@@ -288,11 +295,11 @@ def build_model(
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
-    make_patcher = patcher_class(not disable_dynamic)
+    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
     patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
     set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
-    patches.watch(patcher, loaded.spec)
-    return long_video.watch(patcher, loaded.spec)
+    watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)
+    return watched if set_mode() == "off" else compiling.compiled(watched, set_mode())
 
 
 def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):

@@ -8,6 +8,8 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 
+from ...networks.previews import moving_frame
+
 
 def guider(patcher, positive, negative=None, cfg: float = 1.0):
     """ComfyUI's guider for a prompt or, with a ``negative``, for classifier-free guidance."""
@@ -18,6 +20,16 @@ def guider(patcher, positive, negative=None, cfg: float = 1.0):
         made.set_conds(positive, negative)
         made.set_cfg(cfg)
     return made
+
+
+def _callback(patcher, steps: int):
+    """ComfyUI's progress and preview, of a video's middle frame: its tiny decoders show the first one."""
+    show = latent_preview.prepare_callback(patcher, steps)
+
+    def callback(step, x0, x, _):
+        show(step, moving_frame(x0) if x0.ndim == 5 else x0, x, steps)
+
+    return callback
 
 
 def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dict, steps: int | None = None) -> dict:
@@ -38,8 +50,3 @@ def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dic
         seed=seed,
     )
     return {**latent, "samples": out.to(comfy.model_management.intermediate_device())}
-
-
-def _callback(patcher, steps: int):
-    shown = latent_preview.prepare_callback(patcher, steps)
-    return lambda step, x0, x, total: shown(step, x0, x, steps)

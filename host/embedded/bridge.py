@@ -10,7 +10,7 @@ import torch
 
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.kept import KeptTensors
-from ...networks import lora
+from ...networks import accelerated, lora
 from ..contract import listed
 from . import control, progress, runtime, vae
 from .folders import Folders
@@ -37,7 +37,7 @@ class EmbeddedHost:
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
 
-    def pair(self, model, vae_object):
+    def pair(self, model, vae_object, clip=None):
         """There are no live previews here."""
 
     def control_net(self, loaded, weight_dtype):
@@ -55,6 +55,11 @@ class EmbeddedHost:
 
     def apply_perturbation(self, model, perturbation):
         return replace(model, perturbation=perturbation)
+
+    def compile(self, model, mode, vae_object=None):
+        chosen = accelerated.accelerated(model.module, mode, model.device, model.spec.name)
+        made = None if vae_object is None else vae_object.compiled(mode)
+        return replace(model, acceleration=chosen), made
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):
@@ -104,11 +109,24 @@ class EmbeddedHost:
     def save_target(self, prefix, width, height):
         return self.folders.save_target(prefix, width, height)
 
-    def shown(self, target, files, animated):
-        return {"images": [str(file) for file in files]}
+    def shown(self, target, files, animated, small=None):
+        return {"files" if small is not None else "images": [str(file) for file in files]}
+
+    def underlay(self, image):
+        return {}
+
+    def video(self, images, fps, audio):
+        return None
 
     def tags(self, prompt, extra_pnginfo):
         return self.folders.tags(prompt)
+
+    def note(self, text):
+        logger.warning(text)
+
+    def status(self, text):
+        if text:
+            logger.info(text)
 
     def progress(self, total, what):
         return progress.bar(total, what)

@@ -16,6 +16,7 @@ from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder
 from ...model_loaders.transformer import LoadedTransformer
 from ...networks import lora, precision, prompts
+from ...networks.accelerated import Acceleration, by_setting, called
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
@@ -24,7 +25,7 @@ from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens
-from ...networks.transformer import network_inputs, padded_contexts, velocity
+from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
 from ...samplers import SAMPLERS
 from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
 from . import progress
@@ -42,6 +43,7 @@ class Model:
     device: torch.device
     loras: tuple[tuple[LoadedLora, float], ...] = ()
     perturbation: Perturbation | None = None
+    acceleration: Acceleration | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
     use_fast_transformer(loaded.module, loaded.spec.clips)
-    return Model(
-        loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
-    )
+    dtype = prepare(loaded, wanted, device, loaded.spec.name)
+    acceleration = by_setting(loaded.module, device, loaded.spec.name)
+    return Model(loaded.module, loaded.spec, loaded.spec.sampling(), dtype, device, acceleration=acceleration)
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: Disk | None = None) -> Clip:
@@ -136,7 +138,8 @@ def sample(
     if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
         mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
-    denoise = _guided(model, guidance, samples.shape, mask, hints)
+    times = mask if mask is None or not model.spec.family.video else mask_of_times(mask)
+    denoise = _guided(model, guidance, samples.shape, times, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
     with _with_loras(model), progress.bar(steps or len(sigmas) - 1, "sampling") as bar:
@@ -244,22 +247,27 @@ def _condition(model: Model, conditioning: list) -> Condition:
 
 @torch.no_grad()
 def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
-    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time."""
+    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time.
+
+    ``sigma`` [B], or [1] for all samples.
+    """
     scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
     inputs = network_inputs(model.spec, scaled, model.sampling.timestep(sigma).float(), **given)
     with attention_of(model.module, model.perturbation):
-        output = velocity(model.spec, model.module(**inputs))
+        output = velocity(model.spec, called(model.acceleration, model.module, inputs))
     return model.sampling.calculate_denoised(sigma, output.float(), x)
 
 
 def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
     """x0 of x_t for one conditioning; ``hints``: the latent that leads each of its ControlNets."""
+    kept: dict = {}  # of the prompt, for the steps of this run
 
     @torch.no_grad()
     def denoise(x, sigma, **_):
         parts = [c.residuals(model.sampling, x, sigma, given.context, hints[c]) for c in given.controls]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
-        return _x0(model, x, sigma, context=given.context, guidance=given.guidance, mask=mask, control=added)
+        inputs = {"context": given.context, "guidance": given.guidance, "mask": mask, "control": added, "kept": kept}
+        return _x0(model, x, sigma, **inputs)
 
     return denoise
 
@@ -281,14 +289,15 @@ def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask) -
     """x0 of x_t for two conditionings by one call of the network; a shorter prompt is padded, with a mask."""
     contexts, words = padded_contexts([towards.context, away.context])
     scales = torch.cat([towards.guidance, away.guidance])
+    kept: dict = {}  # of both prompts, for the steps of this run
 
     def denoise(x, sigma, **_):
         count = len(x)
         each = {"context": contexts, "context_mask": words, "guidance": scales}
         each = {name: None if value is None else value.repeat_interleave(count, 0) for name, value in each.items()}
-        twice = None if mask is None else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
-        both = _x0(model, torch.cat([x, x]), torch.cat([sigma.expand(count)] * 2), mask=twice, **each)
-        return both.chunk(2)
+        both = sigma.expand(1) if count == 1 else sigma.expand(count).repeat(2)
+        twice = mask if mask is None or count == 1 else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
+        return _x0(model, x.repeat(2, *[1] * (x.ndim - 1)), both, mask=twice, kept=kept, **each).chunk(2)
 
     return denoise
 

@@ -14,7 +14,7 @@ from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 ROOT = tiny.REPOSITORY
 CODE = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "tools", "demo", "benchmarks")
-DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "cli/*.json", "locales/**/*.json")
+DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "model_loaders/*.json", "locales/**/*.json")
 WORKFLOWS = ("example_workflows/*.json", "example_workflows/api/*.json")
 
 TERMS = {
@@ -53,6 +53,8 @@ EXCEPTIONS = {
     ("samplers/block_causal.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/latents.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/sampling.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
+    ("media/sketch.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "ImageDraw of Pillow",
+    ("nodes/sketch.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "what people search for",
     ("demo/language.py", "place"): "a word class of the demo's prompts",
     ("demo/train_sprint.py", "place"): "a word class of the demo's prompts",
 }
