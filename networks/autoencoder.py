@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from einops import rearrange
 from . import fast_autoencoder, fast_video_autoencoder, streaming
 from .accelerated import CompiledBlocks, accelerated
 from .latent_spaces import LATENT_SPACES, VaeSpec, by_channel, space_of
+from .live_decoding import LiveDecoding
 from .memory import vae_memory
 from .streaming import Tiles
 from .tiling import Tiling
@@ -117,6 +119,21 @@ class Autoencoder:
         for one in to_autoencoder(self.spec, samples).split(1):
             yield from self._frames(one, run, None, None)
 
+    def stream(self, blocks: Iterator[torch.Tensor], total: int, run: Run) -> Iterator[torch.Tensor]:
+        """The frames of one video whose LATENT comes in ``blocks`` [1, C, f, h, w], ``total`` latent frames in all."""
+        make_tiles = partial(self._video_tiles, VIDEO_TILE, VIDEO_OVERLAP)
+        live, done = LiveDecoding(self.module, self.spec, run, make_tiles, self.memory.decode), 0
+        for block in blocks:
+            done += block.shape[2]
+            for frames in live.frames(to_autoencoder(self.spec, block), done >= total):
+                yield self._shown(frames, run)
+            run.report(done, total)
+
+    def _shown(self, frames: torch.Tensor, run: Run) -> torch.Tensor:
+        """Frames [1, 3, n, H, W] of the autoencoder as an IMAGE."""
+        pixels = frames[0].to(run.output, run.output_dtype, copy=True)
+        return rearrange(to_unit_range(pixels), "c f h w -> f h w c")
+
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
         """Images [B, H, W, 3] or videos [B, F, H, W, 3] to a LATENT's samples [B, C, ...].
@@ -213,10 +230,10 @@ class Autoencoder:
         shown, total = 0, raw.shape[2]
         pieces = streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles, run.has_room)
         for piece in pieces:
-            pixels = piece[0].to(run.output, run.output_dtype, copy=True)
+            pixels = self._shown(piece, run)
             shown = min(shown + streaming.PIECE, total)
             run.report(shown, total)
-            yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
+            yield pixels
 
     def _latents(self, videos: torch.Tensor, run: Run, tile: int | None, overlap: int | None) -> torch.Tensor:
         def needed(side: int | None) -> int:

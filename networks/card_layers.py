@@ -7,7 +7,7 @@ anyway writes the wider or the narrower one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -83,7 +83,9 @@ def projections(attn, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.bmm(tokens, weight.transpose(1, 2)).unflatten(1, x.shape[:2]).unbind()
 
 
-def linear_attention(attn, tokens: torch.Tensor, turns: torch.Tensor | None, step: int) -> torch.Tensor:
+def linear_attention(
+    attn, tokens: torch.Tensor, turns: torch.Tensor | None, step: int, before: Callable | None = None
+) -> torch.Tensor:
     """fast_layers.linear_attention of tokens to themselves; ``step``: tokens of which float32 copies exist at once."""
     query, key, value = projections(attn, tokens)
     if attn.norm_k is not None:
@@ -94,6 +96,8 @@ def linear_attention(attn, tokens: torch.Tensor, turns: torch.Tensor | None, ste
     q, k, v = (t.unflatten(2, (attn.heads, -1)).split(some, dim=1) for t in (query, key, value))
     parts = turns.split(some) if turns is not None else [None] * len(q)
     sums, total = _key_sums(k, v, parts)
+    if before is not None:
+        sums, total = _with_tokens_before(before, sums, total, len(tokens))
     del key, value, k, v
     for one, turn in zip(q, parts):
         _attend(one, turn, sums, total)
@@ -115,6 +119,13 @@ def _key_sums(keys, values, turns) -> tuple[torch.Tensor, torch.Tensor | None]:
         _turn(k32, turn)
         sums.append(k32.transpose(1, 2) @ _by_head(value).float().flatten(0, 1))
     return sum(sums[1:], sums[0]), sum(total[1:], total[0]) if total else None
+
+
+def _with_tokens_before(before: Callable, sums, total, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums with those that ``before`` has for each sample: [heads, d, d] and [heads d], as in fast_layers.py."""
+    parts = before(list(zip(sums.unflatten(0, (samples, -1)), total.view(samples, -1))))
+    joined = [torch.stack(part) for part in zip(*parts)]
+    return joined[0].flatten(0, 1), joined[1].view(total.shape)
 
 
 def _attend(query, turn, sums, total) -> None:

@@ -44,7 +44,12 @@ class LinearAttention:
         else:
             source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             out = linear_attention(attn, hidden_states, source)
-        return out.clamp_(-FLOAT16, FLOAT16) if self.clips or out.dtype == torch.float16 else out
+        return clipped(out, self.clips)
+
+
+def clipped(out: torch.Tensor, clips: bool) -> torch.Tensor:
+    """Clipped in place to float16's range in float16, and with ``clips`` in every dtype."""
+    return out.clamp_(-FLOAT16, FLOAT16) if clips or out.dtype == torch.float16 else out
 
 
 class FastBlock:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from ..samplers.block_causal import BlockCall
 from .families import TransformerSpec
 
 
 def network_inputs(
-    spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None, context_mask=None, kept=None
+    spec: TransformerSpec,
+    x,
+    time,
+    context,
+    guidance=None,
+    mask=None,
+    control=None,
+    context_mask=None,
+    kept=None,
+    block: BlockCall | None = None,
 ) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
@@ -18,7 +28,8 @@ def network_inputs(
     broadcastable to ``x``: 0 where a video's latent is kept (only for SANA-Video), ``control``: the
     ControlNet residuals after each block except the first, [B, tokens, width] each, ``context_mask`` [B, L]:
     0 where a context has no token (padded_contexts). ``kept``: a dict, at first empty, for what calls of one run with
-    this context and its mask need not compute again (fast_model.py).
+    this context and its mask need not compute again (fast_model.py). ``block``: of a long video, whose state the
+    call reads.
     """
     inputs = {
         "hidden_states": x,
@@ -35,7 +46,9 @@ def network_inputs(
         inputs["encoder_attention_mask"] = context_mask
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
-    if spec.family.video and mask is not None:
+    if block is not None:
+        inputs["block"] = block
+    elif spec.family.video and mask is not None:
         inputs["timestep"] = token_times(spec, time, _like(mask, x))
     return inputs
 

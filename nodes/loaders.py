@@ -7,7 +7,7 @@ import math
 from .. import host
 from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
 from ..model_loaders.files import folders
-from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
+from ..model_loaders.files.kinds import TRANSFORMERS, VAES, VARIANTS, Kind
 from ..model_loaders.files.listing import models_of_kind
 from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
@@ -18,6 +18,7 @@ from ..networks.precision import (
     narrow_weight_dtype,
     parse_weight_dtype,
 )
+from . import checks, rules
 from .models import require_sana
 
 TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
@@ -31,8 +32,13 @@ def _roots(*kinds: str):
     return [root for kind in kinds for root in host.current().roots(kind)]
 
 
-def _choice(names: list[str], tooltip: str):
-    return (names, {"tooltip": tooltip})
+def _choice(names: list[str], what: str, tooltip: str, *kinds: str):
+    """A list to choose a model from; where it would be empty, its one entry says what goes where."""
+    return (folders.demo_last(names) or [_none_found(what, *kinds)], {"tooltip": tooltip})
+
+
+def _none_found(what: str, *kinds: str) -> str:
+    return f"none found: put a {what} in {folders.folder_for(_roots(*kinds))}"
 
 
 def _weight_dtype(values: tuple[str, ...]):
@@ -51,6 +57,8 @@ def _validate_name(name: str | None, what: str, *kinds: str):
     """True, or an error message for a name that no model folder has, which ComfyUI shows before it runs anything."""
     if name is None:  # connected to another node
         return True
+    if name == _none_found(what, *kinds):
+        return f"no {what} is there yet: put one in {folders.folder_for(_roots(*kinds))}, then press R"
     try:
         folders.find_model(_roots(*kinds), name, what)
     except (FileNotFoundError, ValueError) as error:
@@ -62,7 +70,7 @@ class SanaLoadPipeline:
     DISPLAY_NAME = "Sana Load Pipeline"
     CATEGORY = "sana/loaders"
     DESCRIPTION = "Loads a SANA pipeline from a folder in diffusers' layout: transformer, Gemma-2 text encoder and VAE."
-    SEARCH_ALIASES = ["sana", "sana sprint", "sana video", "diffusers loader", "load sana"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "sana video", "diffusers loader", "load sana"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (
@@ -74,12 +82,15 @@ class SanaLoadPipeline:
     @classmethod
     def INPUT_TYPES(cls):
         names = folders.list_folders(_roots("diffusers"), "model_index.json")
-        tip = "A folder under models/diffusers that contains a model_index.json."
-        return {"required": {"pipeline": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
+        tip = "A folder under models/diffusers that contains a model_index.json. A name with demo: the demo weights."
+        dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
+        return {"required": {"pipeline": _choice(names, "pipeline folder", tip, "diffusers"), **dtype}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, pipeline=None):
-        return _validate_name(pipeline, "pipeline folder", "diffusers")
+    VALIDATE_INPUTS = checks.Validation(
+        lambda pipeline=None, **_: _validate_name(pipeline, "pipeline folder", "diffusers"),
+        rules.vae_fits,
+        always="pipeline",
+    )
 
     def load(self, pipeline, weight_dtype):
         from ..model_loaders.pipeline import load_pipeline
@@ -91,7 +102,7 @@ class SanaLoadPipeline:
         model = here.model(loaded.transformer, weight_dtype)
         clip = here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES))
         autoencoder = here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES))
-        here.pair(model, autoencoder)
+        here.pair(model, autoencoder, clip)
         return model, clip, autoencoder
 
 
@@ -102,7 +113,7 @@ class SanaLoadTransformer:
         "Loads a SANA transformer: a diffusers folder, or one file in diffusers' or NVlabs' naming (safetensors or "
         ".pth). Its type and size are read from the file."
     )
-    SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
+    SEARCH_ALIASES = ["sana", "nvidia", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The SANA transformer.",)
@@ -111,20 +122,26 @@ class SanaLoadTransformer:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots(*TRANSFORMER_FOLDERS), TRANSFORMERS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
+        variant = {
+            "default": VARIANTS[0],
+            "tooltip": "Whether a SANA-Video is LongSANA (long). auto: what its config or its file's name says.",
+            "advanced": True,
+        }
+        dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
         return {
-            "required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)},
-            "optional": {"products": _products()},
+            "required": {"model_name": _choice(names, "transformer", tip, *TRANSFORMER_FOLDERS), **dtype},
+            "optional": {"products": _products(), "variant": (list(VARIANTS), variant)},
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
-    def load(self, model_name, weight_dtype, products=PRODUCTS[0]):
+    def load(self, model_name, weight_dtype, products=PRODUCTS[0], variant="auto"):
         check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
-        return (host.current().model(transformer.load_transformer(path), weight_dtype, products),)
+        return (host.current().model(transformer.load_transformer(path, variant), weight_dtype, products),)
 
 
 class SanaLoadTextEncoder:
@@ -142,10 +159,11 @@ class SanaLoadTextEncoder:
     @classmethod
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("text_encoders"), (Kind.GEMMA2,))
+        tip = "A folder or file of Gemma-2 under models/text_encoders."
         device_tip = "cpu keeps the text encoder off the graphics card: slower, but saves up to 5 GB of its memory."
         return {
             "required": {
-                "encoder_name": _choice(names, "A folder or file of Gemma-2 under models/text_encoders."),
+                "encoder_name": _choice(names, "text encoder", tip, "text_encoders"),
                 "weight_dtype": _weight_dtype(TEXT_ENCODER_DTYPES),
                 "device": (["default", "cpu"], {"default": "default", "tooltip": device_tip, "advanced": True}),
             },
@@ -179,11 +197,11 @@ class SanaLoadVAE:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("vae"), VAES)
         tip = "A file or folder under models/vae."
-        return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
+        return {"required": {"vae_name": _choice(names, "VAE", tip, "vae"), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, vae_name=None):
-        return _validate_name(vae_name, "VAE", "vae")
+    VALIDATE_INPUTS = checks.Validation(
+        lambda vae_name=None, **_: _validate_name(vae_name, "VAE", "vae"), rules.vae_fits, always="vae_name"
+    )
 
     def load(self, vae_name, weight_dtype):
         check_libraries()
@@ -207,6 +225,7 @@ class SanaLoadLora:
     @classmethod
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("loras"), (Kind.LORA,))
+        tip = "A file under models/loras, made for this size of SANA."
         strength = {
             "default": 1.0,
             "min": -100.0,
@@ -217,7 +236,7 @@ class SanaLoadLora:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "A SANA transformer."}),
-                "lora_name": _choice(names, "A file under models/loras, made for this size of SANA."),
+                "lora_name": _choice(names, "LoRA", tip, "loras"),
                 "strength": ("FLOAT", strength),
             }
         }
@@ -253,8 +272,8 @@ class SanaLoadControlNet:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("controlnet"), (Kind.CONTROLNET,))
         tip = "A file or folder of a SANA ControlNet under models/controlnet."
-        dtype = _weight_dtype(TRANSFORMER_DTYPES)
-        return {"required": {"control_net_name": _choice(names, tip), "weight_dtype": dtype}}
+        dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
+        return {"required": {"control_net_name": _choice(names, "ControlNet", tip, "controlnet"), **dtype}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, control_net_name=None):

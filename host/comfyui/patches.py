@@ -13,7 +13,8 @@ import comfy.utils
 from ...networks.families import TransformerSpec
 from ...networks.latent_spaces import DC_AE
 from ...samplers import SAMPLERS, flow_match, trigflow
-from . import kept
+from ..errors import spoken
+from . import kept, traps
 
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
@@ -87,12 +88,14 @@ def watch(patcher, spec: TransformerSpec):
     """The patcher with a check before every run of a sampler, from any node. Returns it."""
     cell = (spec.space or DC_AE).cell
 
+    @spoken
     def before(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         sampling = check_sampling(guider.model_patcher)
         check_sigmas(sampling, sigmas)
         check_sampler(sampling, getattr(sampler, "sampler_function", None))
         check_merged(guider.model_patcher)
+        traps.tell(spec, guider, len(sigmas) - 1)
         for prompts in guider.conds.values():  # the run's own copies
             for prompt in prompts:
                 if prompt.get("area") is not None:

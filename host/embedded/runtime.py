@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,14 @@ from ...networks.accelerated import Acceleration, by_setting, called
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
+from ...networks.long_video import check_run, state_bytes
 from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens
 from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
+from ...samplers import SAMPLERS
+from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
 
@@ -116,13 +120,21 @@ def _with_loras(model: Model):
             weight.data = before
 
 
-def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
-    """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
+def sample(
+    model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict, steps=None
+) -> dict:
+    """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``.
+
+    ``steps``: how many the function tells, if there are others than between ``sigmas``.
+    """
+    _check_blocks(model, guidance, latent, function)
     samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
     mask = latent.get("noise_mask")
-    networks = model.module, *(control.net.module for control in hints)
-    move_to_device(model.device, *networks, room=_step_bytes(model, guidance, latent["samples"].shape, mask))
+    networks, shape = (model.module, *(control.net.module for control in hints)), latent["samples"].shape
+    blocks = model.spec.family.block_causal
+    room = _block_bytes(model, guidance, shape, options) if blocks else _step_bytes(model, guidance, shape, mask)
+    move_to_device(model.device, *networks, room=room)
     if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
         mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
@@ -130,12 +142,25 @@ def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, functi
     denoise = _guided(model, guidance, samples.shape, times, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
-    with _with_loras(model), progress.bar(len(sigmas) - 1, "sampling") as bar:
+    with _with_loras(model), progress.bar(steps or len(sigmas) - 1, "sampling") as bar:
         x = sampling.noise_scaling(sigmas[0], noise.to(model.device), samples)
         extra = {"seed": seed, "denoise_mask": mask}
-        x = function(denoise, x, sigmas, extra, lambda state: bar.update(), None, **options)
+        x = function(denoise, x, sigmas, extra, lambda state: bar.update(state["i"] + 1 - bar.n), None, **options)
         x = sampling.inverse_noise_scaling(sigmas[-1], x)
     return {**latent, "samples": denormalise(model.spec.space, x).to("cpu", torch.float32)}
+
+
+def _check_blocks(model: Model, guidance: Guidance, latent: dict, function) -> None:
+    """ValueError where a long video is asked for of another model, or what does not go with one."""
+    blocks = any(row.function is function for row in SAMPLERS.values() if row.block_causal)
+    mask = latent.get("noise_mask")
+    masked = mask is not None and bool((mask < 1).any())
+    others = [
+        *(["a ControlNet"] if guidance.controls() else []),
+        *(["a noise mask (image to video)"] if masked else []),
+        *(["Sana PAG"] if model.perturbation is not None else []),
+    ]
+    check_run(model.spec, blocks, guidance.cfg, others)
 
 
 def _normalised(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
@@ -166,6 +191,8 @@ def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
 
 def _guided(model: Model, guidance: Guidance, shape, mask, hints: dict) -> Callable:
     """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with the guidance that is asked for."""
+    if model.spec.family.block_causal:
+        return _denoiser_of_blocks(model, guidance.positive)
     predict = _predictions(model, guidance, shape, mask, hints)
     perturbation = model.perturbation
     perturbed = None
@@ -245,6 +272,19 @@ def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
     return denoise
 
 
+def _denoiser_of_blocks(model: Model, prompts: list) -> Callable:
+    """x0 of x_t for the block of a long video that a sampler's BlockCall names, with the prompt of that block."""
+    conditions = [_condition(model, [prompt]) for prompt in prompts]
+    starts = [start_of(options, model.spec.space.frames if model.spec.space else 1) for _, options in prompts]
+
+    def denoise(x, sigma, model_options=None, **_):
+        block = call_in((model_options or {}).get("transformer_options"))
+        given = conditions[prompt_of(starts, block)]
+        return _x0(model, x, sigma, context=given.context, block=block)
+
+    return denoise
+
+
 def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask) -> Callable:
     """x0 of x_t for two conditionings by one call of the network; a shorter prompt is padded, with a mask."""
     contexts, words = padded_contexts([towards.context, away.context])
@@ -271,6 +311,15 @@ def _step_bytes(model: Model, guidance: Guidance, shape, mask) -> int:
     """What one call of the network takes beside its weights, for one of the conditionings."""
     longest = max(states.shape[1] for states, _ in (*guidance.positive, *(guidance.negative or ())))
     return _call_bytes(model, shape, longest, mask)
+
+
+def _block_bytes(model: Model, guidance: Guidance, shape, options: dict) -> int:
+    """The same of a long video, of which a call has one block, and its state."""
+    longest = min(shape[2], 2 * options.get("block_frames", BLOCK) - 1)
+    cells = math.prod(shape[3:]) // math.prod(model.spec.patch[1:])
+    cached = options.get("cached_blocks", 0)
+    kept = state_bytes(model.module.config, shape[0], cells, model.dtype.itemsize, cached)
+    return kept + _step_bytes(model, guidance, (*shape[:2], longest, *shape[3:]), None)
 
 
 def _call_bytes(model: Model, shape, tokens: int, mask) -> int:

@@ -88,6 +88,12 @@ class Vae:
         with self._run("decoding") as run:
             yield from self.autoencoder.frames(samples, run)
 
+    def stream(self, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+        """The same of one video whose latents come in blocks; the blocks have a progress bar of their own."""
+        run = _Run(self, "decoding")
+        run.report = lambda done, total: None  # type: ignore[method-assign]
+        yield from self.autoencoder.stream(blocks, total, run)
+
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         with self._run("encoding") as run:
             return self.autoencoder.encode(pixels, run)
