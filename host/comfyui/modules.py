@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import comfy.cli_args
 import comfy.model_management
@@ -54,26 +55,31 @@ def use_comfy_ops(
     for part in module.modules():
         if type(part) is TokenEmbedding:
             part.__class__ = CastingEmbedding
-        plain = not hasattr(part, "comfy_cast_weights")
-        if plain and (part._parameters or part._buffers):
-            part.register_forward_pre_hook(_follow_input, with_kwargs=True)
+        if followers := [one for one in (part, *part.children()) if _is_plain(one)]:
+            part.register_forward_pre_hook(partial(_follow_input, followers), with_kwargs=True)
     return module
 
 
-def _follow_input(part, args, kwargs):
-    """Move a module's own parameters and buffers to its input's device.
+def _is_plain(part: torch.nn.Module) -> bool:
+    return not hasattr(part, "comfy_cast_weights") and bool(part._parameters or part._buffers)
+
+
+def _follow_input(followers, part, args, kwargs):
+    """Move the own parameters and buffers of a module and its children to its input's device.
 
     ComfyUI moves comfy's layers at each use. Of a model that it loads in part it leaves the other tensors
-    on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings.
+    on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings. A norm's weight is also
+    used where the norm itself is not called (networks.fast_layers).
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)
-    for name, parameter in part._parameters.items():
-        if parameter is not None and device is not None and parameter.device != device:
-            part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
-    for name, buffer in part._buffers.items():
-        if buffer is not None and device is not None and buffer.device != device:
-            part._buffers[name] = buffer.to(device)
+    for one in followers if device is not None else ():
+        for name, parameter in one._parameters.items():
+            if parameter is not None and parameter.device != device:
+                one._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
+        for name, buffer in one._buffers.items():
+            if buffer is not None and buffer.device != device:
+                one._buffers[name] = buffer.to(device)
 
 
 def uses_bf16(device: torch.device, fp32_flag: str) -> bool:
