@@ -22,6 +22,10 @@ CONSTRAINTS = {"tested": "constraints.txt", "oldest": "constraints-oldest.txt", 
 """The file of versions for each value of SANA_NODES_VERSIONS."""
 
 
+MOST_WORKERS = 4
+"""Tests at the same time; each takes up to 2 GB of memory."""
+
+
 def install(versions: str) -> None:
     """Make .venv and install this folder with its tests' needs; ``versions``: a key of CONSTRAINTS."""
     if not PYTHON.exists():
@@ -48,7 +52,8 @@ def main(arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         sys.stderr.write(f"the installation into {FOLDER} failed; its reason is above ({error.cmd[-1]})\n")
         return 1
-    command = ["-m", "sana_nodes", "demo"] if arguments[0] == "demo" else ["-m", "pytest"]
+    workers = ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "loadfile"]
+    command = ["-m", "sana_nodes", "demo"] if arguments[0] == "demo" else ["-m", "pytest", *workers]
     return subprocess.run([str(PYTHON), *command, *arguments[1:]], cwd=ROOT).returncode
 
 

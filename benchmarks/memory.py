@@ -180,14 +180,14 @@ def step_cases(name: str, device: str, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def step(network, spec: TransformerSpec, x, context, dtype: torch.dtype, timed: bool) -> Callable[[], object]:
-    """The computation of comfy's BaseModel._apply_model, with the network called as in ComfyForward."""
+    """A run's first computation of comfy's BaseModel._apply_model, with the network called as in ComfyForward."""
     sampling = spec.sampling()
     sigma = torch.ones(x.shape[0], device=x.device)
     guidance = torch.ones(1, device=x.device, dtype=dtype)
 
     def run():
         scaled = sampling.calculate_input(sigma, x).to(dtype)
-        inputs = network_inputs(spec, scaled, sampling.timestep(sigma).float(), context.to(dtype), guidance)
+        inputs = network_inputs(spec, scaled, sampling.timestep(sigma).float(), context.to(dtype), guidance, kept={})
         if timed:
             inputs["timestep"] = token_times(spec, inputs["timestep"], torch.ones_like(scaled[:, :1]))
         return sampling.calculate_denoised(sigma, network(**inputs)[0].float(), x)

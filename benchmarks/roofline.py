@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from memory import cases
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from tracing import FusedAttention
+from tracing import CONVOLUTIONS, FusedKernels, in_layout_of
 
 CARDS = {"H100": (989e12, 3.35e12), "RTX 4090": (165e12, 1.01e12), "RTX 5090": (210e12, 1.79e12)}
 """Operations a second in dense bfloat16 products with float32 sums, and bytes a second of memory (NVIDIA's sheets)."""
@@ -69,19 +70,32 @@ WITHOUT_KERNEL = {
 }
 
 
-class CountedAttention(FusedAttention):
-    """Scaled dot-product attention as one kernel that does not keep its map in memory."""
+class CountedKernels(FusedKernels):
+    """Attention, which does not keep its map in memory, and norms as one kernel each."""
 
     def __init__(self, kernels: list[Kernel]):
         super().__init__()
         self.kernels = kernels
 
-    def fused(self, query, key, value, *args, **kwargs):
-        out = super().fused(query, key, value, *args, **kwargs)
+    def attention(self, query, key, value, *args, **kwargs):
+        out = super().attention(query, key, value, *args, **kwargs)
         operations = 2 * query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-        moved = sum(t.numel() * t.itemsize for t in (query, key, value, out))
-        self.kernels.append(Kernel(operations, moved))
+        self.kernels.append(Kernel(operations, moved(query, key, value, out)))
         return out
+
+    def rms_norm(self, x, shape, weight=None, eps=None):
+        out = super().rms_norm(x)
+        self.kernels.append(Kernel(0, moved(x, out, *([] if weight is None else [weight]))))
+        return out
+
+
+def moved(*tensors: torch.Tensor) -> int:
+    """Bytes of tensors; what is expanded is read once."""
+    return sum(_distinct(t) * t.itemsize for t in tensors)
+
+
+def _distinct(x: torch.Tensor) -> int:
+    return math.prod(size for size, stride in zip(x.shape, x.stride()) if stride)
 
 
 class Launches(TorchDispatchMode):
@@ -93,6 +107,7 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        result = in_layout_of(args[0], result) if func in CONVOLUTIONS else result
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         storages = {id(t.untyped_storage()) for t in given}
@@ -100,13 +115,13 @@ class Launches(TorchDispatchMode):
         if made and not is_view and func._overloadpacket not in WITHOUT_KERNEL:
             count = flop_registry.get(func._overloadpacket)
             operations = count(*args, **(kwargs or {}), out_val=result) if count else 0
-            self.kernels.append(Kernel(int(operations), sum(t.numel() * t.itemsize for t in (*given, *made))))
+            self.kernels.append(Kernel(int(operations), moved(*given, *made)))
         return result
 
 
 def launches(call: Callable[[], object]) -> list[Kernel]:
     counted = Launches()
-    with torch.no_grad(), CountedAttention(counted.kernels), counted:
+    with torch.no_grad(), CountedKernels(counted.kernels), counted:
         call()
     return counted.kernels
 

@@ -2,9 +2,9 @@
 
 ``traced_peak`` runs a call on meta tensors and counts the storages that exist at the same time: from the operation that
 returns a storage until its last tensor is deleted, so views, aliases and in-place operations count once. Scaled
-dot-product attention counts as a fused kernel, as on a graphics card: only its output. The workspace of a kernel (of a
-convolution, for example) is not included. ``allocated_peak`` is the same for PyTorch's CPU allocator, from its
-profiler, and ``cuda_peak`` for a graphics card.
+dot-product attention and ``rms_norm`` count as fused kernels, as on a graphics card: only their output. The workspace
+of a kernel (of a convolution, for example) is not included. ``allocated_peak`` is the same for PyTorch's CPU
+allocator, from its profiler, and ``cuda_peak`` for a graphics card.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class FusedAttention(TorchFunctionMode):
+class FusedKernels(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
-            return self.fused(*args, **kwargs)
+            return self.attention(*args, **kwargs)
+        if func is torch.nn.functional.rms_norm:
+            return self.rms_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def fused(self, query, key, value, *args, **kwargs):
-        return query.new_empty(*query.shape[:-1], value.shape[-1])
+    def attention(self, query, key, value, *args, **kwargs):
+        """Its result is [B, tokens, heads, channels] in memory, as the fast kernels write it."""
+        batch, heads, tokens = query.shape[:3]
+        return query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
+
+    def rms_norm(self, x, *args, **kwargs):
+        return torch.empty_like(x.contiguous())
 
 
 CONVOLUTIONS = {torch.ops.aten.convolution.default}
@@ -34,7 +41,7 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By the number of dimensions."""
 
 
-def _in_layout_of(given: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+def in_layout_of(given: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """A convolution's result as processors and cards lay it out: on meta tensors it is never channels last."""
     layout = LAYOUTS.get(given.ndim)
     if layout is None or not result.is_meta or not given.is_contiguous(memory_format=layout):
@@ -50,7 +57,7 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        result = _in_layout_of(args[0], result) if func in CONVOLUTIONS else result
+        result = in_layout_of(args[0], result) if func in CONVOLUTIONS else result
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in given:
@@ -72,7 +79,7 @@ class _Counting(TorchDispatchMode):
 @torch.no_grad()
 def traced_peak(call: Callable[[], object]) -> int:
     """Peak bytes that ``call`` allocates on meta tensors, with its result and without its inputs."""
-    with FusedAttention(), _Counting() as counting:
+    with FusedKernels(), _Counting() as counting:
         result = call()
     peak = counting.peak
     del result

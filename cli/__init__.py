@@ -1,4 +1,4 @@
-"""The command line: sana-nodes run | models | get | demo."""
+"""The command line: sana-nodes run | models | get | quantize | demo."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sana-nodes", description="Run SANA workflows from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="run | models | get | demo")
+    commands = parser.add_subparsers(required=True, metavar="run | models | get | quantize | demo")
     run = commands.add_parser("run", help="run an API-format workflow to its end")
     run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
     run.add_argument(
@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("name", nargs="?", metavar="NAME", help="without it, the names are listed")
     get.add_argument("--to", type=Path, metavar="DIR", help="models folder (default: ./models, or ComfyUI's)")
     get.set_defaults(command=_get)
+    quantize = commands.add_parser("quantize", help="write a transformer in one of ComfyUI's quantised formats")
+    quantize.add_argument("model", type=Path, metavar="MODEL", help="a file, a folder, or a pipeline's folder")
+    quantize.add_argument("--format", required=True, choices=("fp8", "int8", "nvfp4", "mxfp8"))
+    quantize.add_argument("--output", type=Path, metavar="FILE", help="default: ./MODEL-FORMAT.safetensors")
+    quantize.set_defaults(command=_quantize)
     demo = commands.add_parser("demo", help="generate with the small demo weights that come with the pack")
     demo.add_argument("prompt", nargs="?", metavar="PROMPT")
     demo.add_argument("--video", action="store_true", help="a video with SANA-Video")
@@ -81,6 +86,12 @@ def _models(options: argparse.Namespace) -> int:
     from .inventory import models_command
 
     return models_command(options)
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from .quantize import quantize_command
+
+    return quantize_command(options)
 
 
 def _get(options: argparse.Namespace) -> int:

@@ -1,25 +1,21 @@
 """The published models by short names, and how to get one: ``sana-nodes get NAME``.
 
-The table is published.json: name, repository on the Hugging Face hub, the kind of model folder it goes
-into, and where a repository holds more than is needed, the ``variant`` or ``folder`` to take; a ``revision`` pins it
-to a commit. huggingface_hub downloads, resumes within a file whose connection broke, and keeps whole files for the
-next call; it compares sizes alone, so the weights are held here against the sha256 that the hub gives.
+huggingface_hub downloads, resumes within a file whose connection broke, and keeps whole files for the next call; it
+compares sizes alone, so the weights are held here against the sha256 that the hub gives.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..model_loaders.published import Published, published
 from .calls import BadCall, failure, find_comfyui
 
-TABLE = Path(__file__).resolve().parent / "published.json"
 BLOCK = 1 << 22
 """Bytes that are read at a time."""
 
@@ -30,24 +26,6 @@ INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>[a-z]+\d+)
 
 class CannotGet(RuntimeError):
     """A download that failed, with the reason and what to do."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """One row of the table."""
-
-    name: str
-    repository: str
-    kind: str
-    what: str
-    variant: str | None = None
-    folder: str | None = None
-    revision: str | None = None
-
-
-def published() -> list[Published]:
-    """The table's rows."""
-    return [Published(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))]
 
 
 def needed_files(names: Sequence[str], variant: str | None = None, folder: str | None = None) -> list[str]:

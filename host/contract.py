@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,16 @@ class SaveTarget:
         return partial(self.path, suffix)
 
 
+def listed(folders: Mapping[str, str | Path], suffix: str, folder: str) -> dict[str, Path]:
+    """Files of a suffix: in each of ``folders``, which are given by what ends a name there, also below ``folder``."""
+    found = {}
+    for ending, root in folders.items():
+        for file in sorted([*Path(root).glob(f"*{suffix}"), *(Path(root) / folder).rglob(f"*{suffix}")]):
+            if file.is_file():
+                found[f"{file.relative_to(root).as_posix()}{ending}"] = file
+    return found
+
+
 class Host(Protocol):
     """What a node may ask of whoever runs it.
 
@@ -43,11 +53,11 @@ class Host(Protocol):
     def roots(self, kind: str) -> list[Path]:
         """Folders that hold models of a kind: diffusers, diffusion_models, text_encoders, vae, …"""
 
-    def model(self, loaded: Any, weight_dtype: str) -> Any:
-        """A MODEL of a LoadedTransformer."""
+    def model(self, loaded: Any, weight_dtype: str, products: str = "native") -> Any:
+        """A MODEL of a LoadedTransformer; ``products``: one of precision.PRODUCTS, where weights stay quantised."""
 
-    def clip(self, loaded: Any, weight_dtype: str, device: str = "default") -> Any:
-        """A CLIP of a LoadedTextEncoder; ``device``: default or cpu."""
+    def clip(self, loaded: Any, weight_dtype: str, device: str = "default", products: str = "native") -> Any:
+        """A CLIP of a LoadedTextEncoder; ``device``: default or cpu. ``products`` as for a MODEL."""
 
     def vae(self, loaded: Any, weight_dtype: str) -> Any:
         """A VAE of a LoadedVae."""
@@ -63,6 +73,12 @@ class Host(Protocol):
 
     def apply_lora(self, model: Any, loaded: Any, strength: float) -> Any:
         """A MODEL with a LoadedLora at ``strength``; the one given stays as it is."""
+
+    def apply_perturbation(self, model: Any, perturbation: Any) -> Any:
+        """A MODEL that samples with a Perturbation, or with None without; the one given stays as it is."""
+
+    def compile(self, model: Any, mode: str, vae: Any = None) -> tuple[Any, Any]:
+        """A MODEL in a mode of networks.accelerated.MODES, and a VAE, if there is one; those given stay as they are."""
 
     def encode_prompt(
         self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool
@@ -81,8 +97,8 @@ class Host(Protocol):
     def empty_latent(self, shape: tuple[int, ...]) -> Any:
         """Zeros where the host keeps latents between nodes."""
 
-    def sampler(self, function: Callable) -> Any:
-        """A SAMPLER of a function with k-diffusion's signature."""
+    def sampler(self, function: Callable, **options) -> Any:
+        """A SAMPLER of a function with k-diffusion's signature; ``options`` go to the function."""
 
     def sample(
         self,
@@ -95,11 +111,13 @@ class Host(Protocol):
         seed: int,
         negative: list | None = None,
         cfg: float = 1.0,
+        steps: int | None = None,
         **options,
     ) -> dict:
         """Run a sampler function over a LATENT: ``noise`` float32 of its shape; ``options`` go to the function.
 
-        ``negative`` and a ``cfg`` other than 1 make it classifier-free guidance.
+        ``negative`` and a ``cfg`` other than 1 make it classifier-free guidance. ``steps``: how many the function
+        tells its callback, if not one between two ``sigmas``.
         """
 
     def vae_spec(self, vae: Any, /) -> Any:
@@ -107,6 +125,19 @@ class Host(Protocol):
 
     def decode_frames(self, vae: Any, samples: Any) -> Iterator:
         """A video LATENT's frames in order, [n, H, W, 3] at a time, one video after another."""
+
+    def decode_stream(self, vae: Any, blocks: Iterator, total: int) -> Iterator:
+        """The same of one video whose LATENT's samples come in ``blocks`` along time, ``total`` latent frames in all.
+
+        A block is asked for when the frames of those before are taken. ValueError for a VAE that is not ours.
+        """
+
+    @property
+    def interrupts(self) -> tuple[type[BaseException], ...]:
+        """What is raised where the person interrupted."""
+
+    def saved_files(self, suffix: str, folder: str) -> dict[str, Path]:
+        """Files of a suffix in the input folder and in ``folder`` of the output folder: what to call them to path."""
 
     def check_prefix(self, prefix: str) -> None:
         """ValueError or OSError for a ``filename_prefix`` under which nothing can be saved; nothing is made."""

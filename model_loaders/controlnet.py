@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..networks.controlnet import ControlNetSpec
+from ..networks.precision import stored_dtype
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Value
 from .files.kinds import Kind, require_kind
@@ -47,5 +50,6 @@ def load_controlnet(path: Path) -> LoadedControlNet:
     quantised = load_strictly(module, checkpoint)
     config = module.config
     width = config.num_attention_heads * config.attention_head_dim
-    spec = ControlNetSpec(config.in_channels, width, config.num_layers)
+    clips = not quantised and stored_dtype(module) == torch.float16
+    spec = ControlNetSpec(config.in_channels, width, config.num_layers, clips)
     return LoadedControlNet(module, spec, checkpoint.path, quantised)

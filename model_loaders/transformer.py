@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, TransformerSpec
+from ..networks.precision import stored_dtype
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
-from .files.kinds import PREFIX, TRANSFORMERS, require_kind
+from .files.kinds import PREFIX, TRAINING_PREFIX, TRANSFORMERS, of_variant, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
+from .quantised.writer import StoredWeight, write_quantised
 
 HINT = "Give Sana Load Transformer a SANA transformer (models/diffusion_models)."
 
@@ -34,15 +40,42 @@ class LoadedTransformer:
     quantised: Mapping[str, Value] = field(default_factory=dict)
 
 
-def load_transformer(path: Path) -> LoadedTransformer:
-    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights."""
+def load_transformer(path: Path, variant: str = "auto") -> LoadedTransformer:
+    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights.
+
+    ``variant``: whether a SANA-Video is LongSANA (standard, long), which auto takes from its config or its name.
+    """
+    checkpoint, family, positions = _opened(path, variant)
+    return _loaded(checkpoint, family, positions)
+
+
+def write_quantised_transformer(path: Path, output: Path, wanted: str, written: Callable[[StoredWeight], None]) -> None:
+    """The transformer at ``path`` in a quantised format, as a file ``output`` with its config beside it.
+
+    ``wanted``: a key of quantised.packing.PACKINGS. UnusableFile before anything is written if it is no transformer.
+    """
+    checkpoint, family, positions = _opened(path)
+    module = _loaded(checkpoint, family, positions).module
+    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    del module  # and with it the mapping of all its weights
+    write_quantised(checkpoint, output, wanted, written)
+    output.with_suffix(".json").write_text(
+        json.dumps({"_class_name": family.config_class or family.module, **config}, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def _opened(path: Path, variant: str = "auto") -> tuple[Checkpoint, Family, dict]:
+    """A transformer's checkpoint in diffusers' naming, and what its config says of position tables."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
-    checkpoint = checkpoint.without_prefix(PREFIX)
-    family = FAMILIES[found.kind.key]
+    family = FAMILIES[of_variant(found, checkpoint.path, checkpoint.config, variant).kind.key]
+    checkpoint = checkpoint.without_prefix(PREFIX).without_prefix(TRAINING_PREFIX)
     positions = {} if family.video else position_config(checkpoint)
+    return to_diffusers(checkpoint, found), family, positions
+
+
+def _loaded(checkpoint: Checkpoint, family: Family, positions: dict) -> LoadedTransformer:
     config_of = video_config_from_shapes if family.video else config_from_shapes
-    checkpoint = to_diffusers(checkpoint, found)
 
     import diffusers
 
@@ -52,7 +85,17 @@ def load_transformer(path: Path) -> LoadedTransformer:
     make = getattr(diffusers, family.module)
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
-    return LoadedTransformer(module, spec_of(module.config, family), checkpoint.path, quantised)
+    spec = spec_of(module.config, family)
+    spec = replace(spec, clips=spec.float16 and stored_dtype(module) == torch.float16)
+    if family.block_causal:
+        spec = replace(spec, fingerprint=_fingerprint(module))
+    return LoadedTransformer(module, spec, checkpoint.path, quantised)
+
+
+def _fingerprint(module) -> str:
+    """Tells models of one size apart, in whatever dtype they are stored."""
+    table = module.scale_shift_table.detach().to(torch.bfloat16)
+    return hashlib.sha256(table.float().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_config(config: Mapping, checkpoint: Checkpoint, video: bool = False) -> None:
@@ -86,6 +129,7 @@ def spec_of(config, family: Family) -> TransformerSpec:
         guidance_scale=config.guidance_embeds_scale if embedded and not family.video else None,
         flow_shift=family.large_flow_shift if large else family.flow_shift,
         time_scale=1.0 if family.uses_angles or family.video else getattr(config, "timestep_scale", 1.0),
+        float16=not (family.uses_angles or family.video) and config.qk_norm is None,
     )
 
 

@@ -1,20 +1,27 @@
 """Encode and decode LATENTs, for every autoencoder and every host.
 
 A host supplies a Run: device, dtype and memory management. If memory runs out, the pass is repeated in
-tiles. Tiles of images are exact (tiling.py); tiles of videos overlap and are blended (streaming.py).
+smaller and smaller tiles. Tiles of images are exact (tiling.py); tiles of videos overlap and are blended
+(streaming.py).
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
 from einops import rearrange
 
 from . import fast_autoencoder, fast_video_autoencoder, streaming
+from .accelerated import CompiledBlocks, accelerated
 from .latent_spaces import LATENT_SPACES, VaeSpec, by_channel, space_of
+from .live_decoding import LiveDecoding
 from .memory import vae_memory
 from .streaming import Tiles
 from .tiling import Tiling
@@ -22,10 +29,13 @@ from .tiling import Tiling
 logger = logging.getLogger(__name__)
 
 IMAGE_TILE = 1024
-"""The default tile size of images, in pixels."""
+"""The default tile size of images, in pixels; where they do not fit, their halves are tried."""
 
 VIDEO_TILE, VIDEO_OVERLAP = 256, 64
 """Tile size and overlap in pixels for video frames that do not fit into memory; ComfyUI's defaults."""
+
+LEAST_TILE = 64
+"""Pixels on a side of the smallest tiles that are tried."""
 
 
 FAST_LAYERS = {
@@ -61,6 +71,9 @@ class Run(Protocol):
     def fits(self, needed: int) -> bool:
         """Whether the device could hold ``needed`` bytes at all."""
 
+    def has_room(self, needed: int) -> bool:
+        """Whether ``needed`` bytes are free on the device now."""
+
     def ran_out_of_memory(self, error: Exception) -> bool:
         """Whether an exception says that the device's memory was not enough."""
 
@@ -71,8 +84,21 @@ class Run(Protocol):
 class Autoencoder:
     """One of diffusers' autoencoders and its spec. LATENTs are ComfyUI's; pixels are in [0, 1]."""
 
+    blocks: CompiledBlocks | None = None
+
     def __init__(self, module: torch.nn.Module, spec: VaeSpec):
         self.module, self.spec, self.memory = module, spec, vae_memory(module, spec)
+        self.weights = sum(parameter.nbytes for parameter in module.parameters())
+
+    def compiled(self, mode: str, device: torch.device) -> Autoencoder:
+        """The same autoencoder with its decoder in a mode of Sana Compile.
+
+        With graphs it stays as it is: its kernels take far longer than their launches.
+        """
+        made = copy.copy(self)
+        chosen = accelerated(self.module, "off" if mode == "graphs" else mode, device, self.spec.name)
+        made.blocks = chosen if isinstance(chosen, CompiledBlocks) else None
+        return made
 
     @torch.no_grad()
     def decode(self, samples: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
@@ -83,16 +109,30 @@ class Autoencoder:
         """
         raw = to_autoencoder(self.spec, samples)
         if self.spec.is_video:
-            tiles = self._video_tiles(tile, overlap)
             return streaming.gather(
-                self.spec, raw, lambda one: self._frames(one, run, tiles), run.output, run.output_dtype
+                self.spec, raw, lambda one: self._frames(one, run, tile, overlap), run.output, run.output_dtype
             )
         return rearrange(to_unit_range(self._images("decode", raw, run, tile)), "b c h w -> b h w c")
 
     def frames(self, samples: torch.Tensor, run: Run) -> Iterator[torch.Tensor]:
         """The frames of each video in order, a few at a time: [n, H, W, 3]."""
         for one in to_autoencoder(self.spec, samples).split(1):
-            yield from self._frames(one, run, None)
+            yield from self._frames(one, run, None, None)
+
+    def stream(self, blocks: Iterator[torch.Tensor], total: int, run: Run) -> Iterator[torch.Tensor]:
+        """The frames of one video whose LATENT comes in ``blocks`` [1, C, f, h, w], ``total`` latent frames in all."""
+        make_tiles = partial(self._video_tiles, VIDEO_TILE, VIDEO_OVERLAP)
+        live, done = LiveDecoding(self.module, self.spec, run, make_tiles, self.memory.decode), 0
+        for block in blocks:
+            done += block.shape[2]
+            for frames in live.frames(to_autoencoder(self.spec, block), done >= total):
+                yield self._shown(frames, run)
+            run.report(done, total)
+
+    def _shown(self, frames: torch.Tensor, run: Run) -> torch.Tensor:
+        """Frames [1, 3, n, H, W] of the autoencoder as an IMAGE."""
+        pixels = frames[0].to(run.output, run.output_dtype, copy=True)
+        return rearrange(to_unit_range(pixels), "c f h w -> f h w c")
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
@@ -103,43 +143,63 @@ class Autoencoder:
         """
         pixels = crop_to_cells(self.spec, pixels[..., :3])
         if self.spec.is_video:
-            raw = self._latents(pixels if pixels.ndim == 5 else pixels[None], run, self._video_tiles(tile, overlap))
+            raw = self._latents(pixels if pixels.ndim == 5 else pixels[None], run, tile, overlap)
         else:
             raw = self._images("encode", rearrange(pixels, "b h w c -> b c h w") * 2.0 - 1.0, run, tile)
         return from_autoencoder(self.spec, raw.to(run.output, run.output_dtype))
 
     def _images(self, half: str, given: torch.Tensor, run: Run, tile: int | None) -> torch.Tensor:
-        """``encode`` or ``decode`` images [B, C, h, w] one by one; in tiles after the first that does not fit."""
+        """``encode`` or ``decode`` images [B, C, h, w] one by one; after one that did not fit, in its tiles."""
         made = []
         for number, one in enumerate(given.split(1)):
-            whole = self._whole_image(half, one, run) if tile is None else None
-            if whole is None:
-                tile = tile or IMAGE_TILE
-                whole = self._tiled_image(half, one, run, tile, _report_of(run, number, len(given)))
-            made.append(whole.to(run.output, run.output_dtype))
+            report = _report_of(run, number, len(given))
+            for attempt in self._attempts(
+                f"the image is {half}d", run, tile, IMAGE_TILE, self._image_bytes(half, one, run)
+            ):
+                with attempt:
+                    tile = attempt.tile
+                    whole = self._image(half, one, run, tile, report).to(run.output, run.output_dtype)
+            made.append(whole)
         return made[0] if len(made) == 1 else torch.cat(made)
 
-    def _whole_image(self, half: str, given: torch.Tensor, run: Run) -> torch.Tensor | None:
-        """None if it does not fit into memory."""
-        needed = getattr(self.memory, half)(given.shape, run.dtype.itemsize)
-        if not run.fits(needed):
-            return None
-        run.make_room(needed)
-        try:
-            return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
-        except Exception as error:
-            if not run.ran_out_of_memory(error):
-                raise
-            logger.warning("Out of memory: the image is %sd in tiles of %d pixels.", half, IMAGE_TILE)
-        run.free_memory()  # not above: an exception that is being handled holds what its pass made
-        return None
+    def _image(self, half: str, given: torch.Tensor, run: Run, tile: int | None, report: Callable) -> torch.Tensor:
+        if tile is None:
+            with self._blocks(half):
+                return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
+        return getattr(Tiling(tile, run.device, run.dtype, report, run.output), half)(self.module, given)
 
-    def _tiled_image(self, half: str, given: torch.Tensor, run: Run, tile: int, report: Callable) -> torch.Tensor:
+    def _blocks(self, half: str) -> AbstractContextManager:
+        return self.blocks.active() if self.blocks is not None and half == "decode" else nullcontext()
+
+    def _image_bytes(self, half: str, given: torch.Tensor, run: Run) -> Callable[[int | None], int]:
+        """What a pass takes, by the size of its tiles."""
         cell = self.spec.spatial_ratio if half == "decode" else 1
         height, width = (length * cell for length in given.shape[-2:])
-        run.make_room(getattr(self.memory, f"{half}_in_tiles")(height, width, tile, run.dtype.itemsize))
-        tiling = Tiling(tile, run.device, run.dtype, report, run.output)
-        return getattr(tiling, half)(self.module, given)
+
+        def needed(tile: int | None) -> int:
+            if tile is None:
+                return getattr(self.memory, half)(given.shape, run.dtype.itemsize)
+            return getattr(self.memory, f"{half}_in_tiles")(height, width, tile, run.dtype.itemsize)
+
+        return needed
+
+    def _attempts(self, what: str, run: Run, tile: int | None, usual: int, needed: Callable) -> Iterator[Attempt]:
+        """Sizes of tiles to try until one has fitted: those of which the device could hold ``needed(tile)`` bytes.
+
+        Each is half of the one before; the first is ``tile``, or the whole where none is asked for. The smallest is
+        tried in any case.
+        """
+        tiles = [*([None] if tile is None else []), *_halves(tile or usual)]
+        for number, side in enumerate(tiles):
+            last = number == len(tiles) - 1
+            if not (last or run.fits(needed(side) + self.weights)):
+                continue
+            run.make_room(needed(side))
+            attempt = Attempt(side, what, tiles[number + 1 :], run)
+            yield attempt
+            if attempt.fitted:
+                return
+            run.free_memory()  # here: an exception that is being handled holds what its pass made
 
     def _video_tiles(self, tile: int | None, overlap: int | None) -> Tiles | None:
         """Tiles of ``tile`` pixels, in latent cells."""
@@ -149,47 +209,67 @@ class Autoencoder:
         overlap = size // 4 if overlap is None else overlap // self.spec.spatial_ratio
         return Tiles(size, min(overlap, size - 1))
 
-    def _frames(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
-        """Frames of one video; repeated in tiles if a whole frame does not fit into memory."""
+    def _frames(self, raw: torch.Tensor, run: Run, tile: int | None, overlap: int | None) -> Iterator[torch.Tensor]:
+        """Frames of one video; repeated in smaller tiles where those before did not fit into memory."""
+
+        def needed(side: int | None) -> int:
+            cells = [min(length, (side or math.inf) // self.spec.spatial_ratio) for length in raw.shape[3:]]
+            return self.memory.decode((*raw.shape[:3], *map(int, cells)), run.dtype.itemsize)
+
         done = 0
-        for attempt in (tiles, tiles or self._video_tiles(VIDEO_TILE, VIDEO_OVERLAP)):
-            try:
-                for number, piece in enumerate(self._decoded_pieces(raw, run, attempt)):
+        for attempt in self._attempts("frames are decoded", run, tile, VIDEO_TILE, needed):
+            with attempt:
+                for number, piece in enumerate(
+                    self._decoded_pieces(raw, run, self._video_tiles(attempt.tile, overlap))
+                ):
                     if number >= done:
                         done += 1
                         yield piece
-                return
-            except Exception as error:
-                if attempt is not None or not run.ran_out_of_memory(error):
-                    raise
-                logger.warning("Out of memory while decoding: retrying in tiles of %d pixels.", VIDEO_TILE)
-            run.free_memory()
 
     def _decoded_pieces(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
-        sides = raw.shape[3:] if tiles is None else [min(side, tiles.size) for side in raw.shape[3:]]
-        run.make_room(self.memory.decode((*raw.shape[:3], *sides), run.dtype.itemsize))
         shown, total = 0, raw.shape[2]
-        for piece in streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles):
-            pixels = piece[0].to(run.output, run.output_dtype, copy=True)
+        pieces = streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles, run.has_room)
+        for piece in pieces:
+            pixels = self._shown(piece, run)
             shown = min(shown + streaming.PIECE, total)
             run.report(shown, total)
-            yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
+            yield pixels
 
-    def _latents(self, videos: torch.Tensor, run: Run, tiles: Tiles | None) -> torch.Tensor:
-        for attempt in (tiles, tiles or self._video_tiles(VIDEO_TILE, VIDEO_OVERLAP)):
-            size = max(videos.shape[2:4]) if attempt is None else attempt.size * self.spec.spatial_ratio
-            sides = (min(side, size) for side in videos.shape[2:4])
-            run.make_room(self.memory.encode((*videos.shape[:2], *sides), run.dtype.itemsize))
-            try:
-                return streaming.encode_pieces(
-                    self.module, self.spec, videos, run.device, run.dtype, attempt, run.report
-                )
-            except Exception as error:
-                if attempt is not None or not run.ran_out_of_memory(error):
-                    raise
-                logger.warning("Out of memory while encoding: retrying in tiles of %d pixels.", VIDEO_TILE)
-            run.free_memory()
-        raise AssertionError("the second attempt returns or raises")
+    def _latents(self, videos: torch.Tensor, run: Run, tile: int | None, overlap: int | None) -> torch.Tensor:
+        def needed(side: int | None) -> int:
+            sides = [min(length, side or length) for length in videos.shape[2:4]]
+            return self.memory.encode((*videos.shape[:2], *sides), run.dtype.itemsize)
+
+        given = self.module, self.spec, videos, run.device, run.dtype
+        for attempt in self._attempts("frames are encoded", run, tile, VIDEO_TILE, needed):
+            with attempt:
+                tiles = self._video_tiles(attempt.tile, overlap)
+                latents = streaming.encode_pieces(*given, tiles, run.report, run.has_room)
+        return latents
+
+
+class Attempt:
+    """One pass, in tiles of ``tile`` pixels or whole: a block that may run out of memory unless it is the last."""
+
+    def __init__(self, tile: int | None, what: str, smaller: list, run: Run):
+        self.tile, self.what, self.smaller, self.run, self.fitted = tile, what, smaller, run, False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        self.fitted = error is None
+        if self.fitted or not self.smaller or not self.run.ran_out_of_memory(error):
+            return False
+        logger.warning("Out of memory: %s in tiles of %d pixels or less.", self.what, self.smaller[0])
+        return True
+
+
+def _halves(side: int) -> list[int]:
+    """``side`` and its halves, down to the smallest tile."""
+    halves = [side]
+    while halves[-1] // 2 >= LEAST_TILE:
+        halves.append(halves[-1] // 2)
+    return halves
 
 
 def _report_of(run: Run, number: int, count: int) -> Callable[[int, int], None]:

@@ -12,11 +12,15 @@ from ..samplers.trigflow import TrigFlow, flow_time
 
 @dataclass(frozen=True)
 class ControlNetSpec:
-    """``width``: channels of a token. ``layers``: the number of transformer blocks that get a residual."""
+    """``width``: channels of a token. ``layers``: the number of transformer blocks that get a residual.
+
+    ``clips``: as in a TransformerSpec; SANA's ControlNets were trained for SANA 1.0.
+    """
 
     latent_channels: int
     width: int
     layers: int
+    clips: bool = False
 
 
 def check_vae(spec: ControlNetSpec, vae, channels: int | None, is_video: bool) -> None:
@@ -57,6 +61,18 @@ def hint_latent(spec: ControlNetSpec, images, shape, ratio: int, cover: Cover, e
     height, width = (side * ratio for side in shape[-2:])
     hint = encode(torch.stack([cover(image, width, height) for image in images[: shape[0]]]))
     return hint if len(hint) == 1 else hint[torch.arange(shape[0]) % len(hint)]
+
+
+def acts_at(sigma: torch.Tensor, first: float, last: float) -> bool:
+    """Whether noise levels ``sigma`` [B] are in the part of a run from level ``first`` down to ``last``.
+
+    For a part of the run the program waits for the level; for the whole run it need not.
+    """
+    return (first >= WHOLE_RUN and last <= 0) or last <= sigma[0].item() <= first
+
+
+WHOLE_RUN = 1.0
+"""What flow matching begins with; TrigFlow's first level is above every angle."""
 
 
 def control_time(sampling, sigma):

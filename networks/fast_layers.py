@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from . import card_layers
+
 TOKENS = 512
 """Tokens of one step on a processor: its float32 copies are about the size of the cache."""
 
-TOKENS_ON_DEVICES = 4096
-"""On a card, where each step costs launches, and the copies are small beside the weights."""
+TOKENS_ON_DEVICES = 16384
+"""On a card, where each step costs launches: of so many tokens each operator takes far longer than its launch."""
 
 
 def tokens_of_step(device: torch.device) -> int:
@@ -32,9 +34,14 @@ def tokens_of_step(device: torch.device) -> int:
     return TOKENS if device.type == "cpu" else TOKENS_ON_DEVICES
 
 
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of sums over ``x``: float32, or float64 where it is that already."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def rms_scale(x: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / sqrt(mean(x^2) + eps) of [..., channels], float32 [..., 1]."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
     return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
@@ -42,20 +49,29 @@ def rms_norm(norm, x: torch.Tensor) -> torch.Tensor:
     """diffusers' RMSNorm without a bias of an ``x`` that nobody else has, in place; as it is where there is no norm."""
     if norm is None:
         return x
+    if card_layers.few_launches(x):
+        return card_layers.rms_norm(norm, x)
     scale = rms_scale(x, norm.eps)
     return x.mul_(scale.to(x.dtype)).mul_(norm.weight.to(x))
 
 
-def linear_attention(attn, tokens: torch.Tensor, source: torch.Tensor, turns=None) -> torch.Tensor:
+def linear_attention(
+    attn, tokens: torch.Tensor, source: torch.Tensor, turns=None, before: Callable | None = None
+) -> torch.Tensor:
     """ReLU linear attention (arXiv 2410.10629) of [B, tokens, width] with sums over all tokens in float32.
 
     ``turns`` [tokens, channels of a head / 2], complex: the rotations of queries and keys by their positions, which
-    act on the sums with the values and not on the divisor (SANA-Video, arXiv 2509.24695).
+    act on the sums with the values and not on the divisor (SANA-Video, arXiv 2509.24695). ``before``: gives for the
+    sums of each sample's own tokens those to attend to, with the tokens before them.
     """
-    weights = [None if norm is None else norm.weight.float().to(tokens.device) for norm in (attn.norm_q, attn.norm_k)]
+    if card_layers.few_launches(tokens) and source is tokens:
+        return card_layers.linear_attention(attn, tokens, turns, TOKENS_ON_DEVICES, before)
+    wide, norms = wide_dtype(tokens), (attn.norm_q, attn.norm_k)
+    weights = [None if norm is None else norm.weight.to(tokens.device, wide) for norm in norms]
     eps = attn.norm_k and attn.norm_k.eps
     key, value = attn.to_k(source), attn.to_v(source)
     sums = [_key_sums(k, v, attn.heads, weights[1], eps, turns) for k, v in zip(key, value)]
+    sums = sums if before is None else before(sums)
     del key, value
     query = attn.to_q(tokens)
     for one, sums_of_one in zip(query, sums):
@@ -70,7 +86,7 @@ def _key_sums(key, value, heads: int, weight, eps, turns) -> tuple[torch.Tensor,
         k32 = _positive(k, weight, eps)
         total = total + k32.sum(0)
         k32 = rotated(k32, turn, heads)
-        sums = sums + _by_head(k32, heads).transpose(1, 2) @ _by_head(v.float(), heads)
+        sums = sums + _by_head(k32, heads).transpose(1, 2) @ _by_head(v.to(k32.dtype), heads)
     return sums, total
 
 
@@ -86,7 +102,7 @@ def _attend(query, heads: int, weight, turns, sums, total) -> None:
 
 def _positive(x: torch.Tensor, weight, eps: float | None = None) -> torch.Tensor:
     """The ReLU of [tokens, channels] in float32, after its norm; without ``eps`` only after the norm's weight."""
-    wide = x.float() if weight is None else x.float().mul(weight)
+    wide = x.to(wide_dtype(x)) if weight is None else x.to(wide_dtype(x)).mul(weight)
     return functional.relu(wide if eps is None else wide.mul_(rms_scale(x, eps)))
 
 
@@ -108,7 +124,10 @@ def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 class CrossAttention:
-    """Processor: scaled dot-product attention to the prompt; ``replaced``: diffusers' own, used with gradients."""
+    """Processor: scaled dot-product attention to the prompt; ``replaced``: diffusers' own, used with gradients.
+
+    In place of a prompt's states it takes their :func:`keys_and_values`.
+    """
 
     def __init__(self, replaced):
         self.replaced = replaced
@@ -117,25 +136,28 @@ class CrossAttention:
         if torch.is_grad_enabled():
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        batch, length, _ = source.shape
+        # the prompt's norm gives its weight's dtype
+        key, value = source if isinstance(source, tuple) else keys_and_values(attn, source.to(hidden_states.dtype))
+        query = _heads(attn, rms_norm(attn.norm_q, attn.to_q(hidden_states)))
         if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
-        query = rms_norm(attn.norm_q, attn.to_q(hidden_states))
-        key, value = rms_norm(attn.norm_k, attn.to_k(source)), attn.to_v(source)
-        query, key, value = (t.unflatten(2, (attn.heads, -1)).transpose(1, 2) for t in (query, key, value))
+            attention_mask = attention_mask[:, :, None]  # [B, 1, L] of the prompt, for all heads and tokens
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](mixed))
         return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
 
 
-def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """norm(x) * (1 + scale) + shift of [B, tokens, channels], ``scale`` and ``shift`` [B, 1 or tokens, channels].
+def keys_and_values(attn, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What cross-attention reads of a prompt's states [B, L, width]: [B, heads, L, channels of a head] each."""
+    return _heads(attn, rms_norm(attn.norm_k, attn.to_k(states))), _heads(attn, attn.to_v(states))
 
-    ``scale`` is nobody else's: 1 is added to it in place.
-    """
-    scale.add_(1)
+
+def _heads(attn, x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """norm(x) * scale + shift of [B, groups, tokens, channels]; ``scale`` and ``shift`` [B, groups, 1, channels]."""
     if scale.shape[:-1].numel() == 1 and norm.weight is None:
         return functional.layer_norm(x, x.shape[-1:], scale.flatten(), shift.flatten(), norm.eps)
     normed = norm(x)
@@ -143,29 +165,53 @@ def modulated(norm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -
 
 
 def is_fast(block, hidden_states: torch.Tensor, timestep: torch.Tensor) -> bool:
-    """Whether a block's forward may be ours: no gradients, and one dtype."""
-    return not torch.is_grad_enabled() and hidden_states.dtype == timestep.dtype == block.scale_shift_table.dtype
+    """Whether a block's forward may be ours: no gradients, and one dtype.
+
+    A host may compute in another dtype than that of the block's table (ComfyUI's ModelComputeDtype), float64 aside.
+    """
+    one = hidden_states.dtype == timestep.dtype and block.scale_shift_table.dtype.itemsize <= 4
+    return one and not torch.is_grad_enabled()
 
 
-def run_block(block, x, vectors, caption, caption_mask, feed_forward: Callable, **positions) -> torch.Tensor:
+SHIFT_MSA, SCALE_MSA, GATE_MSA, SHIFT_MLP, SCALE_MLP, GATE_MLP = range(6)
+SCALES = slice(SCALE_MSA, None, SCALE_MLP - SCALE_MSA)
+
+
+def vector_of(block, vectors: torch.Tensor, index: int, ready: bool, dtype: torch.dtype) -> torch.Tensor:
+    """One vector of a block's modulation [B, groups, 1, width]; a scale has its 1 added."""
+    if ready:
+        return vectors[:, :, index, None].to(dtype)
+    vector = (block.scale_shift_table[index] + vectors[:, :, index]).to(dtype)
+    return (vector.add_(1) if index in (SCALE_MSA, SCALE_MLP) else vector)[:, :, None]
+
+
+def run_block(
+    block, x, vectors, caption, caption_mask, feed_forward: Callable, ready: bool = False, **positions
+) -> torch.Tensor:
     """The steps of a block for tokens ``x`` [B, tokens, width], which are left as they are.
 
-    ``vectors`` [B, 1 or tokens, 6, width]: the modulation of each sample or of each token, of which one vector at a
-    time is computed. ``feed_forward``: of modulated tokens. ``positions``: what self-attention is given beside them.
+    ``vectors`` [B, groups, 6, width]: the modulation of as many groups of tokens of equal size: of a sample, of a
+    frame, or of each token. ``ready``: the block's own are added, and 1 to the scales; else one vector at a time is
+    computed. ``feed_forward``: of modulated tokens. ``positions``: what self-attention is given beside them.
     """
-    shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = range(6)
+    groups = vectors.shape[1], -1
 
-    def vector(index: int) -> torch.Tensor:
-        return block.scale_shift_table[index] + vectors[:, :, index]
+    def apart(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.unflatten(1, groups)
+
+    def normed(norm, x: torch.Tensor, scale: int, shift: int) -> torch.Tensor:
+        wanted = (vector_of(block, vectors, index, ready, x.dtype) for index in (scale, shift))
+        return modulated(norm, apart(x), *wanted).flatten(1, 2)
 
     x = x.contiguous()  # of the patches' embedding the channels are not last
-    attended = block.attn1(modulated(block.norm1, x, vector(scale_msa), vector(shift_msa)), **positions)
-    x = torch.addcmul(x, vector(gate_msa), attended)
+    attended = block.attn1(normed(block.norm1, x, SCALE_MSA, SHIFT_MSA), **positions)
+    x = torch.addcmul(apart(x), vector_of(block, vectors, GATE_MSA, ready, x.dtype), apart(attended)).flatten(1, 2)
     del attended
     if block.attn2 is not None:
         x += block.attn2(x, encoder_hidden_states=caption, attention_mask=caption_mask)
-    out = feed_forward(modulated(block.norm2, x, vector(scale_mlp), vector(shift_mlp)))
-    return x.addcmul_(vector(gate_mlp), out)
+    out = feed_forward(normed(block.norm2, x, SCALE_MLP, SHIFT_MLP))
+    apart(x).addcmul_(vector_of(block, vectors, GATE_MLP, ready, x.dtype), apart(out))
+    return x
 
 
 class ProductOfPixels:

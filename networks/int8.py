@@ -82,8 +82,12 @@ def quantise(layer: torch.nn.Linear) -> Int8Linear:
 
 
 def floating_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict with int8 weights dequantised to the dtype of most other weights, for a file that is portable."""
+    """A state dict with int8 weights dequantised to the dtype of most other weights, for a file that is portable.
+
+    Layers with ComfyUI's mark (comfy_quant) stay as they are.
+    """
     scales = {key for key in state if key.endswith(".weight_scale")}
+    scales -= {f"{key.removesuffix('.comfy_quant')}.weight_scale" for key in state if key.endswith(".comfy_quant")}
     others = [value.dtype for key, value in state.items() if key not in scales and value.is_floating_point()]
     dtype = max(others, key=others.count, default=torch.float32)
     saved = {}

@@ -23,6 +23,10 @@ class _Run:
     def park(self, device) -> None:
         self.memory = {key: kept.to(device) for key, kept in self.memory.items()}
 
+    @property
+    def nbytes(self) -> int:
+        return sum(kept.numel() * kept.itemsize for kept in self.memory.values())
+
     def conv(self, layer, x: torch.Tensor, last: bool, norm=None, activation=None) -> torch.Tensor:
         """LTX2VideoCausalConv3d, which repeats the first and last frames only at the ends of the video.
 
@@ -144,6 +148,10 @@ class Ltx2Decoder:
     def park(self, device) -> None:
         self.run.park(device)
 
+    @property
+    def nbytes(self) -> int:
+        return self.run.nbytes
+
 
 class Ltx2Encoder:
     """AutoencoderKLLTX2Video's encoder, a few frames at a time."""
@@ -168,3 +176,7 @@ class Ltx2Encoder:
 
     def park(self, device) -> None:
         self.run.park(device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.run.nbytes

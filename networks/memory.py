@@ -9,10 +9,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .fast_autoencoder import STEP, STRIP
+import torch
+
+from .fast_autoencoder import STRIP_ON_DEVICES
 from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
 from .tiling import halos
+
+OUT_OF_MEMORY = (
+    *("out of memory", "not enough memory", "can't allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "HIPBLAS_STATUS_ALLOC_FAILED"),
+)
+"""What a RuntimeError says where there was too little memory: of MPS, of a driver, of libraries, of a processor."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was not enough: torch.OutOfMemoryError (CUDA, ROCm), or a RuntimeError that says so."""
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, torch.OutOfMemoryError) or any(part.lower() in words.lower() for part in OUT_OF_MEMORY)
+
 
 CAPTION = 300
 """The assumed number of prompt tokens if it is not known yet: SANA's maximum."""
@@ -28,7 +43,8 @@ class TransformerMemory:
     - Where the prompt is normalised in float32, with fewer tokens than the prompt has.
     - With ``casting`` (weights are cast at each use) where the largest weights are cast.
 
-    Per-token timesteps (image to video) add seven vectors of the model's width to each token.
+    What ``layers`` blocks read of the prompt is kept beside all of it, from one step of a run to the next. Per-token
+    timesteps (image to video) add seven vectors of the model's width to each token.
     """
 
     width: int
@@ -36,6 +52,7 @@ class TransformerMemory:
     caption_channels: int
     patch: tuple[int, int, int]
     casting: bool = False
+    layers: int = 0
 
     def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
         """``shape``: [B, C, H, W] or [B, C, F, H, W] of the latents in one call; ``timed``: per-token timesteps."""
@@ -43,15 +60,15 @@ class TransformerMemory:
         cells, float32 = math.prod(shape[2:]), 4 / itemsize
         tokens = batch * cells // math.prod(self.patch)
         prompt, halves = batch * captions, 2 * self.mlp_ratio
-        kept = tokens * (7 if timed else 0)
-        wide, copied = self._tokens_at_a_time(shape, tokens), min(tokens // batch, TOKENS_ON_DEVICES)
+        kept, read = tokens * (7 if timed else 0), 2 * self.layers * prompt
+        wide, copied = self._tokens_at_a_time(shape, tokens), min(tokens, TOKENS_ON_DEVICES)
         widths = [
-            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + prompt,
-            kept + tokens * 5 + copied * 3.5 * float32 + prompt,
+            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + read,
+            kept + tokens * 6 + copied * 3.5 * float32 + read,
             kept + tokens * 1.5 + prompt * (1 + 2 * float32),
         ]
         if self.casting:
-            widths.append(kept + tokens * 4 + wide * halves + prompt + halves * self.width)
+            widths.append(kept + tokens * 4 + wide * halves + read + halves * self.width)
             widths.append(6 * self.width)
         latents = batch * (2 * channels * cells + self.caption_channels * captions)
         return int(itemsize * (self.width * max(widths) + latents))
@@ -68,7 +85,7 @@ def transformer_memory(module, patch: tuple[int, int, int], casting: bool = Fals
     """The memory of one of diffusers' SANA transformers."""
     config = module.config
     width = config.num_attention_heads * config.attention_head_dim
-    return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch, casting)
+    return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch, casting, config.num_layers)
 
 
 @dataclass(frozen=True)
@@ -82,13 +99,12 @@ class Stage:
     def bytes_of(self, pixels: int, itemsize: int) -> int:
         """A block that attends: twice its feed-forward, which is eight times as wide, its input, and that before.
 
-        A block of convolutions: input and output, and a strip between them twice, or once and in float32.
+        A block of convolutions: input and output, and a strip between them twice.
         """
         values = pixels * self.channels // self.cell**2
         if self.attends:
             return 18 * itemsize * values
-        strip = min(values, STRIP)
-        return 2 * itemsize * values + max(2 * itemsize * strip, itemsize * strip + 8 * min(strip, STEP))
+        return 2 * itemsize * (values + min(values, STRIP_ON_DEVICES))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ TEXT_ENCODER_DTYPES = ("default", "bf16", "fp32", "int8_bnb")
 VAE_DTYPES = ("default", "bf16", "fp32")
 
 
+PRODUCTS = ("native", "full precision")
+"""How weights are multiplied that stay quantised: as the device can, or dequantised at each use."""
+
+
 def parse_weight_dtype(name: str, allowed: tuple[str, ...]) -> torch.dtype | None:
     """The torch dtype of a widget value; None keeps the file's. ValueError if it is unknown or not available."""
     if name not in allowed:
@@ -72,10 +76,21 @@ def compute_dtype(stored: torch.dtype, native_bf16: bool) -> torch.dtype:
     return torch.bfloat16 if native_bf16 and stored != torch.float32 else torch.float32
 
 
+BF16_FROM = {"cuda": (8, 0), "mps": (14,)}
+"""The first that have bfloat16: compute capability of NVIDIA's cards (Ampere), version of macOS on Apple's."""
+
+ROCM_WITHOUT_BF16 = ("gfx7", "gfx8", "gfx900", "gfx902", "gfx904", "gfx906", "gfx909", "gfx90c", "gfx10")
+"""AMD's architectures before CDNA and RDNA 3, by how their names begin: they convert at each product."""
+
+
 def native_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 by itself, as torch says; where it cannot say, no."""
+    """Whether a device multiplies matrices in bfloat16 by itself. Of other kinds of devices it is not known: no."""
+    if device.type == "cuda" and torch.version.hip:
+        return not torch.cuda.get_device_properties(device).gcnArchName.startswith(ROCM_WITHOUT_BF16)
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= BF16_FROM["cuda"]
+    if device.type == "mps":
+        return tuple(int(part) for part in platform.mac_ver()[0].split(".")[:1] if part) >= BF16_FROM["mps"]
     return device.type == "cpu" and _cpu_native_bf16()
 
 

@@ -88,10 +88,19 @@ def weights_hash(module) -> str:
 
 
 def weights_probe(module) -> tuple[float, ...]:
-    """A few values of each matrix: others once a LoRA or a hook has been put into the weights."""
-    return tuple(
-        torch.cat([p.detach().flatten()[:4].cpu().float() for p in module.parameters() if p.ndim > 1]).tolist()
-    )
+    """A few values of each matrix: others once a LoRA or a hook has been put into the weights.
+
+    Of ComfyUI's quantised tensors what they store, which needs no dequantising.
+    """
+    stored = [getattr(p, "_qdata", p) for p in module.parameters() if p.ndim > 1]
+    first = [p.detach().flatten()[:4].float() for p in stored]
+    probes: dict[int, list[float]] = {}
+    for device in {t.device for t in first}:  # one transfer for each
+        numbers = [number for number, t in enumerate(first) if t.device == device]
+        values = torch.cat([first[number] for number in numbers]).tolist()
+        for number in numbers:
+            probes[number], values = values[: len(first[number])], values[len(first[number]) :]
+    return tuple(value for number in sorted(probes) for value in probes[number])
 
 
 class PromptCache:

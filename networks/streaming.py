@@ -31,6 +31,14 @@ class Coder(Protocol):
     def park(self, device: torch.device | str) -> None:
         """Move the cache between pieces to a device."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+
+
+def _bytes_of(kept: Iterable) -> int:
+    return sum(t.numel() * t.itemsize for t in kept if isinstance(t, torch.Tensor))
+
 
 class _ReadOnce(list):
     """Cached frames for the last piece: each is freed once it is read, and none is kept after it."""
@@ -60,6 +68,10 @@ class WanDecoder:
     def park(self, device) -> None:
         self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
 
+    @property
+    def nbytes(self) -> int:
+        return _bytes_of(self.memory)
+
 
 class WanEncoder:
     """AutoencoderKLWan's encoder: the first frame, then four frames for each latent frame."""
@@ -84,6 +96,10 @@ class WanEncoder:
     def park(self, device) -> None:
         self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
 
+    @property
+    def nbytes(self) -> int:
+        return _bytes_of(self.memory)
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -100,17 +116,25 @@ class Tiles:
         return [*range(0, length - self.size, stride), length - self.size]
 
 
+HasRoom = Callable[[int], bool]
+
+
 class Tiled:
     """A coder for tiles that overlap and are blended: the memory of a tile, not of a frame.
 
-    The cache of a tile is on the CPU while other tiles are computed.
+    The caches of the tiles stay on the device where ``has_room(bytes)`` says that they fit, else each is on the CPU
+    while other tiles are computed.
     """
 
-    def __init__(self, make: Callable[[], Coder], tiles: Tiles, scale: float, ratio: int, device):
+    def __init__(
+        self, make: Callable[[], Coder], tiles: Tiles, scale: float, ratio: int, device, has_room: HasRoom | None
+    ):
         self.make, self.tiles, self.device = make, tiles, device
         self.scale, self.ratio = scale, ratio
         """``scale``: output cells per input cell; ``ratio``: input cells per latent cell."""
         self.coders: dict[tuple[int, int], Coder] = {}
+        self.has_room = has_room or (lambda needed: False)
+        self.parked_on: torch.device | str | None = None
 
     def push(self, piece: torch.Tensor, last: bool) -> torch.Tensor:
         rows, columns = piece.shape[-2] // self.ratio, piece.shape[-1] // self.ratio
@@ -123,7 +147,7 @@ class Tiled:
                 coder = self.coders[top, left]
                 coder.park(self.device)
                 part = coder.push(tile.to(self.device), last)
-                coder.park("cpu")
+                coder.park(self._between(coder, rows, columns))
                 if total is None:
                     side = [int(s * self.scale) for s in piece.shape[-2:]]
                     total = torch.zeros(*part.shape[:3], *side, dtype=part.dtype)
@@ -131,8 +155,19 @@ class Tiled:
                 self._add(part.to("cpu"), total, weights, top, left, (rows, columns))
         return total.div_(weights.to(total.dtype))
 
+    def _between(self, coder: Coder, rows: int, columns: int) -> torch.device | str:
+        """Where the caches are kept between tiles: it is found with the first one."""
+        if self.parked_on is None:
+            count = len(self.tiles.starts(rows)) * len(self.tiles.starts(columns))
+            self.parked_on = self.device if self.has_room(coder.nbytes * count) else "cpu"
+        return self.parked_on
+
     def park(self, device) -> None:
-        """Nothing to do: between pieces the cache of every tile is on the CPU."""
+        """Nothing to do: it is said above where the cache of every tile is."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(coder.nbytes for coder in self.coders.values())
 
     def _tile(self, piece, top, left):
         size, ratio = self.tiles.size, self.ratio
@@ -167,16 +202,36 @@ ENCODERS: dict[str, Callable[..., Coder]] = {"wan": WanEncoder, "ltx2": Ltx2Enco
 """By the key of the latent space; an encoder returns the mode of the distribution."""
 
 
-@torch.no_grad()
-def decode_pieces(module, spec: VaeSpec, latents: torch.Tensor, device, dtype, tiles: Tiles | None = None) -> Iterator:
-    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w]."""
+def decoder(module, spec: VaeSpec, device, tiles: Tiles | None = None, has_room: HasRoom | None = None) -> Coder:
+    """A decoder for one video of an autoencoder, in ``tiles`` where they are given.
+
+    ``has_room(bytes)``: whether so much is free on the device beside a tile.
+    """
     make = partial(DECODERS[spec.space.key], module)
-    coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device)
+    return make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device, has_room)
+
+
+@torch.no_grad()
+def push_pieces(coder: Coder, latents: torch.Tensor, device, dtype, ends: bool) -> Iterator:
+    """The frames [B, 3, n, H, W] that latents [B, C, f, h, w] complete; ``ends``: they are the last ones."""
     for start in range(0, latents.shape[2], PIECE):
         piece = latents[:, :, start : start + PIECE].to(device, dtype)
-        frames = coder.push(piece, start + PIECE >= latents.shape[2])
+        frames = coder.push(piece, ends and start + PIECE >= latents.shape[2])
         if frames.shape[2]:
             yield frames
+
+
+def decode_pieces(
+    module,
+    spec: VaeSpec,
+    latents: torch.Tensor,
+    device,
+    dtype,
+    tiles: Tiles | None = None,
+    has_room: HasRoom | None = None,
+) -> Iterator:
+    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w]; see decoder."""
+    yield from push_pieces(decoder(module, spec, device, tiles, has_room), latents, device, dtype, True)
 
 
 def gather(
@@ -203,6 +258,7 @@ def encode_pieces(
     dtype,
     tiles: Tiles | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
+    has_room: HasRoom | None = None,
 ) -> torch.Tensor:
     """The autoencoder's latents [B, C, f, h, w] of frames [B, F, H, W, 3] in [0, 1], a few frames at a time.
 
@@ -211,7 +267,7 @@ def encode_pieces(
     """
     frames = (pixels.shape[1] - 1) // spec.temporal_ratio * spec.temporal_ratio + 1
     make, ratio = partial(ENCODERS[spec.space.key], module), spec.spatial_ratio
-    coder = make() if tiles is None else Tiled(make, tiles, 1 / ratio, ratio, device)
+    coder = make() if tiles is None else Tiled(make, tiles, 1 / ratio, ratio, device, has_room)
     latents, step = [], spec.temporal_ratio * PIECE
     for start in range(0, frames, step):
         stop = min(start + step, frames)

@@ -37,8 +37,10 @@ class TokenEmbedding(torch.nn.Embedding):
 
     def forward(self, ids):
         rows = functional.embedding(ids.to(self.weight.device), self.weight)
-        rows = rows.to(device=ids.device, dtype=self.compute_dtype or rows.dtype)
-        # transformers 5 scales inside the embedding by a buffer; transformers 4 in the model's forward
+        return self.scaled(rows.to(device=ids.device, dtype=self.compute_dtype or rows.dtype))
+
+    def scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """transformers 5 scales inside the embedding by a buffer; transformers 4 in the model's forward."""
         scale = getattr(self, "embed_scale", None)
         return rows if scale is None else rows * scale.to(rows)
 

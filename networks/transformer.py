@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from ..samplers.block_causal import BlockCall
 from .families import TransformerSpec
 
 
 def network_inputs(
-    spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None, context_mask=None
+    spec: TransformerSpec,
+    x,
+    time,
+    context,
+    guidance=None,
+    mask=None,
+    control=None,
+    context_mask=None,
+    kept=None,
+    block: BlockCall | None = None,
 ) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
@@ -17,7 +27,9 @@ def network_inputs(
     [1 or B, L, caption_channels], ``guidance`` [1] or [B], unscaled (only for SANA-Sprint), ``mask``
     broadcastable to ``x``: 0 where a video's latent is kept (only for SANA-Video), ``control``: the
     ControlNet residuals after each block except the first, [B, tokens, width] each, ``context_mask`` [B, L]:
-    0 where a context has no token (padded_contexts).
+    0 where a context has no token (padded_contexts). ``kept``: a dict, at first empty, for what calls of one run with
+    this context and its mask need not compute again (fast_model.py). ``block``: of a long video, whose state the
+    call reads.
     """
     inputs = {
         "hidden_states": x,
@@ -28,12 +40,16 @@ def network_inputs(
     if control:
         inputs["controlnet_block_samples"] = tuple(control)
         _check_control(spec, control)
+    if kept is not None:
+        inputs["kept"] = kept
     if context_mask is not None:
         inputs["encoder_attention_mask"] = context_mask
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
-    if spec.family.video and mask is not None:
-        inputs["timestep"] = token_times(spec, time, mask.expand(x.shape[0], -1, *x.shape[2:]))
+    if block is not None:
+        inputs["block"] = block
+    elif spec.family.video and mask is not None:
+        inputs["timestep"] = token_times(spec, time, _like(mask, x))
     return inputs
 
 
@@ -65,7 +81,26 @@ def velocity(spec: TransformerSpec, output):
     return output[0][:, : spec.latent_channels]
 
 
+def mask_of_times(mask: torch.Tensor) -> torch.Tensor:
+    """What of a video's noise mask [B, C, F, H, W] sets the times: [B, 1, F, 1, 1] where each frame has one.
+
+    It asks for the mask's values: once in a run.
+    """
+    of_frames = mask[:, :1, :, :1, :1]
+    return of_frames if bool((mask[:, :1] == of_frames).all()) else mask[:, :1]
+
+
+def _like(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A mask in the size of ``x``; of whole frames it keeps one row and one column."""
+    sides = mask.shape[3:] if mask.shape[3:] == (1, 1) else x.shape[3:]
+    return mask.expand(x.shape[0], -1, x.shape[2], *sides)
+
+
 def token_times(spec: TransformerSpec, time: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The timestep of each token [B, 1, F, h, w], 0 where the latent is kept (SanaImageToVideoPipeline)."""
-    free = functional.avg_pool3d(mask[:, :1].float(), spec.patch)
+    """The timestep of each token [B, 1, F, h, w], 0 where the latent is kept (SanaImageToVideoPipeline).
+
+    ``mask`` [B, 1 or C, F, H, W]; [B, 1, F, 1, 1] gives each frame's.
+    """
+    patch = spec.patch if mask.shape[3:] != (1, 1) else (spec.patch[0], 1, 1)
+    free = functional.avg_pool3d(mask[:, :1].float(), patch)
     return time.view(-1, 1, 1, 1, 1) * free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import host
 from ..host import errors
-from . import conditioning, describing, latents, loaders, sampling, sketch, video
+from . import conditioning, describing, latents, loaders, long_sampling, long_video, sampling, sketch, video
 
 _CLASSES = (
     loaders.SanaLoadPipeline,
@@ -15,6 +15,7 @@ _CLASSES = (
     loaders.SanaLoadControlNet,
     conditioning.SanaEncodePrompt,
     conditioning.SanaEncodeVideoPrompt,
+    conditioning.SanaPromptSchedule,
     latents.SanaResolution,
     latents.SanaEmptyLatent,
     latents.SanaEmptyVideoLatent,
@@ -28,10 +29,18 @@ _CLASSES = (
     sampling.SanaFlowSample,
     sampling.SanaFlowSigmas,
     sampling.SanaFlowSampler,
+    long_sampling.SanaLongVideoSample,
+    long_sampling.SanaLongVideoSigmas,
+    long_sampling.SanaLongVideoSampler,
+    sampling.SanaPAG,
+    sampling.SanaCompile,
     video.SanaSaveVideo,
     video.SanaDecodeSaveVideo,
     video.SanaSaveFrames,
     video.SanaSelectFrames,
+    long_video.SanaLongVideoSave,
+    long_video.SanaSaveVideoState,
+    long_video.SanaLoadVideoState,
 )
 
 NODE_CLASS_MAPPINGS = {cls.__name__: errors.speak(describing.announced(cls)) for cls in _CLASSES}

@@ -6,6 +6,7 @@ import torch
 
 from .. import host
 from ..media.pictures import cover, crop_to_size
+from ..model_loaders.versions import check_libraries
 from ..networks.latent_spaces import DC_AE, VaeSpec, neutral_latent
 from ..networks.resolutions import BIN_NAMES, nearest_size
 from ..samplers import noise, trigflow
@@ -97,6 +98,7 @@ class SanaResolution:
         return {"required": {"width": _side("Width"), "height": _side("Height"), "bins": (list(BIN_NAMES), bins)}}
 
     def choose(self, width, height, bins):
+        check_libraries()
         return nearest_size(width, height, bins)
 
 

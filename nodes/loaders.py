@@ -7,10 +7,11 @@ import math
 from .. import host
 from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
 from ..model_loaders.files import folders
-from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
+from ..model_loaders.files.kinds import TRANSFORMERS, VAES, VARIANTS, Kind
 from ..model_loaders.files.listing import models_of_kind
 from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
+    PRODUCTS,
     TEXT_ENCODER_DTYPES,
     TRANSFORMER_DTYPES,
     VAE_DTYPES,
@@ -31,18 +32,33 @@ def _roots(*kinds: str):
     return [root for kind in kinds for root in host.current().roots(kind)]
 
 
-def _choice(names: list[str], tooltip: str):
-    return (names, {"tooltip": tooltip})
+def _choice(names: list[str], what: str, tooltip: str, *kinds: str):
+    """A list to choose a model from; where it would be empty, its one entry says what goes where."""
+    return (folders.demo_last(names) or [_none_found(what, *kinds)], {"tooltip": tooltip})
+
+
+def _none_found(what: str, *kinds: str) -> str:
+    return f"none found: put a {what} in {folders.folder_for(_roots(*kinds))}"
 
 
 def _weight_dtype(values: tuple[str, ...]):
     return (list(values), {"default": "default", "tooltip": DTYPE_TIP, "advanced": True})
 
 
+def _products():
+    tip = (
+        "For quantised files, in ComfyUI 0.8 and later: native multiplies in the file's format where the device can; "
+        "full precision dequantises each weight at each use."
+    )
+    return (list(PRODUCTS), {"default": PRODUCTS[0], "tooltip": tip, "advanced": True})
+
+
 def _validate_name(name: str | None, what: str, *kinds: str):
     """True, or an error message for a name that no model folder has, which ComfyUI shows before it runs anything."""
     if name is None:  # connected to another node
         return True
+    if name == _none_found(what, *kinds):
+        return f"no {what} is there yet: put one in {folders.folder_for(_roots(*kinds))}, then press R"
     try:
         folders.find_model(_roots(*kinds), name, what)
     except (FileNotFoundError, ValueError) as error:
@@ -66,8 +82,9 @@ class SanaLoadPipeline:
     @classmethod
     def INPUT_TYPES(cls):
         names = folders.list_folders(_roots("diffusers"), "model_index.json")
-        tip = "A folder under models/diffusers that contains a model_index.json."
-        return {"required": {"pipeline": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
+        tip = "A folder under models/diffusers that contains a model_index.json. A name with demo: the demo weights."
+        dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
+        return {"required": {"pipeline": _choice(names, "pipeline folder", tip, "diffusers"), **dtype}}
 
     VALIDATE_INPUTS = checks.Validation(
         lambda pipeline=None, **_: _validate_name(pipeline, "pipeline folder", "diffusers"),
@@ -105,17 +122,26 @@ class SanaLoadTransformer:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots(*TRANSFORMER_FOLDERS), TRANSFORMERS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
-        return {"required": {"model_name": _choice(names, tip), "weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}}
+        variant = {
+            "default": VARIANTS[0],
+            "tooltip": "Whether a SANA-Video is LongSANA (long). auto: what its config or its file's name says.",
+            "advanced": True,
+        }
+        dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
+        return {
+            "required": {"model_name": _choice(names, "transformer", tip, *TRANSFORMER_FOLDERS), **dtype},
+            "optional": {"products": _products(), "variant": (list(VARIANTS), variant)},
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
-    def load(self, model_name, weight_dtype):
+    def load(self, model_name, weight_dtype, products=PRODUCTS[0], variant="auto"):
         check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
-        return (host.current().model(transformer.load_transformer(path), weight_dtype),)
+        return (host.current().model(transformer.load_transformer(path, variant), weight_dtype, products),)
 
 
 class SanaLoadTextEncoder:
@@ -133,24 +159,26 @@ class SanaLoadTextEncoder:
     @classmethod
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("text_encoders"), (Kind.GEMMA2,))
+        tip = "A folder or file of Gemma-2 under models/text_encoders."
         device_tip = "cpu keeps the text encoder off the graphics card: slower, but saves up to 5 GB of its memory."
         return {
             "required": {
-                "encoder_name": _choice(names, "A folder or file of Gemma-2 under models/text_encoders."),
+                "encoder_name": _choice(names, "text encoder", tip, "text_encoders"),
                 "weight_dtype": _weight_dtype(TEXT_ENCODER_DTYPES),
                 "device": (["default", "cpu"], {"default": "default", "tooltip": device_tip, "advanced": True}),
-            }
+            },
+            "optional": {"products": _products()},
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, encoder_name=None):
         return _validate_name(encoder_name, "text encoder", "text_encoders")
 
-    def load(self, encoder_name, weight_dtype, device):
+    def load(self, encoder_name, weight_dtype, device, products=PRODUCTS[0]):
         check_libraries()
         parse_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES)
         path = folders.find_model(_roots("text_encoders"), encoder_name, "text encoder")
-        return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device),)
+        return (host.current().clip(text_encoder.load_text_encoder(path), weight_dtype, device, products),)
 
 
 class SanaLoadVAE:
@@ -169,7 +197,7 @@ class SanaLoadVAE:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("vae"), VAES)
         tip = "A file or folder under models/vae."
-        return {"required": {"vae_name": _choice(names, tip), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
+        return {"required": {"vae_name": _choice(names, "VAE", tip, "vae"), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
     VALIDATE_INPUTS = checks.Validation(
         lambda vae_name=None, **_: _validate_name(vae_name, "VAE", "vae"), rules.vae_fits, always="vae_name"
@@ -197,6 +225,7 @@ class SanaLoadLora:
     @classmethod
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("loras"), (Kind.LORA,))
+        tip = "A file under models/loras, made for this size of SANA."
         strength = {
             "default": 1.0,
             "min": -100.0,
@@ -207,7 +236,7 @@ class SanaLoadLora:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "A SANA transformer."}),
-                "lora_name": _choice(names, "A file under models/loras, made for this size of SANA."),
+                "lora_name": _choice(names, "LoRA", tip, "loras"),
                 "strength": ("FLOAT", strength),
             }
         }
@@ -243,8 +272,8 @@ class SanaLoadControlNet:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots("controlnet"), (Kind.CONTROLNET,))
         tip = "A file or folder of a SANA ControlNet under models/controlnet."
-        dtype = _weight_dtype(TRANSFORMER_DTYPES)
-        return {"required": {"control_net_name": _choice(names, tip), "weight_dtype": dtype}}
+        dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
+        return {"required": {"control_net_name": _choice(names, "ControlNet", tip, "controlnet"), **dtype}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, control_net_name=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import host
+from ..networks.long_video import check_run
 
 
 def require_sana(model):
@@ -27,4 +28,28 @@ def require_flow(model):
     spec = require_sana(model)
     if spec.family.uses_angles:
         raise ValueError(f"this MODEL is {spec.name}, which flow matching cannot sample: use {spec.family.node}")
+    if spec.family.block_causal:
+        raise ValueError(
+            f"this MODEL is {spec.name}, which is sampled block by block: use {spec.family.node}, or Sana Long Video "
+            "Sigmas for its noise levels"
+        )
     return spec
+
+
+def require_long(model):
+    """The same, for LongSANA only."""
+    spec = require_sana(model)
+    check_run(spec, blocks=True)
+    return spec
+
+
+def require_blocks(model) -> int:
+    """The number of blocks of an image model that is not Sprint, whose attention can be perturbed; else ValueError."""
+    spec = require_sana(model)
+    if spec.family.uses_angles or spec.family.video:
+        raise ValueError(
+            f"this MODEL is {spec.name}: perturbed-attention guidance is for SANA's image models that are not Sprint, "
+            "as in diffusers; remove Sana PAG"
+        )
+    names = host.current().weight_shapes(model)
+    return len({name.split(".")[1] for name in names if name.startswith("transformer_blocks.")})

@@ -5,30 +5,12 @@ from __future__ import annotations
 import torch
 
 from .. import host
+from ..networks import perturbed
+from ..networks.accelerated import MODES
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
 from . import checks
-from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
-from .models import require_flow, require_sprint
-
-
-def _samples_of(latent: dict, spec) -> torch.Tensor:
-    """The latent's samples, [B, C, H, W] or [B, C, F, H, W] for video; ValueError if they do not fit the model."""
-    samples = latent["samples"]
-    wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
-    if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
-        vae = spec.space.name if spec.space else "the VAE of its size"
-        raise ValueError(
-            f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
-            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, "
-            "which is this model's"
-        )
-    for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
-        if size % patch:
-            raise ValueError(
-                f"the latent's {name} is {size}, but {spec.name} needs a multiple of its patch size {patch}: "
-                f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
-            )
-    return samples
+from .inputs import denoise_input, samples_of, schedule_inputs, seed_input, validate_schedule
+from .models import require_blocks, require_flow, require_sana, require_sprint
 
 
 def _add_noise_input():
@@ -81,7 +63,7 @@ class SanaSCMSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, require_sprint(model))
+        samples = samples_of(latent_image, require_sprint(model))
         if sigmas is None:
             sigmas = trigflow.scm_sigmas(steps, max_timesteps, intermediate_timesteps, denoise)
         if len(trigflow.check_sigmas(sigmas)) < 2:
@@ -236,7 +218,7 @@ class SanaFlowSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, require_flow(model))
+        samples = samples_of(latent_image, require_flow(model))
         if sigmas is None:
             sigmas = flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
         if len(flow_match.check_sigmas(sigmas)) < 2:
@@ -287,3 +269,83 @@ class SanaFlowSampler:
 
     def get(self, solver):
         return (host.current().sampler(flow_solver(solver).function),)
+
+
+class SanaPAG:
+    DISPLAY_NAME = "Sana PAG"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = (
+        "Perturbed-attention guidance for SANA's image models that are not Sprint, with the results of diffusers' "
+        "SanaPAGPipeline. Each step takes one more call of the transformer."
+    )
+    SEARCH_ALIASES = ["sana", "pag", "perturbed attention guidance", "guidance"]
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model with perturbed-attention guidance, for any sampler.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        scale = {
+            "default": 3.0,
+            "min": 0.0,
+            "max": 100.0,
+            "step": 0.1,
+            "tooltip": "How far to lead away from the perturbed prediction; 0 turns it off.",
+        }
+        layers = {
+            "default": "8",
+            "tooltip": "The blocks, from 0, whose self-attention is perturbed; several separated by commas.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A SANA image model that is not Sprint."}),
+                "scale": ("FLOAT", scale),
+                "layers": ("STRING", layers),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, layers=None):
+        try:
+            perturbed.parse_layers("0" if layers is None else layers)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    def apply(self, model, scale, layers):
+        blocks = require_blocks(model)
+        chosen = perturbed.Perturbation(scale, perturbed.parse_layers(layers, blocks))
+        return (host.current().apply_perturbation(model, chosen if scale else None),)
+
+
+class SanaCompile:
+    DISPLAY_NAME = "Sana Compile"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = (
+        "Runs a SANA model with less waiting between its kernels: torch.compile of whole blocks, or CUDA graphs."
+    )
+    SEARCH_ALIASES = ["sana", "torch.compile", "cuda graphs", "speed", "inductor"]
+    FUNCTION = "compile"
+    RETURN_TYPES = ("MODEL", "VAE")
+    OUTPUT_TOOLTIPS = ("The model in this mode.", "The VAE in this mode, if one is connected.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        mode = {
+            "default": MODES[0],
+            "tooltip": "blocks: torch.compile of each block, at the first run of a size. graphs: CUDA graphs, for "
+            "short steps on an NVIDIA card; elsewhere the model runs without. off: neither.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A SANA, SANA-Sprint or SANA-Video model."}),
+                "mode": (list(MODES), mode),
+            },
+            "optional": {
+                "vae": ("VAE", {"tooltip": "SANA's VAE: of DC-AE the decoder is compiled too, in the mode blocks."})
+            },
+        }
+
+    def compile(self, model, mode, vae=None):
+        require_sana(model)
+        return host.current().compile(model, mode, vae)

@@ -11,7 +11,7 @@ from ..media.pixels import check_frames
 from . import checks, rules
 
 
-def _file_inputs() -> dict:
+def file_inputs() -> dict:
     fps = {
         "default": 16.0,
         "min": 0.01,
@@ -34,11 +34,11 @@ def _file_inputs() -> dict:
         "fps": ("FLOAT", fps),
         "format": (available, kind),
         "quality": ("INT", quality),
-        "filename_prefix": _prefix_input("video/Sana"),
+        "filename_prefix": prefix_input("video/Sana"),
     }
 
 
-def _prefix_input(prefix: str):
+def prefix_input(prefix: str):
     return ("STRING", {"default": prefix, "tooltip": "Folder and start of the file name, below the output folder."})
 
 
@@ -55,13 +55,13 @@ def _check_file(filename_prefix=None, **_):
     return True
 
 
-class _Saves:
+class Saves:
     """What the nodes that save have in common."""
 
     VALIDATE_INPUTS = checks.Validation(_check_file, rules.sound_fits, otherwise="filename_prefix")
 
 
-def _target(prefix: str, size) -> host.SaveTarget:
+def target_of(prefix: str, size) -> host.SaveTarget:
     """Where files of a prefix, for frames of ``size`` (height, width), are saved next."""
     here = host.current()
     here.check_prefix(prefix)
@@ -71,7 +71,7 @@ def _target(prefix: str, size) -> host.SaveTarget:
 def _save(pieces, count: int, size, fps, format, quality, filename_prefix, prompt, extra_pnginfo, audio=None):
     """Write pieces of frames to the next file of a prefix, with progress; returns the ``ui`` and the path."""
     here = host.current()
-    target = _target(filename_prefix, size)
+    target = target_of(filename_prefix, size)
     kind, tags = VIDEO_FORMATS[format], here.tags(prompt, extra_pnginfo)
     small = None if kind.plays else thumbnail.Thumbnail(count, fps)
     with here.progress(count, "saving") as bar:
@@ -89,7 +89,7 @@ def _counting(pieces, bar):
             bar.update(1)
 
 
-class SanaSaveVideo(_Saves):
+class SanaSaveVideo(Saves):
     DISPLAY_NAME = "Sana Save Video"
     CATEGORY = "sana/video"
     DESCRIPTION = "Saves frames as a video with the workflow inside: drop the file on the canvas to load the workflow."
@@ -107,7 +107,7 @@ class SanaSaveVideo(_Saves):
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"images": ("IMAGE", {"tooltip": "The frames in order."}), **_file_inputs()},
+            "required": {"images": ("IMAGE", {"tooltip": "The frames in order."}), **file_inputs()},
             "optional": {
                 "audio": (
                     "AUDIO",
@@ -125,7 +125,7 @@ class SanaSaveVideo(_Saves):
         return {"ui": shown, "result": (images, path, host.current().video(images, fps, audio))}
 
 
-class SanaDecodeSaveVideo(_Saves):
+class SanaDecodeSaveVideo(Saves):
     DISPLAY_NAME = "Sana Decode And Save Video"
     CATEGORY = "sana/video"
     DESCRIPTION = (
@@ -145,7 +145,7 @@ class SanaDecodeSaveVideo(_Saves):
             "required": {
                 "samples": ("LATENT", {"tooltip": "A video latent; each video of a batch gets its own file."}),
                 "vae": ("VAE", {"tooltip": "The model's video VAE, from Sana Load Pipeline or Sana Load VAE."}),
-                **_file_inputs(),
+                **file_inputs(),
             },
             "hidden": HIDDEN,
         }
@@ -165,7 +165,7 @@ class SanaDecodeSaveVideo(_Saves):
         return {"ui": {**files[0], **together}, "result": (path,)}
 
 
-class SanaSaveFrames(_Saves):
+class SanaSaveFrames(Saves):
     DISPLAY_NAME = "Sana Save Frames"
     CATEGORY = "sana/video"
     DESCRIPTION = "Saves frames as numbered images, each with the workflow inside."
@@ -183,7 +183,7 @@ class SanaSaveFrames(_Saves):
             "required": {
                 "images": ("IMAGE", {"tooltip": "The frames in order."}),
                 "format": (list(FRAME_FORMATS), kind),
-                "filename_prefix": _prefix_input("frames/Sana"),
+                "filename_prefix": prefix_input("frames/Sana"),
             },
             "hidden": HIDDEN,
         }
@@ -191,7 +191,7 @@ class SanaSaveFrames(_Saves):
     def save(self, images, format, filename_prefix, prompt=None, extra_pnginfo=None):
         here, files = host.current(), []
         check_frames(images)
-        target = _target(filename_prefix, images.shape[1:3])
+        target = target_of(filename_prefix, images.shape[1:3])
         names = target.names(frame_format(format).suffix)
         written = writer.write_frames(names, images, format, here.tags(prompt, extra_pnginfo))
         with here.progress(len(images), "saving") as bar, closing(written):

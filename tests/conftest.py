@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # every processor then computes in float32 what is stored in bfloat16, in programs that tests start too
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has its own core
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for work do not take a core from others
 
 import gemma
@@ -82,6 +84,14 @@ def video_references(home, reference) -> dict:
             folder / "tiny-video-ltx2", tiny.ltx2_vae(), tiny.ltx2_video_transformer()
         ),
     }
+
+
+@pytest.fixture(scope="session")
+def long_folder(home, reference) -> Path:
+    """A random LongSANA in models/diffusers."""
+    folder = home / "models" / "diffusers" / "tiny-long"
+    tiny.long_pipeline(folder)
+    return folder
 
 
 @pytest.fixture(params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])

@@ -14,21 +14,22 @@ import folder_paths
 import torch
 
 from ...media.prefixes import check_prefix
-from ..contract import SaveTarget
-from . import clip, controlnet, editor, lora, model, patches, sampling, traps, vae
+from ...model_loaders.files.folders import demo_roots
+from ..contract import SaveTarget, listed
+from . import clip, compiling, controlnet, editor, guidance, lora, model, patches, sampling, traps, vae
 
 
 class ComfyHost:
     name = "comfyui"
 
     def roots(self, kind: str) -> list[Path]:
-        return [Path(root) for root in folder_paths.get_folder_paths(kind)]
+        return [*(Path(root) for root in folder_paths.get_folder_paths(kind)), *demo_roots(kind)]
 
-    def model(self, loaded, weight_dtype):
-        return model.build_model(loaded, weight_dtype)
+    def model(self, loaded, weight_dtype, products="native"):
+        return model.build_model(loaded, weight_dtype, products)
 
-    def clip(self, loaded, weight_dtype, device="default"):
-        return clip.build_clip(loaded, weight_dtype, device)
+    def clip(self, loaded, weight_dtype, device="default", products="native"):
+        return clip.build_clip(loaded, weight_dtype, device, products)
 
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
@@ -48,6 +49,13 @@ class ComfyHost:
 
     def apply_lora(self, patcher, loaded, strength):
         return lora.apply_lora(patcher, loaded, strength)
+
+    def apply_perturbation(self, patcher, perturbation):
+        return guidance.apply_perturbation(patcher, perturbation)
+
+    def compile(self, patcher, mode, vae_object=None):
+        made = None if vae_object is None else compiling.compiled_vae(vae_object, mode)
+        return compiling.compiled(patcher, mode), made
 
     def encode_prompt(self, clip_object, prompt, *, instruction, max_sequence_length, clean_caption):
         return clip.encode_prompt(
@@ -70,18 +78,31 @@ class ComfyHost:
     def empty_latent(self, shape):
         return torch.zeros(shape, device=comfy.model_management.intermediate_device())
 
-    def sampler(self, function):
-        return comfy.samplers.KSAMPLER(function)
+    def sampler(self, function, **options):
+        return comfy.samplers.KSAMPLER(function, options)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+    def sample(
+        self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, steps=None, **options
+    ):
         guider = sampling.guider(model, positive, negative, cfg)
-        return sampling.sample(guider, latent, noise, sigmas, function, seed, options)
+        return sampling.sample(guider, latent, noise, sigmas, function, seed, options, steps)
 
     def vae_spec(self, vae_object):
         return vae.spec_of(vae_object)
 
     def decode_frames(self, vae_object, samples):
         return vae.decode_frames(vae_object, samples)
+
+    def decode_stream(self, vae_object, blocks, total):
+        return vae.decode_stream(vae_object, blocks, total)
+
+    @property
+    def interrupts(self):
+        return (comfy.model_management.InterruptProcessingException, KeyboardInterrupt)
+
+    def saved_files(self, suffix, folder):
+        folders = {"": folder_paths.get_input_directory(), " [output]": folder_paths.get_output_directory()}
+        return listed(folders, suffix, folder)
 
     def check_prefix(self, prefix):
         output = Path(folder_paths.get_output_directory())

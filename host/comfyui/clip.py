@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.sd
 import folder_paths
 import torch
@@ -18,7 +19,9 @@ from ...networks import precision, prompts
 from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens
 from ..errors import spoken
+from . import packed
 from .modules import log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
+from .patches import patch_other_layers
 from .traps import ENCODER
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
@@ -121,8 +124,13 @@ def fingerprint_of(module: torch.nn.Module) -> str:
     return hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
 
 
-def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str, **more):
-    """A comfy CLIP around a loaded Gemma-2. It computes in bfloat16 or float32: float16 overflows in Gemma."""
+def build_clip(
+    loaded: LoadedTextEncoder, weight_dtype: str, device: str, products: str = precision.PRODUCTS[0], **more
+):
+    """A comfy CLIP around a loaded Gemma-2. It computes in bfloat16 or float32: float16 overflows in Gemma.
+
+    Quantised weights stay packed with the default weight_dtype. ``products``: one of precision.PRODUCTS.
+    """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     options = {"initial_device": torch.device("cpu")}
     if device == "cpu":
@@ -130,23 +138,27 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, device: str, **more
     load_device = options.get("load_device", comfy.model_management.text_encoder_device())
     stored = precision.stored_dtype(loaded.module, wanted)
     compute = precision.compute_dtype(stored, uses_bf16(load_device, "fp32_text_enc"))
-    set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
+    kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
+    dequantised = {name: value for name, value in loaded.quantised.items() if name not in kept}
+    set_values(loaded.module, dequantised, precision.floating(wanted) or compute)
     use_comfy_ops(loaded.module, wanted, compute)
+    packed.use_packed_layers(loaded.module, kept, compute, load_device, products)
     log_compute_dtype("SANA's Gemma-2", compute)
     target = SimpleNamespace(
         params={},
         clip=lambda **_: SanaTextModel(loaded, compute),
         tokenizer=lambda **_: SanaTokenizer(loaded.tokenizer),
     )
-    parameters = sum(p.numel() for p in loaded.module.parameters())
+    parameters = comfy.model_management.module_size(loaded.module) // compute.itemsize
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options}, **more)
-    set_reload(clip.patcher, _reload, loaded.path, weight_dtype, device)
+    clip.patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, patch_other_layers)
+    set_reload(clip.patcher, _reload, loaded.path, weight_dtype, device, products)
     return clip
 
 
-def _reload(path, weight_dtype: str, device: str, disable_dynamic: bool = False):
+def _reload(path, weight_dtype: str, device: str, products: str, disable_dynamic: bool = False):
     """The patcher of build_clip of the file once more."""
-    return build_clip(load_text_encoder(path), weight_dtype, device, disable_dynamic=disable_dynamic).patcher
+    return build_clip(load_text_encoder(path), weight_dtype, device, products, disable_dynamic=disable_dynamic).patcher
 
 
 def encode_prompt(clip, prompt: str, **options) -> list:

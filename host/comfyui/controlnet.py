@@ -12,7 +12,7 @@ from ...media.pictures import cover
 from ...model_loaders.controlnet import LoadedControlNet
 from ...model_loaders.quantised.formats import set_values
 from ...networks import precision
-from ...networks.controlnet import check_latent, check_vae, control_residuals, control_time, hint_latent
+from ...networks.controlnet import acts_at, check_latent, check_vae, control_residuals, control_time, hint_latent
 from ...networks.fast_transformer import use_fast_transformer
 from .model import SanaLatentFormat, network_dtypes
 from .modules import use_comfy_ops
@@ -58,8 +58,7 @@ class SanaControlNet(comfy.controlnet.ControlNet):
         if self.previous_controlnet is not None:
             before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         check_latent(self.spec, x_noisy.shape)
-        first, last = self.timestep_range
-        if not last <= t[0] <= first:
+        if not acts_at(t, *self.timestep_range):
             return before
         sampling, dtype = self.model_sampling_current, self.manual_cast_dtype or self.control_model.dtype
         context = cond.get("crossattn_controlnet", cond["c_crossattn"])
@@ -93,7 +92,7 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControl
     """A CONTROL_NET around a loaded ControlNet, in the dtypes that ComfyUI chooses for the device."""
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = comfy.model_management.get_torch_device()
-    stored, cast = network_dtypes(loaded.module, wanted, device)
+    stored, cast = network_dtypes(loaded.module, wanted, device, float16=True)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
-    network = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored))
+    network = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored), loaded.spec.clips)
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

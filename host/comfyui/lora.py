@@ -9,6 +9,7 @@ import comfy.weight_adapter
 
 from ...model_loaders.lora import LoadedLora
 from ...networks.lora import MAGNITUDE, changed, pieces
+from .packed import Packed
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ class PeftDora(comfy.weight_adapter.WeightAdapterBase):
 
 def network_shapes(patcher) -> dict[str, tuple[int, ...]]:
     """The transformer's weights, name in diffusers' module to shape."""
-    return {name: tuple(value.shape) for name, value in patcher.model.diffusion_model.state_dict().items()}
+    network = patcher.model.diffusion_model
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    packed = [(name, part) for name, part in network.named_modules() if isinstance(part, Packed)]
+    return shapes | {f"{name}.weight": part.floating_shape for name, part in packed}
 
 
 def apply_lora(patcher, loaded: LoadedLora, strength: float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -18,14 +19,19 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
+from ...networks.accelerated import called, set_mode
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
+from ...networks.long_video import state_bytes
 from ...networks.memory import CAPTION, transformer_memory
-from ...networks.transformer import network_inputs, velocity
+from ...networks.perturbed import attention_of
+from ...networks.transformer import mask_of_times, network_inputs, velocity
+from ...samplers.block_causal import BlockCall, BlockState, call_in
 from ...samplers.flow_match import FlowMatch
 from ..errors import spoken
-from . import patches, traps
+from . import compiling, guidance, long_video, packed, patches, traps
+from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
 
@@ -98,12 +104,43 @@ class ComfyForward:
 
     def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
         added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
-        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added)
-        return velocity(self.sana_spec, super().forward(**inputs))
+        block = self._block_of(transformer_options, timesteps)
+        kept = of_one_call(self, context, transformer_options) if block is None else None
+        more = {"kept": kept, "block": block}
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, **more)
+        output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
+        return velocity(self.sana_spec, output)
+
+    def _block_of(self, transformer_options, timesteps):
+        """The BlockCall of a long video; other models have none."""
+        return None
 
     @property
     def dtype(self):
         return self.weight_dtype
+
+
+class ComfyBlockForward(ComfyForward):
+    """LongSANA's, which is called for one block of a long video.
+
+    ComfyUI 0.33's own sampler for such models (SamplerARVideo) asks for caches and gives them back with each call; a
+    call at time 0 writes.
+    """
+
+    def _block_of(self, transformer_options, timesteps):
+        core = transformer_options.get("ar_state")
+        if core is None:
+            return call_in(transformer_options)
+        state = core["kv_caches"][0]["state"]
+        state.start = core["start_frame"]
+        return BlockCall(state, writes=not bool(timesteps.any()))
+
+    def init_kv_caches(self, batch_size, max_seq_len, device, dtype) -> list[dict]:
+        """``end`` is the sampler's own count."""
+        return [{"state": BlockState(), "end": 0}]
+
+    def init_crossattn_caches(self, batch_size, device, dtype) -> list:
+        return []
 
 
 class SanaBaseModel(comfy.model_base.BaseModel):
@@ -113,9 +150,16 @@ class SanaBaseModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = loaded.module
         self.sana_spec = loaded.spec
-        casting = self.manual_cast_dtype is not None
+        unpacks = any(isinstance(part, packed.Packed) for part in loaded.module.modules())
+        casting = unpacks or self.manual_cast_dtype is not None
         self.sana_memory = transformer_memory(loaded.module, loaded.spec.patch, casting)
         self.model_sampling = sampling
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **given):
+        """Perturbs attention outside of the network, which TorchCompileModel compiles."""
+        options = {} if transformer_options is None else transformer_options
+        with attention_of(self.diffusion_model, options.get(guidance.KEY)):
+            return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **given)
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes of a call with latents of ``input_shape``, without those of ControlNets."""
@@ -155,11 +199,21 @@ class SanaVideo(SanaBaseModel):
         conds = super().extra_conds(**kwargs)
         mask = kwargs.get("denoise_mask")
         if mask is not None and bool((mask < 1).any()):  # asked once in a run: a step waits for nothing
-            conds["denoise_mask"] = comfy.conds.CONDRegular(mask[:, :1])
+            conds["denoise_mask"] = comfy.conds.CONDRegular(mask_of_times(mask))
         return conds
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         return latent_image
+
+
+class SanaLongVideo(SanaVideo):
+    """LongSANA: a call has one block, beside which its state is in memory."""
+
+    def memory_required(self, input_shape, cond_shapes=None):
+        config, (batch, *_, rows, columns) = self.diffusion_model.config, input_shape
+        cells = rows * columns // math.prod(self.sana_spec.patch[1:])
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        return super().memory_required(input_shape, cond_shapes) + state_bytes(config, batch, cells, dtype.itemsize)
 
 
 LATENT_FORMATS: dict[LatentSpace | None, type] = {
@@ -182,9 +236,9 @@ def _model_sampling(spec: TransformerSpec) -> torch.nn.Module:
 
 
 @cache
-def _comfy_class(kind: type) -> type:
+def _comfy_class(kind: type, forward: type = ComfyForward) -> type:
     """A diffusers transformer's class with ComfyForward in front; the same class at every load."""
-    return type(f"Comfy{kind.__name__}", (ComfyForward, kind), {})
+    return type(f"Comfy{kind.__name__}", (forward, kind), {})
 
 
 def _flagged_dtype() -> torch.dtype | None:
@@ -194,42 +248,60 @@ def _flagged_dtype() -> torch.dtype | None:
     return next((precision.WEIGHT_DTYPES[name] for name in names if getattr(flags, f"{name}_unet")), None)
 
 
-def network_dtypes(module, wanted, device):
-    """What a network is stored in, and what it is cast to at each use, or None."""
+def network_dtypes(module, wanted, device, float16: bool):
+    """What a network is stored in, and what it is cast to at each use, or None.
+
+    ``float16``: as in a TransformerSpec. ComfyUI computes in float16 what is stored in it, on cards that have it.
+    """
     stored = precision.stored_dtype(module, wanted)
     cast = comfy.model_management.unet_manual_cast(stored, device, SanaConfig.supported_inference_dtypes)
-    if device.type == "cpu":  # where ComfyUI knows of float32 alone
+    overflows = stored == torch.float16 and cast is None and not float16
+    if overflows or device.type == "cpu":  # where ComfyUI knows of float32 alone
         compute = precision.compute_dtype(stored, uses_bf16(device, "fp32_unet"))
         cast = None if compute == stored else compute
     return stored, cast
 
 
-def build_model(loaded: LoadedTransformer, weight_dtype: str, disable_dynamic: bool = False):
-    """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device."""
+def build_model(
+    loaded: LoadedTransformer,
+    weight_dtype: str,
+    products: str = precision.PRODUCTS[0],
+    disable_dynamic: bool = False,
+):
+    """A ModelPatcher around a loaded transformer, in the dtypes that ComfyUI chooses for the device.
+
+    Quantised weights stay packed with the default weight_dtype. ``products``: one of precision.PRODUCTS.
+    """
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
-    stored, cast = network_dtypes(loaded.module, wanted, load_device)
-    if loaded.quantised:
-        set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
-        stored, cast = network_dtypes(loaded.module, wanted, load_device)
+    stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
+    kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
+    if dequantised := {name: value for name, value in loaded.quantised.items() if name not in kept}:
+        set_values(loaded.module, dequantised, precision.floating(wanted) or cast or stored)
+        stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
     config = SanaConfig(SanaConfig.unet_config)
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored))
+    module = packed.use_packed_layers(
+        use_comfy_ops(loaded.module, wanted, cast or stored), kept, cast or stored, load_device, products
+    )
+    module = use_fast_transformer(module, loaded.spec.clips)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
-    module.__class__ = _comfy_class(module.__class__)
-    make = SanaVideo if loaded.spec.family.video else SanaBaseModel
+    family = loaded.spec.family
+    module.__class__ = _comfy_class(module.__class__, ComfyBlockForward if family.block_causal else ComfyForward)
+    make = SanaLongVideo if family.block_causal else SanaVideo if family.video else SanaBaseModel
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
     make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
     patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
-    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype)
-    return patches.watch(patcher, loaded.spec)
+    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
+    watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)
+    return watched if set_mode() == "off" else compiling.compiled(watched, set_mode())
 
 
-def _reload(path, spec: TransformerSpec, weight_dtype: str, disable_dynamic: bool = False):
+def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):
     """build_model of the file once more; ``spec`` has the flow shift of its pipeline."""
-    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, disable_dynamic)
+    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, products, disable_dynamic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import comfy.cli_args
 import comfy.model_management
@@ -28,32 +29,64 @@ CASTING = {
 """torch's layers to comfy's, whose weights ComfyUI can offload, cast and patch separately."""
 
 
+class CastingEmbedding(TokenEmbedding, comfy.ops.CastWeightBiasOp):
+    """Gemma's token embedding as a layer that ComfyUI may leave in main memory, where its rows are looked up then.
+
+    Else the whole table, 1.2 GB, would be uploaded for each prompt with dynamic memory (0.33). A table that a node
+    changes is cast and patched as a whole.
+    """
+
+    comfy_cast_weights = True
+    bias = None
+
+    def forward(self, ids):
+        if not self.weight_function and getattr(self, "weight_lowvram_function", None) is None:
+            return super().forward(ids)
+        dtype = self.compute_dtype or self.weight.dtype
+        table, _ = comfy.ops.cast_bias_weight(self, device=ids.device, dtype=dtype)
+        return self.scaled(torch.nn.functional.embedding(ids, table))
+
+
 def use_comfy_ops(
-    module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype
+    module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype, called_whole: bool = True
 ) -> torch.nn.Module:
-    """Give a module comfy's layers, so that ComfyUI manages its memory. In place."""
+    """Give a module comfy's layers, so that ComfyUI manages its memory. In place.
+
+    ``called_whole``: every call begins with the module's own forward.
+    """
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
+    own = []
     for part in module.modules():
-        plain = not hasattr(part, "comfy_cast_weights") and not isinstance(part, TokenEmbedding)
-        if plain and (part._parameters or part._buffers):
-            part.register_forward_pre_hook(_follow_input, with_kwargs=True)
+        if type(part) is TokenEmbedding:
+            part.__class__ = CastingEmbedding
+        elif hasattr(part, "comfy_cast_weights"):
+            if all(parameter.dtype == compute_dtype for parameter in part.parameters(recurse=False)):
+                part.comfy_cast_weights = False  # ComfyUI sets it on what it offloads or patches at each use
+        elif part._parameters or part._buffers:
+            own.append(part)
+    for parts in [own] if called_whole else [[part] for part in own]:
+        followed = module if called_whole else parts[0]
+        followed.register_forward_pre_hook(partial(_follow_input, parts), with_kwargs=True)
     return module
 
 
-def _follow_input(part, args, kwargs):
-    """Move a module's own parameters and buffers to its input's device.
+def _follow_input(parts, module, args, kwargs) -> None:
+    """Move the tensors that ``parts`` hold themselves to the device of a call's input.
 
     ComfyUI moves comfy's layers at each use. Of a model that it loads in part it leaves the other tensors
     on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings.
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)
-    for name, parameter in part._parameters.items():
-        if parameter is not None and device is not None and parameter.device != device:
-            part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
-    for name, buffer in part._buffers.items():
-        if buffer is not None and device is not None and buffer.device != device:
-            part._buffers[name] = buffer.to(device)
+    if device is None:
+        return
+    for part in parts:
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.device != device:
+                part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.device != device:
+                part._buffers[name] = buffer.to(device)
 
 
 def uses_bf16(device: torch.device, fp32_flag: str) -> bool:

@@ -14,7 +14,7 @@ from ...networks.families import TransformerSpec
 from ...networks.latent_spaces import DC_AE
 from ...samplers import SAMPLERS, flow_match, trigflow
 from ..errors import spoken
-from . import traps
+from . import kept, traps
 
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
@@ -30,7 +30,7 @@ PATCHES = {
     "middle_patch": "a UNet's middle block (GLIGENTextBoxApply)",
 }
 REPLACED = {
-    "attn1": "self-attention (SelfAttentionGuidance, PerturbedAttentionGuidance)",
+    "attn1": "self-attention (SelfAttentionGuidance, or PerturbedAttentionGuidance: use Sana PAG)",
     "attn2": "cross-attention",
     "dit": "whole blocks (SkipLayerGuidanceDiT, SkipLayerGuidanceSD3)",
 }
@@ -100,23 +100,35 @@ def watch(patcher, spec: TransformerSpec):
             for prompt in prompts:
                 if prompt.get("area") is not None:
                     prompt["area"] = area_in_cells(prompt["area"], noise.ndim - 2, cell)
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        with kept.of_one_run(guider):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, before)
-    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, patch_tables)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, _check_and_patch)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, kept.join_on_load)
     return patcher
 
 
-def patch_tables(patcher, device_to, *_) -> None:
-    """Patch the weights that blocks hold themselves (their modulation tables), which ComfyUI leaves out.
-
-    A MODEL is also loaded in order to be saved, where nothing else checks what was merged.
-    """
+def _check_and_patch(patcher, device_to, *_) -> None:
+    """A MODEL is also loaded in order to be saved, where nothing else checks what was merged."""
     check_merged(patcher)
+    patch_other_layers(patcher, device_to)
+
+
+def patch_other_layers(patcher, device_to, *_) -> None:
+    """Patch the weights of layers that are not comfy's, which ComfyUI may leave as they are.
+
+    It never patches what a block holds itself (its modulation table), and a norm or a layer of eight bits only where
+    it loads that completely: not with dynamic memory (0.33), which keeps the unpatched weight as a backup, and not
+    in a model that is loaded in part.
+    """
+    dynamic = getattr(patcher, "is_dynamic", bool)()
     for key in patcher.patches:
-        owner = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
-        inside = any(True for child in owner.children() for _ in child.parameters())
-        if inside and key not in patcher.backup:
+        owner, _, name = key.rpartition(".")
+        layer = comfy.utils.get_attr(patcher.model, owner)
+        if hasattr(layer, "comfy_cast_weights") or name not in layer._parameters:  # merges list buffers too
+            continue
+        if dynamic or key not in patcher.backup:
             patcher.patch_weight_to_device(key, device_to=device_to)
 
 

@@ -14,6 +14,7 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.vae import LoadedVae, load_vae
 from ...networks import precision
+from ...networks.accelerated import set_mode
 from ...networks.autoencoder import (
     IMAGE_TILE,
     VIDEO_TILE,
@@ -24,7 +25,7 @@ from ...networks.autoencoder import (
     use_fast_autoencoder,
 )
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
-from ...networks.memory import vae_memory
+from ...networks.memory import is_out_of_memory, vae_memory
 from ..errors import spoken
 from . import previews
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
@@ -94,10 +95,13 @@ class _Run:
     def fits(self, needed: int) -> bool:
         return needed <= comfy.model_management.get_total_memory(self.device)
 
+    def has_room(self, needed: int) -> bool:
+        return needed <= comfy.model_management.get_free_memory(self.device)
+
     def ran_out_of_memory(self, error: Exception) -> bool:
-        # ComfyUI 0.33 also knows the driver's own error; before, there was PyTorch's alone
-        is_oom = getattr(comfy.model_management, "is_oom", None)
-        return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+        # ComfyUI 0.33 clears the driver's own error; before, it knew PyTorch's alone
+        is_oom = getattr(comfy.model_management, "is_oom", is_out_of_memory)
+        return is_oom(error) or is_out_of_memory(error)
 
     def free_memory(self) -> None:
         comfy.model_management.soft_empty_cache()
@@ -110,12 +114,19 @@ def _on_device(device: torch.device) -> AbstractContextManager:
 
 
 class SanaVAE(comfy.sd.VAE):
-    """comfy's VAE around an autoencoder that did not come from a file that comfy reads."""
+    """comfy's VAE around an autoencoder that did not come from a file that comfy reads.
+
+    ``sana_mode``: a mode of Sana Compile; ``sana_coder``: what it gives for the module, once there is one.
+    """
+
+    sana_mode: str
+    sana_coder: Autoencoder | None
 
     def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device, disable_dynamic: bool = False):
         with suppress(_DefaultsAreSet):
             super().__init__(sd=_NoWeights(self))
         spec = self.sana_spec = loaded.spec
+        self.sana_mode, self.sana_coder = set_mode(), None
         self.first_stage_model = SanaAutoencoder(loaded).eval()
         self.latent_channels = spec.latent_channels
         self.working_dtypes = WORKING_DTYPES
@@ -133,7 +144,10 @@ class SanaVAE(comfy.sd.VAE):
     @property
     def sana_autoencoder(self) -> Autoencoder:
         """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy its own."""
-        return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
+        module = self.first_stage_model.autoencoder
+        if self.sana_coder is None or self.sana_coder.module is not module:
+            self.sana_coder = Autoencoder(module, self.sana_spec).compiled(self.sana_mode, self.device)
+        return self.sana_coder
 
     def _set_ratios(self, spec: VaeSpec) -> None:
         """Pixels and frames per latent cell, as core nodes read them."""
@@ -190,7 +204,13 @@ class SanaVAE(comfy.sd.VAE):
 
     def frames(self, samples) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
-        pieces = self.sana_autoencoder.frames(samples, _Run(self))
+        yield from self._each_on_device(self.sana_autoencoder.frames(samples, _Run(self)))
+
+    def stream(self, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+        """The same of one video whose latents come in blocks."""
+        yield from self._each_on_device(self.sana_autoencoder.stream(blocks, total, _Run(self)))
+
+    def _each_on_device(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         while True:
             with _on_device(self.device):
                 piece = next(pieces, None)
@@ -217,7 +237,7 @@ def build_vae(loaded: LoadedVae, weight_dtype: str, disable_dynamic: bool = Fals
     device = comfy.model_management.vae_device()
     compute = _compute_dtype(loaded, wanted, device)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
-    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute))
+    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute, called_whole=False))
     reason = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
     log_compute_dtype(f"SANA's {loaded.spec.name}", compute, *reason)
     vae = SanaVAE(loaded, compute, device, disable_dynamic)
@@ -265,3 +285,10 @@ def decode_frames(vae, samples) -> Iterator[torch.Tensor]:
         return
     for one in samples.split(1):
         yield vae.decode(one).flatten(0, -4)
+
+
+def decode_stream(vae, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+    """The frames of one video whose latents come in blocks; ValueError for a VAE of ComfyUI's own."""
+    if not isinstance(vae, SanaVAE):
+        raise ValueError("ComfyUI's own VAE decodes a whole video at a time: load the VAE with Sana Load VAE")
+    return vae.stream(blocks, total)

@@ -10,7 +10,8 @@ import torch
 
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.kept import KeptTensors
-from ...networks import lora
+from ...networks import accelerated, lora
+from ..contract import listed
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -26,10 +27,10 @@ class EmbeddedHost:
     def roots(self, kind: str) -> list[Path]:
         return self.folders.roots(kind)
 
-    def model(self, loaded, weight_dtype):
+    def model(self, loaded, weight_dtype, products="native"):
         return runtime.build_model(loaded, weight_dtype)
 
-    def clip(self, loaded, weight_dtype, device="default"):
+    def clip(self, loaded, weight_dtype, device="default", products="native"):
         disk = KeptTensors(self.folders.user / "sana-nodes" / "prompts")
         return runtime.build_clip(loaded, weight_dtype, device, disk)
 
@@ -52,6 +53,14 @@ class EmbeddedHost:
             logger.warning(message)
         return replace(model, loras=(*model.loras, (loaded, strength)))
 
+    def apply_perturbation(self, model, perturbation):
+        return replace(model, perturbation=perturbation)
+
+    def compile(self, model, mode, vae_object=None):
+        chosen = accelerated.accelerated(model.module, mode, model.device, model.spec.name)
+        made = None if vae_object is None else vae_object.compiled(mode)
+        return replace(model, acceleration=chosen), made
+
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):
             raise ValueError(
@@ -71,18 +80,28 @@ class EmbeddedHost:
     def empty_latent(self, shape):
         return torch.zeros(shape)
 
-    def sampler(self, function):
-        return runtime.Sampler(function)
+    def sampler(self, function, **options):
+        return runtime.Sampler(function, options)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+    def sample(
+        self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, steps=None, **options
+    ):
         guidance = runtime.Guidance(positive, negative, cfg)
-        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options)
+        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options, steps)
 
     def vae_spec(self, vae_object):
         return vae_object.spec
 
     def decode_frames(self, vae_object, samples):
         return vae_object.frames(samples)
+
+    def decode_stream(self, vae_object, blocks, total):
+        return vae_object.stream(blocks, total)
+
+    interrupts = (KeyboardInterrupt,)
+
+    def saved_files(self, suffix, folder):
+        return listed({"": self.folders.input, " [output]": self.folders.output}, suffix, folder)
 
     def check_prefix(self, prefix):
         check_prefix(prefix, Path(self.folders.output))

@@ -9,7 +9,14 @@ import torch
 from ...media.pictures import cover
 from ...model_loaders.controlnet import LoadedControlNet
 from ...networks import precision
-from ...networks.controlnet import ControlNetSpec, check_vae, control_residuals, control_time, hint_latent
+from ...networks.controlnet import (
+    ControlNetSpec,
+    acts_at,
+    check_vae,
+    control_residuals,
+    control_time,
+    hint_latent,
+)
 from ...networks.fast_transformer import use_fast_transformer
 from .devices import default_device, prepare
 from .vae import Vae
@@ -49,8 +56,7 @@ class AppliedControl:
 
     def residuals(self, sampling: torch.nn.Module, x, sigma, context, hint) -> list:
         """What it adds to the transformer at x_t, noise level ``sigma`` [B]; nothing outside its part of the run."""
-        first, last = sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)
-        if not last <= sigma[0] <= first:
+        if not acts_at(sigma, sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)):
             return []
         time = control_time(sampling, sigma)
         scaled = sampling.calculate_input(sigma, x).to(self.net.dtype)
@@ -61,7 +67,7 @@ class AppliedControl:
 def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> ControlNet:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
-    use_fast_transformer(loaded.module)
+    use_fast_transformer(loaded.module, loaded.spec.clips)
     return ControlNet(loaded.module, loaded.spec, prepare(loaded, wanted, device, "SANA's ControlNet"), device)
 
 

@@ -193,6 +193,55 @@ class LoadImageMask(LoadImage):
         return (mask if channel == "alpha" else images[..., CHANNELS.index(channel)],)
 
 
+class SolidMask:
+    DISPLAY_NAME = "Solid Mask"
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        side = ("INT", {"default": 512, "min": 1, "max": 16384})
+        value = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0})
+        return {"required": {"value": value, "width": side, "height": side}}
+
+    def make(self, value, width, height):
+        return (torch.full((1, height, width), value),)
+
+
+class MaskComposite:
+    DISPLAY_NAME = "Mask Composite"
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "combine"
+    OPERATIONS = {
+        "multiply": lambda below, above: below * above,
+        "add": lambda below, above: below + above,
+        "subtract": lambda below, above: below - above,
+        "and": lambda below, above: (below.round().bool() & above.round().bool()).float(),
+        "or": lambda below, above: (below.round().bool() | above.round().bool()).float(),
+        "xor": lambda below, above: (below.round().bool() ^ above.round().bool()).float(),
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        offset = ("INT", {"default": 0, "min": 0, "max": 16384})
+        return {
+            "required": {
+                "destination": ("MASK", {}),
+                "source": ("MASK", {}),
+                "x": offset,
+                "y": offset,
+                "operation": (list(cls.OPERATIONS), {}),
+            }
+        }
+
+    def combine(self, destination, source, x, y, operation):
+        result = destination.reshape(-1, *destination.shape[-2:]).clone()
+        under = result[:, y : y + source.shape[-2], x : x + source.shape[-1]]
+        over = source.reshape(-1, *source.shape[-2:])[:, : under.shape[-2], : under.shape[-1]]
+        under.copy_(self.OPERATIONS[operation](under, over))
+        return (result.clamp(0.0, 1.0),)
+
+
 class SetLatentNoiseMask:
     DISPLAY_NAME = "Set Latent Noise Mask"
     RETURN_TYPES = ("LATENT",)
@@ -298,6 +347,8 @@ CORE_NODES = {
         VAEEncode,
         CLIPTextEncode,
         ImageBatch,
+        SolidMask,
+        MaskComposite,
         SetLatentNoiseMask,
         ImageCompositeMasked,
         ControlNetApplyAdvanced,

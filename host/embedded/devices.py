@@ -1,4 +1,4 @@
-"""Where models are and what they compute in: one at a time, or those that work together, on the device."""
+"""Where models are and what they compute in: those that fit are on the device together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch.nn import functional
 
 from ...model_loaders.quantised.formats import set_values
-from ...networks import precision
+from ...networks import accelerated, precision
+from ...networks.card_layers import join_projections
+from ...networks.fast_video_transformer import forget_positions
+from ...networks.text_encoder import TokenEmbedding
 
 
 def default_device() -> torch.device:
@@ -43,9 +46,6 @@ def fits_free_memory(device: torch.device, needed: int) -> bool:
     return needed < torch.cuda.mem_get_info(device)[0] + unused
 
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError,)
-
-
 class CastingLinear(torch.nn.Linear):
     """A Linear stored in one dtype that computes in its input's."""
 
@@ -73,20 +73,81 @@ class CastingConv3d(torch.nn.Conv3d):
 CASTING = {torch.nn.Linear: CastingLinear, torch.nn.Conv2d: CastingConv2d, torch.nn.Conv3d: CastingConv3d}
 
 
-class _Resident:
-    """The modules that are on the device, one or those that work together; the others wait on the CPU."""
+class Residence:
+    """A module's weights on a device: copies of those in main memory, which stay there and are used again.
 
-    modules: tuple[torch.nn.Module, ...] = ()
+    A token embedding stays in main memory: it is large, and a prompt looks up a few of its rows.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device):
+        self.module, self.device = module, device
+        self._parameters: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._buffers: list[tuple[torch.nn.Module, str, torch.Tensor]] = []
+        try:
+            self._enter()
+        except Exception:
+            self.leave()
+            raise
+
+    def _enter(self) -> None:
+        for part in self.module.modules():
+            for parameter in () if isinstance(part, TokenEmbedding) else part.parameters(recurse=False):
+                here = parameter.data
+                parameter.data = here.to(self.device)
+                self._parameters.append((parameter, here))
+            for name, buffer in part.named_buffers(recurse=False):
+                part._buffers[name] = buffer.to(self.device)
+                self._buffers.append((part, name, buffer))
+
+    def leave(self) -> None:
+        """Drop the copies: nothing changes weights that are on a device, so none has to be copied back."""
+        for parameter, here in self._parameters:
+            parameter.data = here
+        for part, name, buffer in self._buffers:
+            part._buffers[name] = buffer
+        forget_positions(self.module)
+        accelerated.release(self.module)
 
 
-def move_to_device(device: torch.device, *modules: torch.nn.Module) -> None:
-    """Put modules on a device; those that are there and are not asked for go back to the CPU."""
+def weight_bytes(module: torch.nn.Module) -> int:
+    """What a module takes on a device."""
+    parts = (part for part in module.modules() if not isinstance(part, TokenEmbedding))
+    return sum(t.nbytes for part in parts for t in (*part.parameters(False), *part.buffers(False)))
+
+
+_resident: list[Residence] = []
+"""What is on a device, the last used ones at the end."""
+
+
+def move_to_device(device: torch.device, *modules: torch.nn.Module, room: int = 0) -> None:
+    """Put modules on a device, with ``room`` bytes beside them; others leave it, the oldest first, until they fit.
+
+    Of a device whose free memory torch does not know all others leave.
+    """
     if device.type == "cpu":
         return
-    for module in _Resident.modules:
-        if module not in modules:
-            module.to("cpu")
-    _Resident.modules = tuple(module.to(device) for module in modules)
+    there = {id(one.module): one for one in _resident}
+    new = [module for module in modules if id(module) not in there]
+    needed = room + sum(map(weight_bytes, new))
+    for one in [one for one in _resident if one.module not in modules]:
+        if not fits_free_memory(device, needed):
+            put_away(one)
+    for module in modules:
+        one = there.get(id(module)) or Residence(module, device)
+        _resident[:] = [*(other for other in _resident if other is not one), one]
+    for module in new:
+        join_projections(module)
+
+
+def put_away(one: Residence) -> None:
+    _resident.remove(one)
+    one.leave()
+
+
+def put_all_away(*modules: torch.nn.Module) -> None:
+    """Free a device of all modules but these."""
+    for one in [one for one in _resident if one.module not in modules]:
+        put_away(one)
 
 
 def prepare(loaded, wanted: torch.dtype | None, device: torch.device, what: str) -> torch.dtype:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...media.prefixes import expanded
+from ...model_loaders.files.folders import demo_roots
 from ..contract import SaveTarget
 
 KINDS = ("diffusers", "diffusion_models", "checkpoints", "text_encoders", "vae", "loras", "controlnet")
@@ -38,9 +39,9 @@ class Folders:
     more: dict[str, list[Path]] = field(default_factory=dict)
 
     def roots(self, kind: str) -> list[Path]:
-        """The folders that hold models of a kind, the first one first."""
+        """The folders that hold models of a kind, the first one first; the pack's demo models come last."""
         usual = [Path(root) / name for root in self.models for name in SUBFOLDERS.get(kind, (kind,))]
-        return [*self.preferred.get(kind, []), *usual, *self.more.get(kind, [])]
+        return [*self.preferred.get(kind, []), *usual, *self.more.get(kind, []), *demo_roots(kind)]
 
     def input_file(self, name: str) -> Path:
         """The path of a file that a workflow names: below input, or with ``[output]`` or ``[temp]`` at its end there.

@@ -126,7 +126,8 @@ def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | 
     named = checkpoint.renamed(kept)
     expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
     _check_keys(named, expected)
-    state = {key: _stored(entry) for key, entry in named.entries.items()}
+    others = placeholder_dtype(named)
+    state = {key: _stored(entry, others) for key, entry in named.entries.items()}
     module.requires_grad_(False)  # else torch refuses integers here, before they get their message below
     module.load_state_dict(state, strict=True, assign=True)
     left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
@@ -137,13 +138,26 @@ def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | 
     return {key: entry.value for key, entry in named.entries.items() if entry.value is not None}
 
 
-def _stored(entry):
-    """The stored tensor; for a quantised weight a placeholder of its shape that takes no memory."""
+def placeholder_dtype(checkpoint: Checkpoint):
+    """float16 if most weights that are not quantised have it, else bfloat16: what the quantised ones were before."""
+    import torch
+
+    counts: dict = {}
+    for entry in checkpoint.entries.values():
+        if entry.value is None:
+            tensor = entry.read()
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    most = max(counts, key=lambda dtype: counts[dtype], default=None)
+    return torch.float16 if most == torch.float16 else torch.bfloat16
+
+
+def _stored(entry, placeholder):
+    """The stored tensor; for a quantised weight a ``placeholder`` of its shape that takes no memory."""
     import torch
 
     if entry.value is None:
         return entry.read()
-    return torch.zeros((), dtype=torch.bfloat16).expand(entry.shape)
+    return torch.zeros((), dtype=placeholder).expand(entry.shape)
 
 
 def _check_keys(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:

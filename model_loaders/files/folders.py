@@ -8,6 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..published import how_to_get
+
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "models"
+"""The demo weights that come with the pack, as a models folder."""
+
+OLDER_NAMES = ("unet", "clip")
+"""Folders that ComfyUI still reads under an older name."""
+
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt")
 DEPTH = 4
 MOST_LINKS = 8
@@ -81,6 +89,26 @@ def _kind(entry: os.DirEntry, problems: list[Problem]) -> str | None:
     return None
 
 
+def demo_roots(kind: str) -> list[Path]:
+    """The pack's folder of demo models of a kind, the last place to look: none where they were left out."""
+    return [root for root in (DEMO / kind,) if root.is_dir()]
+
+
+def folder_for(roots: Iterable[Path]) -> str:
+    """Where a person puts a model of a kind, of the folders where it is looked for: one with today's name."""
+    own = [root for root in map(Path, roots) if not root.is_relative_to(DEMO)]
+    return str(next((root for root in own if root.name not in OLDER_NAMES), "a models folder"))
+
+
+def demo_last(names: Iterable[str]) -> list[str]:
+    """Names in their order, those of the demo models after the others, so that no demo is chosen by itself."""
+    return sorted(names, key=_is_demo)
+
+
+def _is_demo(name: str) -> bool:
+    return "-demo" in name.split("/")[0]
+
+
 def list_folders(roots: Iterable[Path], marker: str, problems: list[Problem] | None = None) -> list[str]:
     """Folders that hold a file called ``marker``, relative to their root, with forward slashes.
 
@@ -130,7 +158,14 @@ def find_model(roots: Iterable[Path], name: str, what: str) -> Path:
         if _exists(root / parts):
             return root / parts
     searched = ", ".join(str(root) for root in roots) or "no folder at all"
-    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {searched}")
+    raise FileNotFoundError(f"no {what} called {name[:200]!r}; looked in {searched}. {_what_to_do(roots, name)}")
+
+
+def _what_to_do(roots: list[Path], name: str) -> str:
+    """Where a missing model goes, and the command that downloads it where it is a published one."""
+    command = how_to_get(name)
+    advice = f"Put it in {folder_for(roots)}"
+    return f"{advice}, or download it with: {command}" if command else advice
 
 
 def _exists(path: Path) -> bool:

@@ -106,7 +106,7 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
     _check_archive(file)
     content = _load_pytorch(file)
-    for name in ("state_dict", "model", "module"):
+    for name in ("state_dict", "model", "module", "generator"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict):

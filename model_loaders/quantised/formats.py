@@ -4,7 +4,12 @@ A quantised layer has ``weight`` and scales. Files identify the format in differ
 ``comfy_quant``, the bytes of a JSON object that names the layer's format, or name the formats of all
 layers in their metadata; older scaled fp8 files have only ``scale_weight`` or ``weight_scale``. See
 comfy/quant_ops.py and comfy_kitchen. A layer is dequantised in float32 and cast to the compute dtype when a
-host loads the model, so the same weights give the same values with and without these marks.
+host loads the model, so the same weights give the same values with and without these marks. A host that multiplies
+with quantised weights takes their parts instead (QuantisedWeight).
+
+Formats with a scale per block are those of matrices. A convolution is stored as the matrix of its kernels
+(flattened from the second dimension), and rows and columns are filled up with zeros to whole blocks; the mark then
+has the ``shape`` of the weight.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -25,19 +31,22 @@ logger = logging.getLogger(__name__)
 MARK, METADATA = "comfy_quant", "_quantization_metadata"
 FILE_MARK = "scaled_fp8"
 SCALES = ("weight_scale", "scale_weight")
-BESIDE = (*SCALES, "weight_scale_2", "input_scale", "scale_input", MARK)
-"""Keys of a layer besides its weight. The input's scale is for eight-bit products, which are not supported."""
+INPUT_SCALES = ("input_scale", "scale_input")
+BESIDE = (*SCALES, "weight_scale_2", *INPUT_SCALES, MARK)
+"""Keys of a layer besides its weight. The input's scale is for eight-bit products."""
 
 FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
 ROWS = 256
 """Rows that are dequantised at a time: whole float32 matrices would fragment memory by the size of the model."""
 
+E8M0_BIAS = 127
+
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of a four-bit float; its fourth bit is the sign."""
 
-BLOCK = 16
-"""Weights of a row that share one of nvfp4's scales."""
+BLOCK, MX_BLOCK = 16, 32
+"""Weights of a row that share one of nvfp4's and of mxfp8's scales; rows and columns are filled up to it."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +55,67 @@ class Format:
 
     ``needs``: the keys besides ``weight``. ``shape``: the shape of the floating-point weight from that of the
     stored one; None for an unsupported number of dimensions. ``rows``: dequantises some rows to float32,
-    given the parts (weight and scales) and a slice of rows.
+    given the parts (weight and scales) and a slice of rows. ``block``: the weights of a row that share a scale; 0
+    where there is a scale per row or per tensor.
     """
 
     name: str
     needs: tuple[str, ...]
     shape: Callable[[tuple[int, ...]], tuple[int, ...] | None]
     rows: Callable[[Mapping[str, torch.Tensor], slice], torch.Tensor]
+    block: int = 0
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """The weight of a quantised layer, not read yet; called with a dtype, it dequantises to it.
+
+    ``shape``: of the floating-point weight, of which the stored one is the matrix. ``parts``: the stored tensors,
+    ``weight``, its scales and perhaps ``input_scale``. ``options``: of the layer's mark.
+    """
+
+    layer: str
+    path: Path
+    format: Format
+    shape: tuple[int, ...]
+    parts: Mapping[str, Entry]
+    options: Mapping
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The stored tensors: views of the memory-mapped file."""
+        return {name: entry.read() for name, entry in self.parts.items()}
+
+    def __call__(self, dtype: torch.dtype) -> torch.Tensor:
+        """UnusableFile where the parts do not fit together."""
+        tensors = {name: entry.read(alone=name == "weight") for name, entry in self.parts.items()}
+        made = torch.empty(self.shape, dtype=dtype)
+        matrix = made.flatten(1) if made.ndim > 1 else made
+        try:
+            for start in range(0, self.shape[0], ROWS):
+                rows = slice(start, min(start + ROWS, self.shape[0]))  # nvfp4's scales fill a whole tile
+                matrix[rows].copy_(_without_filling(self.format.rows(tensors, rows), matrix))
+        except (RuntimeError, IndexError) as error:
+            raise UnusableFile(
+                f"{self.path}: {self.layer} does not fit its format {self.format.name} ({error})"
+            ) from error
+        return made
+
+
+def _without_filling(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Some rows without the columns that fill up a block."""
+    if rows.ndim < 2:
+        return rows
+    rows = rows.flatten(1)
+    filled = rows.shape[1] - matrix.shape[1]
+    return rows[:, : matrix.shape[1]] if 0 < filled < MX_BLOCK else rows
 
 
 def _same_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return shape or None
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return shape if len(shape) == 2 else None
 
 
 def _twice_as_wide(shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -84,6 +143,15 @@ def _nvfp4_rows(parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
     return values * scales.float().repeat_interleave(BLOCK, dim=1)[:, : values.shape[1]] * whole
 
 
+def _mxfp8_rows(parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
+    """A power of two per 32 weights, stored as its exponent plus 127 (E8M0)."""
+    weight = parts["weight"][rows].view(torch.float8_e4m3fn)
+    blocks = -(-weight.shape[1] // MX_BLOCK)
+    exponents = _untiled(parts["weight_scale"].contiguous().view(torch.uint8), blocks)[rows]
+    scales = torch.exp2(exponents.float() - E8M0_BIAS)
+    return weight.float() * scales.repeat_interleave(MX_BLOCK, dim=1)[:, : weight.shape[1]]
+
+
 def _untiled(scales: torch.Tensor, columns: int) -> torch.Tensor:
     """Scales by row and column, from cuBLAS' tiles of 128 rows and 4 columns."""
     tiles = -(-columns // 4)
@@ -97,7 +165,8 @@ FORMATS = {
     for row in (
         *(Format(name, (), _same_shape, partial(_scaled_rows, kind=kind)) for name, kind in FLOAT8.items()),
         Format("int8_tensorwise", ("weight_scale",), _same_shape, _scaled_rows),
-        Format("nvfp4", ("weight_scale", "weight_scale_2"), _twice_as_wide, _nvfp4_rows),
+        Format("nvfp4", ("weight_scale", "weight_scale_2"), _twice_as_wide, _nvfp4_rows, BLOCK),
+        Format("mxfp8", ("weight_scale",), _matrix_shape, _mxfp8_rows, MX_BLOCK),
     )
 }
 """By ComfyUI's name. A new format is a row here."""
@@ -198,7 +267,27 @@ def _quantised_entry(checkpoint: Checkpoint, layer: str, options: Mapping) -> En
             f"{format.name}"
         )
     _check_scale(checkpoint, layer, format, parts, shape)
-    return Entry(shape, stored.read, _value_of(checkpoint, layer, format, parts, shape))
+    shape = _floating_shape(checkpoint, layer, options, shape)
+    return Entry(shape, stored.read, QuantisedWeight(layer, checkpoint.path, format, shape, parts, options))
+
+
+def _floating_shape(checkpoint: Checkpoint, layer: str, options: Mapping, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a layer's mark, of a weight that is stored as a matrix and perhaps filled up; else as stored."""
+    found = options.get("shape")
+    if found is None:
+        return stored
+    known = isinstance(found, list) and 2 <= len(found) <= 5 and all(type(n) is int and 0 < n < 2**31 for n in found)
+    if not known or len(stored) != 2 or not _fits((found[0], math.prod(found[1:])), stored):
+        raise UnusableFile(
+            f"{checkpoint.path}: {layer} is marked as a weight of the shape {brief(found)}, but {list(stored)} weights "
+            "are stored"
+        )
+    return tuple(found)
+
+
+def _fits(wanted: tuple[int, int], stored: tuple[int, ...]) -> bool:
+    """Whether rows and columns were filled up by less than a block."""
+    return all(0 <= has - asks < MX_BLOCK for asks, has in zip(wanted, stored))
 
 
 def _known_format(checkpoint: Checkpoint, layer: str, options: Mapping) -> Format:
@@ -215,8 +304,9 @@ def _known_format(checkpoint: Checkpoint, layer: str, options: Mapping) -> Forma
 
 
 def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Entry]:
-    """A layer's weight and scales; the two names of a scale are unified."""
+    """A layer's weight and scales; the names of a scale are unified."""
     names = {"weight": "weight", "weight_scale_2": "weight_scale_2", **dict.fromkeys(SCALES, "weight_scale")}
+    names |= dict.fromkeys(INPUT_SCALES, "input_scale")
     return {
         name: checkpoint.entries[f"{layer}.{stored}"]
         for stored, name in names.items()
@@ -228,31 +318,16 @@ def _check_scale(checkpoint, layer: str, format: Format, parts: Mapping[str, Ent
     if "weight_scale" not in parts:
         return
     count = math.prod(parts["weight_scale"].shape)
-    if format.name == "nvfp4":
-        counts = {-(-shape[0] // 128) * 128 * -(-shape[1] // (4 * BLOCK)) * 4}
+    counts, scalar = {1, shape[0]}, True
+    if format.block:
+        counts = {-(-shape[0] // 128) * 128 * -(-shape[1] // (4 * format.block)) * 4}
+    if "weight_scale_2" in format.needs:
         scalar = math.prod(parts["weight_scale_2"].shape) == 1
-    else:
-        counts, scalar = {1, shape[0]}, True
     if count not in counts or not scalar:
         raise UnusableFile(
             f"{checkpoint.path}: {layer} has scales of the shape {list(parts['weight_scale'].shape)}, which do not fit "
             f"its {list(shape)} weights stored as {format.name}"
         )
-
-
-def _value_of(checkpoint, layer: str, format: Format, parts: Mapping[str, Entry], shape: tuple[int, ...]) -> Value:
-    def value(dtype: torch.dtype) -> torch.Tensor:
-        tensors = {name: entry.read(alone=name == "weight") for name, entry in parts.items()}
-        made = torch.empty(shape, dtype=dtype)
-        try:
-            for start in range(0, shape[0], ROWS):
-                rows = slice(start, min(start + ROWS, shape[0]))  # nvfp4's scales fill a whole tile
-                made[rows].copy_(format.rows(tensors, rows))
-        except (RuntimeError, IndexError) as error:
-            raise UnusableFile(f"{checkpoint.path}: {layer} does not fit its format {format.name} ({error})") from error
-        return made
-
-    return value
 
 
 def set_values(module: torch.nn.Module, values: Mapping[str, Value], dtype: torch.dtype) -> None:

@@ -36,7 +36,7 @@ def test_help_pages_texts_and_templates_are_served(server):
     texts = json.loads(server.get("/i18n"))
     assert texts["en"]["nodeDefs"]["SanaSCMSample"]["display_name"] == "Sana SCM Sample"
     templates = json.loads(server.get("/workflow_templates"))
-    assert "sana_sprint_text_to_image" in templates["sana-nodes"]
+    assert "SANA-Sprint text to image" in templates["sana-nodes"]
 
 
 @pytest.mark.parametrize(

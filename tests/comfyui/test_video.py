@@ -15,6 +15,7 @@ import tiny
 import torch
 from PIL import Image
 from reading import decoded, tags_in
+from sana_nodes.tools import workflows
 from server import Server
 
 
@@ -51,7 +52,7 @@ EXAMPLES = ["sana_video_text_to_video", "sana_video_image_to_video", "sana_video
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_play(server, embedded_files, name):
     graph = json.loads((graphs.EXAMPLES / f"{name}.json").read_text())
-    workflow = json.loads((graphs.EXAMPLES.parent / f"{name}.json").read_text())
+    workflow = json.loads(workflows.text(name))
     prompt_id = server.post(
         "/prompt",
         {"prompt": graph, "client_id": server.client, "extra_data": {"extra_pnginfo": {"workflow": workflow}}},

@@ -7,31 +7,12 @@ import copy
 import pytest
 import tiny
 import torch
+from network_calls import image_inputs as inputs
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_layers, precision
 from sana_nodes.networks.fast_transformer import FastBlock, LinearAttention, use_fast_transformer
 
 NORM = "rms_norm_across_heads"
-
-
-def inputs(network, batch=1, sides=(6, 10), lengths=(9,), masked=False, seed=0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    config = network.config
-
-    def noise(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    given = {
-        "hidden_states": noise(batch, config.in_channels, *sides),
-        "encoder_hidden_states": noise(batch, max(lengths), config.caption_channels),
-        "timestep": torch.linspace(0.3, 0.9, batch),
-        "return_dict": False,
-    }
-    if config.guidance_embeds:
-        given["guidance"] = torch.linspace(0.45, 0.6, batch)
-    if masked:
-        given["encoder_attention_mask"] = torch.stack([torch.arange(max(lengths)) < n for n in lengths]).float()
-    return given
 
 
 def both(network, given: dict, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

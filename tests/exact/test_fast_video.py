@@ -8,6 +8,7 @@ import sys
 import pytest
 import tiny
 import torch
+from network_calls import video_inputs as inputs
 from sana_nodes.host.embedded.devices import CASTING
 from sana_nodes.networks import fast_layers, precision
 from sana_nodes.networks.fast_layers import CrossAttention, ProductOfPixels
@@ -28,26 +29,6 @@ from tracing import allocated_peak
 
 LIMIT = 1e-5
 """The largest difference in float32, relative to the largest value."""
-
-
-def inputs(network, batch=1, cells=(3, 6, 10), lengths=(9,), masked=False, timed=False, seed=0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    config, patch = network.config, network.config.patch_size
-    tokens = [cell // side for cell, side in zip(cells, patch)]
-    given = {
-        "hidden_states": torch.randn(batch, config.in_channels, *cells, generator=generator),
-        "encoder_hidden_states": torch.randn(batch, max(lengths), config.caption_channels, generator=generator),
-        "timestep": torch.linspace(300, 900, batch),
-        "return_dict": False,
-    }
-    if timed:
-        given["timestep"] = torch.rand(batch, 1, *tokens, generator=generator).mul(900)
-        given["timestep"][:, :, 0] = 0
-    if config.guidance_embeds:
-        given["guidance"] = torch.linspace(0.45, 0.6, batch)
-    if masked:
-        given["encoder_attention_mask"] = torch.stack([torch.arange(max(lengths)) < n for n in lengths]).float()
-    return given
 
 
 def both(network, given: dict, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

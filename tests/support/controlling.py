@@ -16,9 +16,12 @@ def image(width: int = 64, height: int = 64, batch: int = 1, seed: int = 0) -> t
     return (smooth * 255).round().div(255).movedim(1, -1)
 
 
-def theirs(pipeline, solver="dpm_solver++", shift=3.0, negative="", width=64, height=64, batch=1, seed=0, **given):
-    kind, parts = type(pipeline), {**pipeline.components, "scheduler": tiny.flow_scheduler(solver, shift)}
-    maker = kind(**parts)
+def theirs(
+    pipeline, solver="dpm_solver++", shift=3.0, negative="", width=64, height=64, batch=1, seed=0, kind=None, **given
+):
+    """``kind``: makes another pipeline of the same parts."""
+    parts = {**pipeline.components, "scheduler": tiny.flow_scheduler(solver, shift)}
+    maker = (kind or type(pipeline))(**parts)
     maker.set_progress_bar_config(disable=True)
     given = {"num_inference_steps": 4, "guidance_scale": 4.5, **given}
     return maker(

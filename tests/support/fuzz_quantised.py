@@ -22,7 +22,18 @@ LOADERS = {
     "gemma": lambda path: load_text_encoder(path, tiny.DEMO / "tokenizer"),
 }
 HOWS = ("scaled fp8", "mixed", "float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_tensorwise_rows", "nvfp4")
-OTHERS = ("mxfp8", "nvfp4", "float8_e4m3fn", "int8_blockwise", "bnb", "", "x" * 5000, "NVFP4", "int8_tensorwise")
+OTHERS = (
+    "mxfp8",
+    "asym_w4a8_int8",
+    "nvfp4",
+    "float8_e4m3fn",
+    "int8_blockwise",
+    "bnb",
+    "",
+    "x" * 5000,
+    "NVFP4",
+    "int8_tensorwise",
+)
 
 
 def _matrices(tensors: dict) -> list[str]:

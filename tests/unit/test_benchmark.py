@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
 
 import growth
+import overhead
 import roofline
 import rows
 import run
@@ -67,3 +68,22 @@ def test_bounds():
 def test_a_line_and_its_residual():
     assert growth.line([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx((2.0, 3.0, 0.0), abs=1e-12)
     assert growth.line([0, 1, 2, 3], [0.0, 1.0, 4.0, 9.0])[2] > 0.1, "a parabola is no line"
+
+
+def test_overhead_is_what_nodes_take_beside_modules(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["overhead.py"])
+    found = overhead.main(["--small", "--side", "128", "--images", "3"])
+    assert found["inside_s"] > 0 and found["beside_s"] > 0 and found["between_s"] >= 0
+    assert found["added"] == (found["beside_s"] + found["between_s"]) / found["inside_s"]
+    assert "added" in capsys.readouterr().out
+
+
+def test_overhead_counts_what_is_outside_of_modules():
+    watch = overhead.Watch()
+    watch.spent = {
+        "SanaEncodePrompt": [(9.0, 1.0), (2.0, 1.5)],
+        "VAEDecode": [(9.0, 1.0), (4.0, 3.0)],
+        "SaveImage": [(1.0, 0.0)],
+    }
+    watch.first, watch.last = 10.0, 36.0
+    assert watch.added() == pytest.approx((4.5, 1.5, 0.5))

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from PIL import Image
 from sana_nodes import cli, host
+from sana_nodes.model_loaders.files import folders
 
 WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
 SMALL = ["--set", "1.pipeline=tiny", "--set", "3.width=64", "--set", "Sana Empty Latent.height=96"]
@@ -226,6 +227,10 @@ def test_models_lists_kinds_and_what_is_missing(home, reference, capsys, monkeyp
     assert "diffusion_models/tiny: SANA-Sprint transformer" in out
     assert "vae/tiny: DC-AE" in out and "text_encoders/tiny: Gemma-2 text encoder" in out
     assert "sana_sprint_text_to_image.json: can run" in out
+    assert cli.main(["models", "--models", str(home)]) == 0
+    out = capsys.readouterr().out
+    assert "diffusers/sana-sprint-demo: SanaSprintPipeline" in out and "lacks models/diffusers" not in out
+    monkeypatch.setattr(folders, "DEMO", home / "no demo weights")
     assert cli.main(["models", "--models", str(home)]) == 0
     out = capsys.readouterr().out
     assert "lacks models/diffusers/sana-sprint-demo" in out

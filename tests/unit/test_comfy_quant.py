@@ -119,7 +119,7 @@ def test_a_file_that_mixes_marks_and_scales(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name,more", [("mxfp8", {}), ("convrot_w4a4", {}), ("int8_tensorwise", {"convrot": True}), ("", {})]
+    "name,more", [("int8_blockwise", {}), ("convrot_w4a4", {}), ("int8_tensorwise", {"convrot": True}), ("", {})]
 )
 def test_other_formats_are_named(tmp_path, name, more):
     write(tmp_path / "q.safetensors", "int8_tensorwise", **{"format": name, **more})

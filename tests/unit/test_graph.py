@@ -196,7 +196,8 @@ def test_a_check_that_raises_is_a_refusal(problems):
         }
     )
     assert len([line for line in lines if line.startswith("node 1 (Sana SCM Sample): ")]) == 1
-    assert "node 5 (Sana Load Text Encoder): encoder_name is 5; give a name" in lines and len(lines) == 4
+    assert [line for line in lines if line.startswith("node 5 (Sana Load Text Encoder): encoder_name is 5; ")]
+    assert len(lines) == 4
 
 
 def test_a_check_makes_no_folder(folders, tmp_path):

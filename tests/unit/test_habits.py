@@ -77,7 +77,8 @@ def test_bootstrap_installs_the_chosen_versions(monkeypatch, tmp_path, versions,
     assert module.main(["test", "-x"]) == 0
     install, run = commands
     assert (install[install.index("-c") + 1] if "-c" in install else None) == (file and str(ROOT / file))
-    assert install[-1] == f"{ROOT}[test]" and run[1:] == ["-m", "pytest", "-x"]
+    assert install[-1] == f"{ROOT}[test]" and run[1:3] == ["-m", "pytest"] and run[-1] == "-x"
+    assert 1 <= int(run[run.index("-n") + 1]) <= 4, "tests run at the same time, and take memory"
     assert file is None or Path(ROOT / file).is_file()
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import tiny
 from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from sana_nodes.tools import locales, workflows
+from sana_nodes.tools import locales
 
 ROOT = tiny.REPOSITORY
 COMFY = {
@@ -50,6 +50,8 @@ ANGLES = {"max_timesteps": 1.5708, "intermediate_timesteps": 1.3}
 TRANSFORMER = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "int8_bnb"]
 VIDEO = {"width": 832, "height": 480, "frames": 81, "batch_size": 1}
 FILE = {"fps": 16.0, "format": "mp4-h264", "quality": 80, "filename_prefix": "video/Sana"}
+TIMES = {"timesteps": "1000, 960, 889, 727"}
+BLOCKS = {"block_frames": 10, "cached_blocks": 0, "recache": True}
 NEGATIVE = (
     "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
     "jerky movements, rapid shot changes, frames out of sync, inconsistent character shapes, temporal artifacts, "
@@ -57,11 +59,16 @@ NEGATIVE = (
 )
 INTERFACE = {
     "SanaLoadPipeline": ("loaders", {"pipeline": None, "weight_dtype": "default"}, {}, ("MODEL", "CLIP", "VAE")),
-    "SanaLoadTransformer": ("loaders", {"model_name": None, "weight_dtype": "default"}, {}, ("MODEL",)),
+    "SanaLoadTransformer": (
+        "loaders",
+        {"model_name": None, "weight_dtype": "default"},
+        {"products": "native", "variant": "auto"},
+        ("MODEL",),
+    ),
     "SanaLoadTextEncoder": (
         "loaders",
         {"encoder_name": None, "weight_dtype": "default", "device": "default"},
-        {},
+        {"products": "native"},
         ("CLIP",),
     ),
     "SanaLoadVAE": ("loaders", {"vae_name": None, "weight_dtype": "default"}, {}, ("VAE",)),
@@ -94,9 +101,37 @@ INTERFACE = {
         "conditioning",
         {"clip": None, "prompt": None, "negative_prompt": NEGATIVE, "motion_score": 30}
         | {"max_sequence_length": 300, "clean_caption": False},
-        {},
+        {"instruction": "video"},
         ("CONDITIONING", "CONDITIONING"),
     ),
+    "SanaPromptSchedule": (
+        "conditioning",
+        {"conditioning": None, "start": 0.0, "fps": 16.0},
+        {"previous": None},
+        ("CONDITIONING",),
+    ),
+    "SanaLongVideoSample": (
+        "sampling",
+        {"model": None, "positive": None, "latent_image": None, "seed": 0, **TIMES, **BLOCKS},
+        {"state": None},
+        ("LATENT", "SANA_STATE"),
+    ),
+    "SanaLongVideoSigmas": ("sampling", TIMES, {}, ("SIGMAS",)),
+    "SanaLongVideoSampler": ("sampling", BLOCKS, {}, ("SAMPLER",)),
+    "SanaLongVideoSave": (
+        "video",
+        {"model": None, "positive": None, "vae": None, "width": 832, "height": 480, "frames": 961, "seed": 0}
+        | {**TIMES, **BLOCKS, **FILE},
+        {"state": None},
+        ("STRING", "SANA_STATE"),
+    ),
+    "SanaSaveVideoState": (
+        "video",
+        {"state": None, "filename_prefix": "states/Sana"},
+        {},
+        ("SANA_STATE", "STRING"),
+    ),
+    "SanaLoadVideoState": ("video", {"state_name": None}, {}, ("SANA_STATE",)),
     "SanaEmptyVideoLatent": ("latent", {"vae": None, **VIDEO}, {}, ("LATENT",)),
     "SanaImageToVideoLatent": ("latent", {"vae": None, "image": None, **VIDEO}, {}, ("LATENT",)),
     "SanaFlowSample": (
@@ -113,6 +148,8 @@ INTERFACE = {
         ("SIGMAS",),
     ),
     "SanaFlowSampler": ("sampling", {"solver": "dpm_solver++"}, {}, ("SAMPLER",)),
+    "SanaPAG": ("sampling", {"model": None, "scale": 3.0, "layers": "8"}, {}, ("MODEL",)),
+    "SanaCompile": ("sampling", {"model": None, "mode": "blocks"}, {"vae": None}, ("MODEL", "VAE")),
     "SanaLoadLora": ("loaders", {"model": None, "lora_name": None, "strength": 1.0}, {}, ("MODEL",)),
     "SanaLoadControlNet": (
         "loaders",
@@ -155,13 +192,18 @@ def test_node_names_inputs_and_defaults():
         assert outputs == cls.RETURN_TYPES
     inputs = {name: cls.INPUT_TYPES()["required"] for name, cls in NODE_CLASS_MAPPINGS.items()}
     assert inputs["SanaLoadTransformer"]["weight_dtype"][0] == TRANSFORMER
+    variants = NODE_CLASS_MAPPINGS["SanaLoadTransformer"].INPUT_TYPES()["optional"]["variant"][0]
+    assert variants == ["auto", "standard", "long"]
     assert inputs["SanaLoadPipeline"]["weight_dtype"][0] == TRANSFORMER
     assert inputs["SanaLoadControlNet"]["weight_dtype"][0] == TRANSFORMER
     assert inputs["SanaImg2ImgLatent"]["start"][0] == ["continuous", "schedule"]
     assert inputs["SanaLoadTextEncoder"]["weight_dtype"][0] == ["default", "bf16", "fp32", "int8_bnb"]
     assert inputs["SanaLoadVAE"]["weight_dtype"][0] == ["default", "bf16", "fp32"]
     assert inputs["SanaLoadTextEncoder"]["device"][0] == ["default", "cpu"]
-    assert inputs["SanaEncodePrompt"]["instruction"][0] == ["image", "video", "none", "custom"]
+    for name in ("SanaLoadTransformer", "SanaLoadTextEncoder"):
+        products = NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["optional"]["products"]
+        assert products[0] == ["native", "full precision"]
+    assert inputs["SanaEncodePrompt"]["instruction"][0] == ["image", "video", "none", "custom", "long"]
     assert inputs["SanaSCMSample"]["add_noise"][0] == ["enable", "disable"]
     bins = ["1024px", "512px", "2048px", "4096px", "video 480p", "video 720p"]
     assert inputs["SanaResolution"]["bins"][0] == bins
@@ -175,7 +217,7 @@ def test_node_names_inputs_and_defaults():
     names = {name: getattr(cls, "RETURN_NAMES", None) for name, cls in NODE_CLASS_MAPPINGS.items()}
     assert names["SanaEncodeVideoPrompt"] == ("positive", "negative")
     assert names["SanaSaveVideo"] == ("images", "path", "video") and names["SanaSaveFrames"] == ("images", "folder")
-    assert names["SanaDecodeSaveVideo"] == ("path",)
+    assert names["SanaDecodeSaveVideo"] == ("path",) and names["SanaLongVideoSave"] == ("path", "state")
     assert NODE_CLASS_MAPPINGS["SanaResolution"].RETURN_NAMES == ("width", "height")
 
 
@@ -198,33 +240,6 @@ def test_every_node_is_explained(name):
 def test_locales_say_what_the_nodes_say():
     written = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert written == locales.definitions(), "run: python -m sana_nodes.tools.locales"
-
-
-@pytest.mark.parametrize("name", workflows.NOTES)
-def test_example_workflows_are_what_the_tool_writes(name):
-    file = ROOT / "example_workflows" / f"{name}.json"
-    assert file.read_text(encoding="utf-8") == workflows.text(name), "run: python -m sana_nodes.tools.workflows"
-
-
-def test_example_workflows_have_an_image_and_a_twin():
-    from PIL import Image
-
-    editor = sorted((ROOT / "example_workflows").glob("*.json"))
-    assert editor
-    for file in editor:
-        with Image.open(file.with_suffix(".jpg")) as image:
-            assert min(image.size) >= 256
-        api = json.loads((ROOT / "example_workflows" / "api" / file.name).read_text(encoding="utf-8"))
-        nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
-        assert sorted(n["type"] for n in nodes if n["type"] != "MarkdownNote") == sorted(
-            n["class_type"] for n in api.values()
-        )
-        for node in nodes:
-            if node["type"] in NODE_CLASS_MAPPINGS:
-                twin = next(n for i, n in api.items() if i == str(node["id"]))
-                widgets = [v for v in node["widgets_values"] if v not in ("fixed", "randomize")]
-                values = [v for v in twin["inputs"].values() if not isinstance(v, list)]
-                assert widgets[: len(values)] == values, f"{file.name}: {node['type']} differs from its API twin"
 
 
 def test_ruff_finds_nothing():

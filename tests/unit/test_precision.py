@@ -65,10 +65,69 @@ def test_a_torch_that_cannot_say_means_no(machine, monkeypatch):
     assert precision.native_bf16(CPU) is False
 
 
-def test_other_devices(monkeypatch):
-    assert precision.native_bf16(torch.device("meta")) is False
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert precision.native_bf16(torch.device("cuda")) is False, "a card that emulates it is no faster for it"
+NVIDIA = {
+    "Maxwell": ((5, 2), F32),
+    "Pascal": ((6, 1), F32),
+    "Volta": ((7, 0), F32),
+    "Turing": ((7, 5), F32),
+    "Ampere": ((8, 0), BF16),
+    "Ampere, consumer": ((8, 6), BF16),
+    "Ada": ((8, 9), BF16),
+    "Hopper": ((9, 0), BF16),
+    "Blackwell": ((10, 0), BF16),
+    "Blackwell, consumer": ((12, 0), BF16),
+}
+AMD = {
+    "gfx803": F32,
+    "gfx900": F32,
+    "gfx906:sramecc+:xnack-": F32,
+    "gfx1012": F32,
+    "gfx1030": F32,
+    "gfx908": BF16,
+    "gfx90a:sramecc+:xnack-": BF16,
+    "gfx942": BF16,
+    "gfx950": BF16,
+    "gfx1100": BF16,
+    "gfx1151": BF16,
+    "gfx1201": BF16,
+}
+APPLE = {"13.6": F32, "14.0": BF16, "15.1.1": BF16, "26.0": BF16, "": F32}
+"""What weights of two bytes are computed in: a card that emulates bfloat16 is no faster for it."""
+
+
+def computed_on(device: str) -> torch.dtype:
+    native = precision.native_bf16(torch.device(device))
+    assert precision.compute_dtype(F32, native) == F32
+    assert precision.compute_dtype(F16, native) == precision.compute_dtype(BF16, native)
+    return precision.compute_dtype(BF16, native)
+
+
+@pytest.mark.parametrize("name", NVIDIA)
+def test_nvidias_cards(monkeypatch, name):
+    capability, expected = NVIDIA[name]
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert computed_on("cuda") == computed_on("cuda:1") == expected
+
+
+@pytest.mark.parametrize("name", AMD)
+def test_amds_cards(monkeypatch, name):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    assert computed_on("cuda") == AMD[name]
+
+
+@pytest.mark.parametrize("version", APPLE)
+def test_apples_cards(monkeypatch, version):
+    monkeypatch.setattr(precision.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    assert computed_on("mps") == APPLE[version]
+
+
+@pytest.mark.parametrize("device", ["meta", "xpu", "hpu"])
+def test_other_devices(device):
+    assert computed_on(device) == F32
 
 
 @pytest.mark.parametrize(

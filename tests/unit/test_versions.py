@@ -92,11 +92,13 @@ LOADERS = {
     "SanaLoadTextEncoder": {"encoder_name": "tiny", "weight_dtype": "default", "device": "default"},
     "SanaLoadVAE": {"vae_name": "tiny", "weight_dtype": "default"},
     "SanaLoadControlNet": {"control_net_name": "tiny-control", "weight_dtype": "default"},
+    "SanaResolution": {"width": 1024, "height": 1024, "bins": "1024px"},
 }
+"""The nodes that need diffusers or transformers before any loader has asked for them."""
 
 
 @pytest.mark.parametrize("name", sorted(LOADERS))
-def test_every_loader_asks_before_it_reads_a_file(host, monkeypatch, name):
+def test_every_node_that_needs_them_asks_first(host, monkeypatch, name):
     from sana_nodes import NODE_CLASS_MAPPINGS
 
     pretend(monkeypatch, diffusers="0.30.0", transformers="4.40.0")

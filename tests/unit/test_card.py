@@ -1,0 +1,170 @@
+"""The embedded host on a pretended card: the CPU's values, and what a run asks of the card."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cache
+
+import card_cases
+import drawing
+import pretend_card
+import pytest
+import torch
+from sana_nodes import host as hosts
+from sana_nodes.host.embedded import devices, runtime
+from sana_nodes.networks import previews
+from sana_nodes.samplers.flow_match import FlowMatch
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="a build of torch for CUDA asks a real card")
+
+BOUND = 1e-4
+"""Values of latents, which are about 1, and of images in [0, 1]."""
+
+STEPS = 2
+
+WITHOUT_BF16 = (7, 5)
+"""A card that computes in float32 what is stored in eight bits, as the CPU does here."""
+
+
+@pytest.fixture(scope="module")
+def here(home, reference, sana_reference, video_references):
+    card_cases.prepare(home)
+    chosen = hosts.use("embedded")
+    chosen.folders.models = [home / "models"]
+    chosen.folders.input, chosen.folders.output = home / "input", home / "output"
+    yield chosen
+    hosts._current = None
+
+
+@contextlib.contextmanager
+def a_card(**kind):
+    """A machine with a card, on which nothing is left behind."""
+    with pretend_card.cards(**kind) as machine:
+        try:
+            yield machine
+        finally:
+            devices.put_all_away()
+
+
+@cache
+def on_the_cpu(name: str, here) -> torch.Tensor:
+    return card_cases.SAMPLINGS[name].loaded(here)(STEPS)
+
+
+def sampling(name: str) -> card_cases.Sampling:
+    case = card_cases.SAMPLINGS[name]
+    if case.weight_dtype == "int8_bnb":
+        pytest.importorskip("bitsandbytes", reason="int8_bnb needs bitsandbytes")
+    return case
+
+
+LAUNCHES = {
+    **dict.fromkeys(("SCM", "image to image", "inpainting", "LoRA"), 300),
+    **{"fp8": 340, "int8": 545, "guidance": 260, "ControlNet": 610, "text to video": 370},
+    **dict.fromkeys(("image to video", "image to 720p video"), 385),
+}
+"""Operators of a step at most: there are three blocks, and fp8 and int8 are cast."""
+
+NOISE = "sana_nodes/samplers/noise.py"
+"""Where SCM's noise, which the CPU makes, is moved to the card."""
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_samplings(here, name):
+    """Steps wait for nothing, move SCM's noise alone and launch no more than is known."""
+    case, expected = sampling(name), on_the_cpu(name, here)
+    with a_card(capability=WITHOUT_BF16) as machine:
+        run = case.loaded(here)
+        result = run(STEPS)
+        asked = per_step(machine, run)
+    assert drawing.difference(result, expected) < BOUND
+    assert not asked["waits"] and asked["launches"] <= LAUNCHES[name], asked
+    assert sum(asked["moves"].values()) <= 1 and all(NOISE in site for site in asked["moves"])
+
+
+def per_step(machine, run) -> dict:
+    counts = []
+    for steps in (STEPS, 2 * STEPS):
+        machine.begin()
+        run(steps)
+        counts.append(machine.taken())
+    return card_cases.per_step(*counts, STEPS)
+
+
+@pytest.mark.parametrize("name", card_cases.CODINGS)
+def test_autoencoders(here, name):
+    expected = card_cases.coded(here, *card_cases.CODINGS[name])
+    with a_card():
+        result = card_cases.coded(here, *card_cases.CODINGS[name])
+    assert drawing.difference(result, expected) < BOUND
+
+
+@pytest.mark.parametrize("name", ["SCM", "guidance", "text to video"])
+def test_a_step_takes_what_is_estimated(here, monkeypatch, name):
+    """Latents aside; small models need more beside their maps than the published ones, at most a fifth."""
+    true = runtime._call_bytes
+    asked = []
+    monkeypatch.setattr(runtime, "_call_bytes", lambda *given: asked.append(true(*given)) or asked[-1])
+    with a_card() as machine:
+        run = sampling(name).loaded(here)
+        run(1)
+        machine.begin()
+        before, samples = machine.used[0], run(1)
+        taken = machine.peak[0] - before
+    assert taken < 1.2 * max(asked) + 6 * samples.nbytes
+
+
+@pytest.mark.parametrize("half", ["encode", "decode"])
+def test_an_image_takes_what_is_estimated(here, half):
+    with a_card() as machine:
+        vae = drawing.call("SanaLoadPipeline", pipeline="tiny")[2]
+        given = {"encode": torch.rand(1, 256, 256, 3), "decode": torch.randn(1, 32, 8, 8)}[half]
+        getattr(vae, half)(given)
+        machine.begin()
+        before = machine.used[0]
+        getattr(vae, half)(given)
+        taken = machine.peak[0] - before
+    shape = given.shape[-2:] if half == "decode" else given.shape[1:3]
+    assert taken < 1.2 * getattr(vae.autoencoder.memory, half)(shape, 4)
+
+
+def test_previews(here):
+    """What ComfyUI shows of a latent: the fitted map by its own code, and tsd by this."""
+    sizes = {"0.conv_a": (32, 32, 3), "0.conv_b": (32, 64, 3), "0.conv_c": (32, 96, 3), "0.conv_l": (32, 32, 1)}
+    weights = {}
+    for layer, (outputs, inputs, side) in {**sizes, "1": (3, 8, 3)}.items():
+        weights[f"{layer}.weight"] = torch.randn(outputs, inputs, side, side) / (inputs * side**2) ** 0.5
+        weights[f"{layer}.bias"] = torch.randn(outputs) * 0.1
+    latent, decoder = torch.randn(1, 32, 2, 3), previews.TinyDecoder(weights, 1)
+    vae = drawing.call("SanaLoadPipeline", pipeline="tiny")[2]
+    expected = decoder(latent), previews.fit_preview(vae.encode, 32)
+    with a_card():
+        vae = drawing.call("SanaLoadPipeline", pipeline="tiny")[2]
+        result = decoder(latent.to("cuda")).cpu(), previews.fit_preview(vae.encode, 32)
+    assert drawing.difference(result[0], expected[0]) < BOUND
+    assert torch.allclose(torch.tensor(result[1].factors), torch.tensor(expected[1].factors), atol=1e-3)
+
+
+def test_prompts(here):
+    expected = card_cases.encoded_prompt(here)
+    with a_card():
+        assert drawing.difference(card_cases.encoded_prompt(here), expected) < BOUND
+
+
+def test_a_table_that_is_left_on_the_cpu_is_found(here):
+    with a_card():
+        run = sampling("SCM").loaded(here)
+        run(1)
+        block = devices._resident[-1].module.transformer_blocks[1]
+        block._parameters["scale_shift_table"] = torch.nn.Parameter(torch.zeros(6, 64), requires_grad=False)
+        with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+            run(1)
+
+
+def test_a_value_that_a_step_asks_for_is_found(here, monkeypatch):
+    true = FlowMatch.timestep
+    monkeypatch.setattr(FlowMatch, "timestep", lambda self, sigma: true(self, sigma) * (sigma[0].item() >= 0))
+    with a_card() as machine:
+        run = sampling("guidance").loaded(here)
+        waits = per_step(machine, run)["waits"]
+    assert list(waits.values()) == [1.0] and "tests/unit/test_card.py" in next(iter(waits))

@@ -1,0 +1,15 @@
+"""The example workflows: one source for the editor's graphs and their API twins (tools/workflows.py writes both)."""
+
+from __future__ import annotations
+
+from .source import Group, Model, Template, node
+
+
+def templates() -> dict[str, Template]:
+    """Every example by the name of its API twin. A template's title is the name of its file in the editor's format."""
+    from . import images, long_videos, published, videos
+
+    return {**images.templates(), **videos.templates(), **published.templates(), **long_videos.templates()}
+
+
+__all__ = ["Group", "Model", "Template", "node", "templates"]
