@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -60,10 +59,11 @@ class Step:
     batch: int = 1
     from_image: bool = False
 
-    def module(self, device: str, dtype: torch.dtype, narrow: bool = False) -> torch.nn.Module:
+    def module(self, device: str, dtype: torch.dtype, narrow: bool = False, layers: int | None = None):
         import diffusers
 
         kind, config = CONFIGS[self.model]
+        config = {**config, "num_layers": layers} if layers else config
         with torch.device(device):
             made = getattr(diffusers, kind)(**{**config, **(NARROW if narrow else {})})
         return made.eval().requires_grad_(False).to(dtype)
@@ -197,13 +197,11 @@ def shapes_of_a_card():
         yield
 
 
-def median_ms(call: Call, repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats + 3):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds[3:])
+def timed_once(call: Call) -> float:
+    """Processor seconds of a call, which other programs on the machine change little."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def comfy_module(module: torch.nn.Module) -> torch.nn.Module:
@@ -213,23 +211,24 @@ def comfy_module(module: torch.nn.Module) -> torch.nn.Module:
     return use_fast_transformer(use_comfy_ops(module, None, torch.float32))
 
 
-def host_row(row: Step, repeats: int = 30) -> dict[str, float]:
-    """Milliseconds of a later step by side: the median, the sides in turn, of a model of the published depth."""
+def host_row(row: Step, repeats: int = 30, layers: int | None = None) -> dict[str, float]:
+    """Milliseconds of a later step by side: the best, the sides in turn, of a model of the published depth."""
     row = Step(row.model, (*((2,) if len(row.cells) == 3 else ()), 4, 4), row.batch, row.from_image)
     sides = {"diffusers": lambda m: m, "pack": use_fast_transformer}
     if "COMFYUI_PATH" in os.environ:
         sys.path.insert(0, os.environ["COMFYUI_PATH"])
         sides["pack in ComfyUI"] = comfy_module
     torch.set_num_threads(1)
-    figures = {}
+    calls = {}
     with torch.no_grad(), shapes_of_a_card():
         for side, make in sides.items():
-            module = make(row.module("cpu", torch.float32, narrow=True))
+            module = make(row.module("cpu", torch.float32, narrow=True, layers=layers))
             card_layers.join_projections(module)
-            call = row.calls(module, side != "diffusers")
-            call[0]()
-            figures[side] = median_ms(call[-1], repeats)
-    return figures
+            first, *later = row.calls(module, side != "diffusers")
+            first()
+            calls[side] = (later or [first])[-1]
+        seconds = [{side: timed_once(call) for side, call in calls.items()} for _ in range(repeats)]
+    return {side: 1e3 * min(one[side] for one in seconds) for side in calls}
 
 
 def main(arguments: list[str] | None = None) -> dict:

@@ -12,22 +12,17 @@ from the shapes of diffusers' classes with weights that take no memory.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
-
-import drawing
-import filming
-import tiny
-from sana_nodes import host
+from sana_nodes import NODE_CLASS_MAPPINGS, host
 from sana_nodes.model_loaders.files.build import build_empty
 from sana_nodes.model_loaders.quantised.packing import PACKINGS
 from sana_nodes.model_loaders.quantised.writer import StoredWeight, quantised_bytes
 from sana_nodes.model_loaders.transformer import write_quantised_transformer
+
+FOLDER = Path(__file__).resolve().parent.parent / "demo" / "models" / "diffusers"
 
 SPRINT_1600M = {
     "num_attention_heads": 70,
@@ -70,25 +65,45 @@ def sizes() -> list[str]:
     return lines
 
 
-def generated(folder: Path, parts, prompts) -> torch.Tensor:
-    if folder == tiny.VIDEO_DEMO:
-        return torch.cat([filming.ours(parts, prompt, steps=10, width=128, height=128) for prompt in prompts])
-    return torch.cat([drawing.ours(parts, prompt, width=256, height=256, seed=1) for prompt in prompts])
+def run(name: str, **given) -> tuple:
+    """One node with the defaults of its widgets for what is not given; returns its outputs."""
+    node = NODE_CLASS_MAPPINGS[name]
+    required = node.INPUT_TYPES()["required"]
+    defaults = {key: kind[1]["default"] for key, kind in required.items() if len(kind) > 1 and "default" in kind[1]}
+    return getattr(node(), node.FUNCTION)(**{**defaults, **given})
 
 
-def demo_row(folder: Path, wanted: str, work: Path, prompts) -> str:
+def image(model, clip, vae, prompt: str) -> torch.Tensor:
+    positive = run("SanaEncodePrompt", clip=clip, text=prompt)[0]
+    latent = run("SanaEmptyLatent", width=256, height=256)[0]
+    sampled = run("SanaSCMSample", model=model, positive=positive, latent_image=latent, seed=1)[0]
+    return vae.decode(sampled["samples"])
+
+
+def video(model, clip, vae, prompt: str) -> torch.Tensor:
+    positive, negative = run("SanaEncodeVideoPrompt", clip=clip, prompt=prompt, negative_prompt="")
+    latent = run("SanaEmptyVideoLatent", vae=vae, width=128, height=128, frames=17)[0]
+    given = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
+    sampled = run("SanaFlowSample", **given, steps=10, cfg=1.0)[0]
+    return vae.decode(sampled["samples"])
+
+
+DEMOS = {"sana-sprint-demo": (image, IMAGES), "sana-video-demo": (video, VIDEOS)}
+
+
+def demo_row(demo: str, wanted: str, work: Path, count: int) -> str:
     """The row of one demo model in one format."""
+    generate, prompts = DEMOS[demo]
     weights: list[StoredWeight] = []
-    file = work / "diffusion_models" / f"{folder.name}-{wanted}.safetensors"
-    write_quantised_transformer(folder / "transformer", file, wanted, weights.append)
-    _, clip, vae = drawing.call("SanaLoadPipeline", pipeline=folder.name)
-    whole = drawing.call("SanaLoadPipeline", pipeline=folder.name)[0]
-    small = drawing.call("SanaLoadTransformer", model_name=file.name)[0]
+    file = work / "diffusion_models" / f"{demo}-{wanted}.safetensors"
+    write_quantised_transformer(FOLDER / demo / "transformer", file, wanted, weights.append)
+    whole, clip, vae = run("SanaLoadPipeline", pipeline=demo)
+    small = run("SanaLoadTransformer", model_name=file.name)[0]
     errors = [weight.error for weight in weights if weight.format]
-    before, after = (generated(folder, (model, clip, vae), prompts) for model in (whole, small))
+    before, after = (torch.cat([generate(model, clip, vae, p) for p in prompts[:count]]) for model in (whole, small))
     difference = (before - after).square().mean().sqrt().item()
     mean, worst = sum(errors) / len(errors), max(errors)
-    return f"| {folder.name} | {wanted} | {mean:.2%} | {worst:.2%} | {difference:.4f} |"
+    return f"| {demo} | {wanted} | {mean:.2%} | {worst:.2%} | {difference:.4f} |"
 
 
 def main() -> None:
@@ -100,10 +115,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "diffusion_models").mkdir()
-        host.use("embedded").folders.models = [work, tiny.DEMO.parent.parent]
-        for demo, prompts in ((tiny.DEMO, IMAGES), (tiny.VIDEO_DEMO, VIDEOS)):
+        folders = host.use("embedded").folders
+        folders.models, folders.user = [work, FOLDER.parent], work
+        for demo in DEMOS:
             for wanted in PACKINGS:
-                print(demo_row(demo, wanted, work, prompts[:count]), flush=True)
+                print(demo_row(demo, wanted, work, count), flush=True)
 
 
 if __name__ == "__main__":

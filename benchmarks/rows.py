@@ -56,6 +56,8 @@ class Case:
     theirs: Callable[[int], torch.Tensor]
     exact: Callable[[int], torch.Tensor]
     weights: int
+    modules: tuple[torch.nn.Module, ...] = ()
+    """What diffusers' way calls: to be compiled in place."""
 
 
 def filled(make: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:
@@ -199,6 +201,7 @@ def prompt_case(size: Size, after_a_start: bool = False) -> Case:
         partial(plain, module),
         partial(plain, wide),
         size_of(module) - size_of(module.embed_tokens),
+        (module,),
     )
 
 
@@ -255,7 +258,7 @@ def step_case(row: Step, size: Size) -> Case:
         return runtime.denormalise(spec.space, model.sampling.calculate_denoised(sigma, out, x)).cpu()
 
     exact = partial(plain, in_float32(module), torch.float32)
-    return Case(ours, partial(plain, module, torch.bfloat16), exact, size_of(module))
+    return Case(ours, partial(plain, module, torch.bfloat16), exact, size_of(module), (module,))
 
 
 def vae_case(name: str, half: str, shape: tuple[int, ...], size: Size) -> Case:
@@ -271,6 +274,7 @@ def vae_case(name: str, half: str, shape: tuple[int, ...], size: Size) -> Case:
             lambda index: _encoded(module, given, torch.bfloat16),
             partial(lambda used, index: _encoded(used, given, torch.float32), in_float32(module)),
             size_of(module.encoder),
+            (module.encoder,),
         )
     latent = torch.randn(1, spec.latent_channels, *shape, generator=generator)
     raw = to_autoencoder(spec, latent)
@@ -281,7 +285,11 @@ def vae_case(name: str, half: str, shape: tuple[int, ...], size: Size) -> Case:
 
     exact = partial(plain, in_float32(module), torch.float32)
     return Case(
-        lambda index: made.decode(latent), partial(plain, module, torch.bfloat16), exact, size_of(module.decoder)
+        lambda index: made.decode(latent),
+        partial(plain, module, torch.bfloat16),
+        exact,
+        size_of(module.decoder),
+        (module.decoder,),
     )
 
 
@@ -295,7 +303,10 @@ def image_case(size: Size) -> Case:
             call(index)
         return decode(index)
 
-    return Case(*(partial(run, side) for side in ("ours", "theirs", "exact")), sum(case.weights for case in made))
+    modules = tuple(module for case in made for module in case.modules)
+    return Case(
+        *(partial(run, side) for side in ("ours", "theirs", "exact")), sum(case.weights for case in made), modules
+    )
 
 
 def _encoded(module: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

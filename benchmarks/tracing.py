@@ -3,8 +3,8 @@
 ``traced_peak`` runs a call on meta tensors and counts the storages that exist at the same time: from the operation that
 returns a storage until its last tensor is deleted, so views, aliases and in-place operations count once. Scaled
 dot-product attention and ``rms_norm`` count as fused kernels, as on a graphics card: only their output. The workspace
-of a kernel (of a convolution, for example) is not included. ``allocated_peak`` is the same for PyTorch's CPU allocator, from its
-profiler, and ``cuda_peak`` for a graphics card.
+of a kernel (of a convolution, for example) is not included. ``allocated_peak`` is the same for PyTorch's CPU
+allocator, from its profiler, and ``cuda_peak`` for a graphics card.
 """
 
 from __future__ import annotations

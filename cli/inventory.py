@@ -8,9 +8,17 @@ from pathlib import Path
 
 from ..host.embedded.folders import KINDS, Folders
 from ..model_loaders.files import folders
-from ..model_loaders.files.kinds import IMAGE_VAES, TRANSFORMERS, VIDEO_VAES, Kind, describe
+from ..model_loaders.files.kinds import (
+    IMAGE_VAES,
+    TRANSFORMERS,
+    VIDEO_TRANSFORMERS,
+    VIDEO_VAES,
+    Kind,
+    describe,
+    of_variant,
+)
 from ..model_loaders.files.listing import kinds_of
-from ..model_loaders.files.open import checkpoint_keys
+from ..model_loaders.files.open import checkpoint_keys, read_json
 from ..model_loaders.pipeline import check_pipeline
 from .calls import EXAMPLES, find_comfyui
 from .console import printable
@@ -69,9 +77,9 @@ def missing_parts(searched: Folders) -> list[str]:
     lines = []
     if transformers and Kind.GEMMA2 not in encoders:
         lines.append("a Gemma-2 text encoder, in text_encoders: sana-nodes get gemma-2-2b-it")
-    if transformers - {Kind.VIDEO} and not autoencoders & set(IMAGE_VAES):
+    if transformers - set(VIDEO_TRANSFORMERS) and not autoencoders & set(IMAGE_VAES):
         lines.append("DC-AE, the VAE of SANA's images, in vae: sana-nodes get dc-ae-1.1")
-    if Kind.VIDEO in transformers and not autoencoders & set(VIDEO_VAES):
+    if transformers & set(VIDEO_TRANSFORMERS) and not autoencoders & set(VIDEO_VAES):
         lines.append("a video VAE, in vae: wan_2.1_vae.safetensors for 480p, the LTX-2 video VAE's folder for 720p")
     return lines
 
@@ -98,10 +106,16 @@ def _pipeline(roots: list[Path], name: str) -> str:
 
 def _checkpoint(roots: list[Path], name: str) -> str:
     try:
-        found = describe(checkpoint_keys(folders.find_model(roots, name, "model")))
-        return found.label if found else "not recognised"
+        path = folders.find_model(roots, name, "model")
+        found = describe(checkpoint_keys(path))
+        return of_variant(found, path, _config(path)).label if found else "not recognised"
     except (OSError, ValueError) as error:
         return f"unusable: {error}"
+
+
+def _config(path: Path) -> dict:
+    file = path / "config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def lacking(graph: dict, searched: Folders) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from .contract import Host, SaveTarget
 
-__all__ = ["NAMES", "Host", "SaveTarget", "current", "use"]
+__all__ = ["NAMES", "Host", "SaveTarget", "current", "serve", "use"]
 
 NAMES = ("comfyui", "embedded")
 
@@ -18,6 +19,14 @@ def current() -> Host:
     if _current is None:
         return use("comfyui" if "comfy.model_management" in sys.modules else "embedded")
     return _current
+
+
+def serve(facts: Callable[[str, str, str], dict]) -> None:
+    """Tell ComfyUI's server of the pack's route (``facts``: nodes.describing.describe), where there is a server."""
+    if "comfy.model_management" in sys.modules:
+        from .comfyui import routes
+
+        routes.register(facts)
 
 
 def use(name: str) -> Host:

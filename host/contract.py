@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,16 @@ class SaveTarget:
     def names(self, suffix: str) -> Callable[[int], Path]:
         """The paths to try in turn, by offset: what media.writer takes."""
         return partial(self.path, suffix)
+
+
+def listed(folders: Mapping[str, str | Path], suffix: str, folder: str) -> dict[str, Path]:
+    """Files of a suffix: in each of ``folders``, which are given by what ends a name there, also below ``folder``."""
+    found = {}
+    for ending, root in folders.items():
+        for file in sorted([*Path(root).glob(f"*{suffix}"), *(Path(root) / folder).rglob(f"*{suffix}")]):
+            if file.is_file():
+                found[f"{file.relative_to(root).as_posix()}{ending}"] = file
+    return found
 
 
 class Host(Protocol):
@@ -52,8 +62,8 @@ class Host(Protocol):
     def vae(self, loaded: Any, weight_dtype: str) -> Any:
         """A VAE of a LoadedVae."""
 
-    def pair(self, model: Any, vae: Any) -> None:
-        """A MODEL and the VAE of its latents, which live previews are coloured by."""
+    def pair(self, model: Any, vae: Any, clip: Any = None) -> None:
+        """A MODEL, the VAE of its latents, which colours live previews, and the CLIP that it was trained with."""
 
     def control_net(self, loaded: Any, weight_dtype: str) -> Any:
         """A CONTROL_NET of a LoadedControlNet."""
@@ -66,6 +76,9 @@ class Host(Protocol):
 
     def apply_perturbation(self, model: Any, perturbation: Any) -> Any:
         """A MODEL that samples with a Perturbation, or with None without; the one given stays as it is."""
+
+    def compile(self, model: Any, mode: str, vae: Any = None) -> tuple[Any, Any]:
+        """A MODEL in a mode of networks.accelerated.MODES, and a VAE, if there is one; those given stay as they are."""
 
     def encode_prompt(
         self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool
@@ -84,8 +97,8 @@ class Host(Protocol):
     def empty_latent(self, shape: tuple[int, ...]) -> Any:
         """Zeros where the host keeps latents between nodes."""
 
-    def sampler(self, function: Callable) -> Any:
-        """A SAMPLER of a function with k-diffusion's signature."""
+    def sampler(self, function: Callable, **options) -> Any:
+        """A SAMPLER of a function with k-diffusion's signature; ``options`` go to the function."""
 
     def sample(
         self,
@@ -98,11 +111,13 @@ class Host(Protocol):
         seed: int,
         negative: list | None = None,
         cfg: float = 1.0,
+        steps: int | None = None,
         **options,
     ) -> dict:
         """Run a sampler function over a LATENT: ``noise`` float32 of its shape; ``options`` go to the function.
 
-        ``negative`` and a ``cfg`` other than 1 make it classifier-free guidance.
+        ``negative`` and a ``cfg`` other than 1 make it classifier-free guidance. ``steps``: how many the function
+        tells its callback, if not one between two ``sigmas``.
         """
 
     def vae_spec(self, vae: Any, /) -> Any:
@@ -111,17 +126,45 @@ class Host(Protocol):
     def decode_frames(self, vae: Any, samples: Any) -> Iterator:
         """A video LATENT's frames in order, [n, H, W, 3] at a time, one video after another."""
 
+    def decode_stream(self, vae: Any, blocks: Iterator, total: int) -> Iterator:
+        """The same of one video whose LATENT's samples come in ``blocks`` along time, ``total`` latent frames in all.
+
+        A block is asked for when the frames of those before are taken. ValueError for a VAE that is not ours.
+        """
+
+    @property
+    def interrupts(self) -> tuple[type[BaseException], ...]:
+        """What is raised where the person interrupted."""
+
+    def saved_files(self, suffix: str, folder: str) -> dict[str, Path]:
+        """Files of a suffix in the input folder and in ``folder`` of the output folder: what to call them to path."""
+
     def check_prefix(self, prefix: str) -> None:
         """ValueError or OSError for a ``filename_prefix`` under which nothing can be saved; nothing is made."""
 
     def save_target(self, prefix: str, width: int, height: int) -> SaveTarget:
         """Where files of ``prefix``, which was checked, are saved next; its folder is made."""
 
-    def shown(self, target: SaveTarget, files: Sequence[Path], animated: bool) -> dict:
-        """The ``ui`` of a node that saved files; ``animated``: each plays."""
+    def shown(self, target: SaveTarget, files: Sequence[Path], animated: bool, small: Any = None) -> dict:
+        """The ``ui`` of a node that saved files; ``animated``: each plays.
+
+        ``small``: the media.thumbnail.Thumbnail of a video that browsers do not play.
+        """
+
+    def underlay(self, image: Any) -> dict:
+        """The ``ui`` of a node that shows an image [1, H, W, C] under its canvas; empty where there is no page."""
+
+    def video(self, images: Any, fps: float, audio: Any) -> Any | None:
+        """A VIDEO of frames [F, H, W, C], or None where there is no such type."""
 
     def tags(self, prompt: dict | None, extra_pnginfo: dict | None) -> dict:
         """The tags of a saved file, by which the graph that made it is loaded: ``workflow`` and ``prompt``, or none."""
+
+    def note(self, text: str) -> None:
+        """Tell the person of something that is no error and that they would not notice: in the log and on the page."""
+
+    def status(self, text: str) -> None:
+        """Say what a node is doing, where its progress cannot be counted; an empty text when it is done."""
 
     def progress(self, total: int, what: str) -> AbstractContextManager:
         """A progress bar: ``update(n)`` counts, and raises where the person interrupted."""

@@ -53,7 +53,7 @@ def check_pipeline(path: Path) -> str:
     if not index.is_file():
         raise FileNotFoundError(f"{path} has no model_index.json; give a folder in diffusers' layout")
     name = read_json(index).get("_class_name", "unknown")
-    if not str(name).startswith("Sana"):
+    if "Sana" not in str(name):  # LongSANA's too
         raise UnusableFile(f"{path} is a {brief(name)}, not a SANA pipeline")
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:

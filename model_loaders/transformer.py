@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from ..networks.families import FAMILIES, LARGEST_SAMPLE_SIZE, Family, Transform
 from ..networks.precision import stored_dtype
 from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
-from .files.kinds import PREFIX, TRANSFORMERS, require_kind
+from .files.kinds import PREFIX, TRAINING_PREFIX, TRANSFORMERS, of_variant, require_kind
 from .files.open import open_checkpoint
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
@@ -39,9 +40,12 @@ class LoadedTransformer:
     quantised: Mapping[str, Value] = field(default_factory=dict)
 
 
-def load_transformer(path: Path) -> LoadedTransformer:
-    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights."""
-    checkpoint, family, positions = _opened(path)
+def load_transformer(path: Path, variant: str = "auto") -> LoadedTransformer:
+    """A SanaTransformer2DModel or SanaVideoTransformer3DModel in the dtype of the file, with memory-mapped weights.
+
+    ``variant``: whether a SANA-Video is LongSANA (standard, long), which auto takes from its config or its name.
+    """
+    checkpoint, family, positions = _opened(path, variant)
     return _loaded(checkpoint, family, positions)
 
 
@@ -56,16 +60,16 @@ def write_quantised_transformer(path: Path, output: Path, wanted: str, written: 
     del module  # and with it the mapping of all its weights
     write_quantised(checkpoint, output, wanted, written)
     output.with_suffix(".json").write_text(
-        json.dumps({"_class_name": family.module, **config}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({"_class_name": family.config_class or family.module, **config}, indent=2) + "\n", encoding="utf-8"
     )
 
 
-def _opened(path: Path) -> tuple[Checkpoint, Family, dict]:
+def _opened(path: Path, variant: str = "auto") -> tuple[Checkpoint, Family, dict]:
     """A transformer's checkpoint in diffusers' naming, and what its config says of position tables."""
     checkpoint = open_checkpoint(path)
     found = require_kind(checkpoint, TRANSFORMERS, HINT)
-    checkpoint = checkpoint.without_prefix(PREFIX)
-    family = FAMILIES[found.kind.key]
+    family = FAMILIES[of_variant(found, checkpoint.path, checkpoint.config, variant).kind.key]
+    checkpoint = checkpoint.without_prefix(PREFIX).without_prefix(TRAINING_PREFIX)
     positions = {} if family.video else position_config(checkpoint)
     return to_diffusers(checkpoint, found), family, positions
 
@@ -82,8 +86,16 @@ def _loaded(checkpoint: Checkpoint, family: Family, positions: dict) -> LoadedTr
     module = build_from_config(make, checkpoint, own, lambda: {**config_of(checkpoint), **positions})
     quantised = load_strictly(module, checkpoint)
     spec = spec_of(module.config, family)
-    spec = replace(spec, clips=spec.float16 and not quantised and stored_dtype(module) == torch.float16)
+    spec = replace(spec, clips=spec.float16 and stored_dtype(module) == torch.float16)
+    if family.block_causal:
+        spec = replace(spec, fingerprint=_fingerprint(module))
     return LoadedTransformer(module, spec, checkpoint.path, quantised)
+
+
+def _fingerprint(module) -> str:
+    """Tells models of one size apart, in whatever dtype they are stored."""
+    table = module.scale_shift_table.detach().to(torch.bfloat16)
+    return hashlib.sha256(table.float().numpy().tobytes()).hexdigest()[:16]
 
 
 def check_config(config: Mapping, checkpoint: Checkpoint, video: bool = False) -> None:

@@ -7,16 +7,21 @@ smaller and smaller tiles. Tiles of images are exact (tiling.py); tiles of video
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
 from einops import rearrange
 
 from . import fast_autoencoder, fast_video_autoencoder, streaming
+from .accelerated import CompiledBlocks, accelerated
 from .latent_spaces import LATENT_SPACES, VaeSpec, by_channel, space_of
+from .live_decoding import LiveDecoding
 from .memory import vae_memory
 from .streaming import Tiles
 from .tiling import Tiling
@@ -79,9 +84,21 @@ class Run(Protocol):
 class Autoencoder:
     """One of diffusers' autoencoders and its spec. LATENTs are ComfyUI's; pixels are in [0, 1]."""
 
+    blocks: CompiledBlocks | None = None
+
     def __init__(self, module: torch.nn.Module, spec: VaeSpec):
         self.module, self.spec, self.memory = module, spec, vae_memory(module, spec)
         self.weights = sum(parameter.nbytes for parameter in module.parameters())
+
+    def compiled(self, mode: str, device: torch.device) -> Autoencoder:
+        """The same autoencoder with its decoder in a mode of Sana Compile.
+
+        With graphs it stays as it is: its kernels take far longer than their launches.
+        """
+        made = copy.copy(self)
+        chosen = accelerated(self.module, "off" if mode == "graphs" else mode, device, self.spec.name)
+        made.blocks = chosen if isinstance(chosen, CompiledBlocks) else None
+        return made
 
     @torch.no_grad()
     def decode(self, samples: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
@@ -101,6 +118,21 @@ class Autoencoder:
         """The frames of each video in order, a few at a time: [n, H, W, 3]."""
         for one in to_autoencoder(self.spec, samples).split(1):
             yield from self._frames(one, run, None, None)
+
+    def stream(self, blocks: Iterator[torch.Tensor], total: int, run: Run) -> Iterator[torch.Tensor]:
+        """The frames of one video whose LATENT comes in ``blocks`` [1, C, f, h, w], ``total`` latent frames in all."""
+        make_tiles = partial(self._video_tiles, VIDEO_TILE, VIDEO_OVERLAP)
+        live, done = LiveDecoding(self.module, self.spec, run, make_tiles, self.memory.decode), 0
+        for block in blocks:
+            done += block.shape[2]
+            for frames in live.frames(to_autoencoder(self.spec, block), done >= total):
+                yield self._shown(frames, run)
+            run.report(done, total)
+
+    def _shown(self, frames: torch.Tensor, run: Run) -> torch.Tensor:
+        """Frames [1, 3, n, H, W] of the autoencoder as an IMAGE."""
+        pixels = frames[0].to(run.output, run.output_dtype, copy=True)
+        return rearrange(to_unit_range(pixels), "c f h w -> f h w c")
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, run: Run, tile: int | None = None, overlap: int | None = None):
@@ -132,8 +164,12 @@ class Autoencoder:
 
     def _image(self, half: str, given: torch.Tensor, run: Run, tile: int | None, report: Callable) -> torch.Tensor:
         if tile is None:
-            return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
+            with self._blocks(half):
+                return getattr(self.module, half)(given.to(run.device, run.dtype), return_dict=False)[0]
         return getattr(Tiling(tile, run.device, run.dtype, report, run.output), half)(self.module, given)
+
+    def _blocks(self, half: str) -> AbstractContextManager:
+        return self.blocks.active() if self.blocks is not None and half == "decode" else nullcontext()
 
     def _image_bytes(self, half: str, given: torch.Tensor, run: Run) -> Callable[[int | None], int]:
         """What a pass takes, by the size of its tiles."""
@@ -194,10 +230,10 @@ class Autoencoder:
         shown, total = 0, raw.shape[2]
         pieces = streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles, run.has_room)
         for piece in pieces:
-            pixels = piece[0].to(run.output, run.output_dtype, copy=True)
+            pixels = self._shown(piece, run)
             shown = min(shown + streaming.PIECE, total)
             run.report(shown, total)
-            yield rearrange(to_unit_range(pixels), "c f h w -> f h w c")
+            yield pixels
 
     def _latents(self, videos: torch.Tensor, run: Run, tile: int | None, overlap: int | None) -> torch.Tensor:
         def needed(side: int | None) -> int:

@@ -7,7 +7,7 @@ anyway writes the wider or the narrower one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -20,13 +20,31 @@ EPS = 1e-15
 
 
 def few_launches(x: torch.Tensor) -> bool:
-    """Whether a tensor's device runs the layers of this file."""
-    return x.device.type in CARDS
+    """Whether a tensor's device runs the layers of this file; not while torch.compile fuses operators itself."""
+    return x.device.type in CARDS and not torch.compiler.is_compiling()
+
+
+def left_to_compiler(x: torch.Tensor) -> bool:
+    """Whether torch.compile, on a card, is to find its own shapes for diffusers' layers."""
+    return x.device.type in CARDS and torch.compiler.is_compiling()
 
 
 def rms_norm(norm, x: torch.Tensor) -> torch.Tensor:
-    """diffusers' RMSNorm over the channels of [..., channels], without a bias."""
+    """diffusers' RMSNorm over the channels of [..., channels], without its bias."""
     return functional.rms_norm(x, x.shape[-1:], norm.weight.to(x), norm.eps)
+
+
+def add_normed(norm, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None) -> None:
+    """diffusers' RMSNorm of ``x`` [..., channels], plus ``residual``, into ``out``."""
+    normed = rms_norm(norm, x)
+    last = residual is None
+    if norm.bias is not None:
+        bias = norm.bias.to(x)
+        normed = torch.add(normed, bias, out=out if last else normed)
+    elif last:
+        out.copy_(normed)
+    if not last:
+        torch.add(normed, residual, out=out)
 
 
 def is_plain(layer) -> bool:
@@ -65,7 +83,9 @@ def projections(attn, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.bmm(tokens, weight.transpose(1, 2)).unflatten(1, x.shape[:2]).unbind()
 
 
-def linear_attention(attn, tokens: torch.Tensor, turns: torch.Tensor | None, step: int) -> torch.Tensor:
+def linear_attention(
+    attn, tokens: torch.Tensor, turns: torch.Tensor | None, step: int, before: Callable | None = None
+) -> torch.Tensor:
     """fast_layers.linear_attention of tokens to themselves; ``step``: tokens of which float32 copies exist at once."""
     query, key, value = projections(attn, tokens)
     if attn.norm_k is not None:
@@ -76,6 +96,8 @@ def linear_attention(attn, tokens: torch.Tensor, turns: torch.Tensor | None, ste
     q, k, v = (t.unflatten(2, (attn.heads, -1)).split(some, dim=1) for t in (query, key, value))
     parts = turns.split(some) if turns is not None else [None] * len(q)
     sums, total = _key_sums(k, v, parts)
+    if before is not None:
+        sums, total = _with_tokens_before(before, sums, total, len(tokens))
     del key, value, k, v
     for one, turn in zip(q, parts):
         _attend(one, turn, sums, total)
@@ -89,26 +111,48 @@ def _key_sums(keys, values, turns) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     sums, total = [], []
     for key, value, turn in zip(keys, values, turns):
+        if turn is None:
+            sums.append(products(key, value))
+            continue
         k32 = _positive(key)
-        if turn is not None:
-            total.append(k32.sum(1, keepdim=True).transpose(1, 2))
-            _turn(k32, turn)
-        v32 = _with_ones(value) if turn is None else _by_head(value).float().flatten(0, 1)
-        sums.append(k32.transpose(1, 2) @ v32)
+        total.append(k32.sum(1, keepdim=True).transpose(1, 2))
+        _turn(k32, turn)
+        sums.append(k32.transpose(1, 2) @ _by_head(value).float().flatten(0, 1))
     return sum(sums[1:], sums[0]), sum(total[1:], total[0]) if total else None
+
+
+def _with_tokens_before(before: Callable, sums, total, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums with those that ``before`` has for each sample: [heads, d, d] and [heads d], as in fast_layers.py."""
+    parts = before(list(zip(sums.unflatten(0, (samples, -1)), total.view(samples, -1))))
+    joined = [torch.stack(part) for part in zip(*parts)]
+    return joined[0].flatten(0, 1), joined[1].view(total.shape)
 
 
 def _attend(query, turn, sums, total) -> None:
     """The attention of a part [B, tokens, heads, d] of the queries, in their memory."""
-    q32 = _positive(query)
     if turn is None:
-        wide, divisor = (q32 @ sums).split([query.shape[3], 1], dim=2)
-    else:
-        divisor = q32 @ total
-        _turn(q32, turn)
-        wide = q32 @ sums
-    apart = (t.unflatten(0, query.shape[::2]) for t in (wide, divisor.add_(EPS)))
-    torch.div(*apart, out=_by_head(query))
+        attend(query, sums, query)
+        return
+    q32 = _positive(query)
+    divisor = q32 @ total
+    _turn(q32, turn)
+    _divided(q32 @ sums, divisor, query)
+
+
+def products(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Sums over tokens of keys times values, and of keys, float32 [B heads, d, d + 1]; of [B, tokens, heads, d]."""
+    return _positive(key).transpose(1, 2) @ _with_ones(value)
+
+
+def attend(query: torch.Tensor, sums: torch.Tensor, out: torch.Tensor, eps: float = EPS) -> None:
+    """Linear attention of queries [B, tokens, heads, d] to such sums, into ``out`` of the same shape."""
+    wide, divisor = (_positive(query) @ sums).split([query.shape[3], 1], dim=2)
+    _divided(wide, divisor, out, eps)
+
+
+def _divided(wide: torch.Tensor, divisor: torch.Tensor, out: torch.Tensor, eps: float = EPS) -> None:
+    apart = (t.unflatten(0, out.shape[::2]) for t in (wide, divisor.add_(eps)))
+    torch.div(*apart, out=_by_head(out))
 
 
 def _by_head(x: torch.Tensor) -> torch.Tensor:
@@ -139,10 +183,10 @@ def _turn(x: torch.Tensor, turn: torch.Tensor) -> None:
 def join_projections(module: torch.nn.Module) -> tuple[int, int]:
     """Put the weights of queries, keys and values one behind another, where they are plain and on a card.
 
-    Returns how many of the self-attentions have it, and how many there are. A weight that is replaced later (a LoRA,
-    offloading) ends it for its layer, which then has three products again.
+    Of transformers and of DC-AE. Returns how many of the self-attentions have it, and how many there are. A weight
+    that is replaced later (a LoRA, offloading) ends it for its layer, which then has three products again.
     """
-    found = [part.attn1 for part in module.modules() if hasattr(part, "attn1") and hasattr(part.attn1, "to_q")]
+    found = [attn for name, attn in module.named_modules() if hasattr(attn, "to_q") and not name.endswith("attn2")]
     return sum(map(_join, found)), len(found)
 
 

@@ -1,4 +1,4 @@
-"""The model families as frozen rows: the differences between SANA-Sprint, SANA and SANA-Video.
+"""The model families as frozen rows: the differences between SANA-Sprint, SANA, SANA-Video and LongSANA.
 
 A new family is a row here, its kind and signature in model_loaders/files/kinds.py, its module, and its tests.
 """
@@ -19,12 +19,13 @@ if TYPE_CHECKING:  # the command line lists models without torch
 class Family:
     """One row.
 
-    ``module``: the class in diffusers. ``parameterisation``: creates the model_sampling object for a flow
-    shift. ``samplers``: names in the sampler table for this family, the default first. ``uses_angles``: True if
-    sigmas are the angles of TrigFlow, False if they are the noise levels of flow matching. ``video``: latents
-    have frames. ``instruction``: the key in prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: the
-    default; ``large_flow_shift``: that of the 4096 pixel model (sample_size 128). ``node`` and
-    ``latent_node``: display names of the nodes that sample it and create its latents.
+    ``module``: the class in diffusers; ``config_class``: what its config.json says, if that is another.
+    ``parameterisation``: creates the model_sampling object for a flow shift. ``samplers``: names in the sampler table
+    for this family, the default first. ``uses_angles``: True if sigmas are the angles of TrigFlow, False if they are
+    the noise levels of flow matching. ``video``: latents have frames; ``block_causal``: they are sampled block by
+    block. ``instruction``: the key in prompts.INSTRUCTIONS that it was trained with. ``flow_shift``: the default;
+    ``large_flow_shift``: that of the 4096 pixel model (sample_size 128). ``node`` and ``latent_node``: display names of
+    the nodes that sample it and create its latents.
     """
 
     key: str
@@ -40,6 +41,8 @@ class Family:
     guidance_scale: float
     node: str
     latent_node: str
+    block_causal: bool = False
+    config_class: str = ""
 
 
 def _trigflow(flow_shift: float) -> torch.nn.Module:
@@ -91,7 +94,18 @@ VIDEO = replace(
     guidance_scale=6.0,
     latent_node="Sana Empty Video Latent",
 )
-FAMILIES = {family.key: family for family in (SPRINT, IMAGE, VIDEO)}
+LONG_VIDEO = replace(
+    VIDEO,
+    key="long_video",
+    name="LongSANA",
+    samplers=("blocks",),
+    instruction="long",
+    guidance_scale=1.0,
+    node="Sana Long Video Sample",
+    block_causal=True,
+    config_class="SanaVideoCausalTransformer3DModel",
+)
+FAMILIES = {family.key: family for family in (SPRINT, IMAGE, VIDEO, LONG_VIDEO)}
 
 LARGEST_SAMPLE_SIZE = 128
 """Latent cells on a side of the 4096 pixel model."""
@@ -103,6 +117,8 @@ class TransformerSpec:
 
     ``width``: channels of a token. ``patch``: latent cells per token in frames, rows and columns.
     ``guidance_scale``: the factor of SANA-Sprint's embedded guidance, None without one. ``flow_shift``: the
+    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000. ``fingerprint``: of its
+    weights, for the states of long videos.
     model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000. ``float16``: it was trained
     in float16 (SANA 1.0) and can be computed in it; the others overflow. ``clips``: its weights are those of that
     training, stored in float16, and need what self-attention gives clipped to float16's range in every dtype.
@@ -116,6 +132,7 @@ class TransformerSpec:
     guidance_scale: float | None = None
     flow_shift: float = 3.0
     time_scale: float = 1.0
+    fingerprint: str = ""
     float16: bool = False
     clips: bool = False
 

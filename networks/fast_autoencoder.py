@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from . import card_layers
 from .fast_layers import use_class
 
 STRIP = 2**24
@@ -35,18 +36,28 @@ With fewer, steps are many, and each has operations at whose end threads wait fo
 takes far longer than what they compute.
 """
 
+STRIP_ON_DEVICES = STEP_ON_DEVICES = 2**26
+"""On a card, where each costs launches."""
+
+
+def rows_of_step(x: torch.Tensor, dim: int) -> int:
+    """Rows along ``dim`` that are converted to float32 at once."""
+    step = STEP_ON_DEVICES if card_layers.few_launches(x) else STEP
+    return max(1, step // (x.numel() // x.shape[dim]))
+
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] with the channels of a cell side by side; itself where it is so already, or on Apple's GPU."""
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
 
 
-def strips(height: int, width: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Rows in strips: ``width`` is the number of values of a row.
+def strips(x: torch.Tensor, height: int, width: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows in strips of a map that is made of ``x``: ``width`` is the number of values of a row.
 
     Each has its own rows, those with ``halo`` more around them inside the map, and where its own are in these.
     """
-    rows = max(LEAST_ROWS, STRIP // width)
+    strip = STRIP_ON_DEVICES if card_layers.few_launches(x) else STRIP
+    rows = max(LEAST_ROWS, strip // width)
     for start in range(0, height, rows):
         stop, above = min(start + rows, height), min(start, halo)
         yield slice(start, stop), slice(start - above, min(stop + halo, height)), slice(above, above + stop - start)
@@ -58,8 +69,12 @@ def scaled(rows: slice, by: int) -> slice:
 
 def add_normed(norm, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
     """diffusers' RMSNorm over the channels of ``x`` [B, C, H, W], plus ``residual``, into ``out``: ``x`` or another."""
+    if card_layers.few_launches(x):
+        cells = (None if t is None else t.movedim(1, -1) for t in (x, out, residual))
+        card_layers.add_normed(norm, *cells)
+        return out
     weight, bias = (None if p is None else p.to(x.device, torch.float32) for p in (norm.weight, norm.bias))
-    rows = max(1, STEP // (x.numel() // x.shape[2]))
+    rows = rows_of_step(x, 2)
     maps = [t.movedim(1, -1).split(rows, dim=1) for t in (x, out, x if residual is None else residual)]
     for given, target, added in zip(*maps):
         wide = given.to(torch.float32, copy=True)
@@ -82,11 +97,11 @@ class FastResBlock:
     """ResBlock with an RMS norm."""
 
     def forward(self, hidden_states):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or card_layers.left_to_compiler(hidden_states):
             return super().forward(hidden_states)
         x = channels_last(hidden_states)
         out = torch.empty_like(x)
-        for own, wider, inside in strips(x.shape[2], x.numel() // x.shape[2], 2):
+        for own, wider, inside in strips(x, x.shape[2], x.numel() // x.shape[2], 2):
             h = self.conv2(activated(self.nonlinearity, self.conv1(x[:, :, wider])))
             add_normed(self.norm, h[:, :, inside], out[:, :, own], x[:, :, own])
             del h
@@ -100,10 +115,10 @@ class FastUpBlock:
     conv: torch.nn.Module
 
     def forward(self, hidden_states):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or card_layers.left_to_compiler(hidden_states):
             return super().forward(hidden_states)
         x, out = channels_last(hidden_states), None
-        for own, wider, inside in strips(x.shape[2], 4 * x.numel() // x.shape[2], 1):
+        for own, wider, inside in strips(x, x.shape[2], 4 * x.numel() // x.shape[2], 1):
             part = channels_last(self._convolved(x[:, :, wider], inside))
             if self.shortcut:
                 add_up_shortcut(part, x[:, :, own], self.repeats)
@@ -161,7 +176,7 @@ class FastDownBlock:
         if torch.is_grad_enabled():
             return super().forward(hidden_states)
         x, out = channels_last(hidden_states), None
-        for own, wider, inside in strips(x.shape[2] // 2, 2 * x.numel() // x.shape[2], 1):
+        for own, wider, inside in strips(x, x.shape[2] // 2, 2 * x.numel() // x.shape[2], 1):
             part = self.conv(x[:, :, scaled(wider, 2)])
             part = functional.pixel_unshuffle(part, 2) if self.downsample else part
             part = part[:, :, inside]
@@ -191,7 +206,7 @@ class FastFeedForward:
     """GLUMBConv with an RMS norm and a residual."""
 
     def forward(self, hidden_states):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or card_layers.left_to_compiler(hidden_states):
             return super().forward(hidden_states)
         x = channels_last(hidden_states)
         wide = self.conv_depth(functional.silu(self.conv_inverted(x), inplace=True))
@@ -212,7 +227,7 @@ class MultiscaleAttention:
         self.replaced = replaced
 
     def __call__(self, attn, hidden_states):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or card_layers.left_to_compiler(hidden_states):
             return self.replaced(attn, hidden_states)
         x = channels_last(hidden_states)
         scales = attention_maps(attn, x)
@@ -222,15 +237,19 @@ class MultiscaleAttention:
 def attention_maps(attn, x: torch.Tensor) -> list[torch.Tensor]:
     """What attention reads, for each scale [B, H, W, 3 heads d]: query, key and value of a head are side by side."""
     tokens = x.movedim(1, -1)
-    maps = [torch.cat([attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)], dim=-1)]
+    layers = attn.to_q, attn.to_k, attn.to_v
+    joined = card_layers.joined_weight(layers, x)
+    if joined is None:
+        maps = [torch.cat([layer(tokens) for layer in layers], dim=-1)]
+    else:
+        maps = [functional.linear(tokens, joined.flatten(0, 1))]
     maps += [scale(maps[0].movedim(-1, 1)).movedim(1, -1) for scale in attn.to_qkv_multiscale]
     return maps
 
 
 def _steps(attn, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A map in steps of rows: [B, h, W, heads, 3, d]."""
-    rows = max(1, STEP // (x.numel() // x.shape[1]))
-    return x.unflatten(-1, (-1, 3, attn.attention_head_dim)).split(rows, dim=1)
+    return x.unflatten(-1, (-1, 3, attn.attention_head_dim)).split(rows_of_step(x, 1), dim=1)
 
 
 def _by_head(x: torch.Tensor) -> torch.Tensor:
@@ -244,6 +263,9 @@ def attention_sums(attn, maps: list[torch.Tensor], rows=slice(None), columns=sli
 
 
 def _products(part: torch.Tensor) -> torch.Tensor:
+    if card_layers.few_launches(part):
+        key, value = (part[..., kind, :].flatten(1, 2) for kind in (1, 2))
+        return card_layers.products(key, value).unflatten(0, (len(part), -1))
     key, value = (_by_head(part[..., kind, :]) for kind in (1, 2))
     return functional.relu(key).transpose(2, 3) @ functional.pad(value, (0, 1), value=1.0)
 
@@ -252,15 +274,22 @@ def apply_attention(attn, x: torch.Tensor, maps: list[torch.Tensor], sums: list[
     """The attention's output [B, C, H, W] for its input ``x``; ``maps`` and ``sums`` are of its scales."""
     mixed = x.new_empty(*maps[0].shape[:3], len(maps), maps[0].shape[3] // 3)
     for number, (scale, total) in enumerate(zip(maps, sums)):
-        start = 0
-        for part in _steps(attn, scale):
-            wide = functional.relu(_by_head(part[..., 0, :])) @ total
-            values = (wide[..., :-1] / (wide[..., -1:] + attn.eps)).transpose(1, 2).flatten(2)
-            stop = start + part.shape[1]
-            mixed[:, start:stop, :, number] = values.unflatten(1, (stop - start, -1))
-            start = stop
+        parts = _steps(attn, scale)
+        for part, out in zip(parts, mixed[:, :, :, number].split(parts[0].shape[1], dim=1)):
+            _attend(attn, part[..., 0, :], total, out)
     out = attn.to_out(mixed.flatten(3)).movedim(-1, 1)
     return add_normed(attn.norm_out, out, out, x if attn.residual_connection else None)
+
+
+def _attend(attn, query: torch.Tensor, total: torch.Tensor, out: torch.Tensor) -> None:
+    """Attention of a part's queries [B, h, W, heads, d] to sums, into ``out`` [B, h, W, heads d]."""
+    if card_layers.few_launches(query):
+        apart = out.unflatten(3, query.shape[3:]).flatten(1, 2)
+        card_layers.attend(query.flatten(1, 2), total.flatten(0, 1), apart, attn.eps)
+        return
+    wide = functional.relu(_by_head(query)) @ total
+    values = (wide[..., :-1] / (wide[..., -1:] + attn.eps)).transpose(1, 2).flatten(2)
+    out.copy_(values.unflatten(1, out.shape[1:3]))
 
 
 class FastEncoder:
@@ -298,7 +327,7 @@ class FastDecoder:
 
     def _pixels(self, x: torch.Tensor) -> torch.Tensor:
         made, up = [], 2 if hasattr(self.conv_out, "interpolate") else 1
-        for _, wider, inside in strips(x.shape[2], x.numel() // x.shape[2], 1):
+        for _, wider, inside in strips(x, x.shape[2], x.numel() // x.shape[2], 1):
             part = x[:, :, wider]
             normed = activated(self.conv_act, add_normed(self.norm_out, part, torch.empty_like(part)))
             made.append(self.conv_out(normed)[:, :, scaled(inside, up)])

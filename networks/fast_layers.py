@@ -34,9 +34,14 @@ def tokens_of_step(device: torch.device) -> int:
     return TOKENS if device.type == "cpu" else TOKENS_ON_DEVICES
 
 
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of sums over ``x``: float32, or float64 where it is that already."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def rms_scale(x: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / sqrt(mean(x^2) + eps) of [..., channels], float32 [..., 1]."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
     return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
@@ -50,18 +55,23 @@ def rms_norm(norm, x: torch.Tensor) -> torch.Tensor:
     return x.mul_(scale.to(x.dtype)).mul_(norm.weight.to(x))
 
 
-def linear_attention(attn, tokens: torch.Tensor, source: torch.Tensor, turns=None) -> torch.Tensor:
+def linear_attention(
+    attn, tokens: torch.Tensor, source: torch.Tensor, turns=None, before: Callable | None = None
+) -> torch.Tensor:
     """ReLU linear attention (arXiv 2410.10629) of [B, tokens, width] with sums over all tokens in float32.
 
     ``turns`` [tokens, channels of a head / 2], complex: the rotations of queries and keys by their positions, which
-    act on the sums with the values and not on the divisor (SANA-Video, arXiv 2509.24695).
+    act on the sums with the values and not on the divisor (SANA-Video, arXiv 2509.24695). ``before``: gives for the
+    sums of each sample's own tokens those to attend to, with the tokens before them.
     """
     if card_layers.few_launches(tokens) and source is tokens:
-        return card_layers.linear_attention(attn, tokens, turns, TOKENS_ON_DEVICES)
-    weights = [None if norm is None else norm.weight.float().to(tokens.device) for norm in (attn.norm_q, attn.norm_k)]
+        return card_layers.linear_attention(attn, tokens, turns, TOKENS_ON_DEVICES, before)
+    wide, norms = wide_dtype(tokens), (attn.norm_q, attn.norm_k)
+    weights = [None if norm is None else norm.weight.to(tokens.device, wide) for norm in norms]
     eps = attn.norm_k and attn.norm_k.eps
     key, value = attn.to_k(source), attn.to_v(source)
     sums = [_key_sums(k, v, attn.heads, weights[1], eps, turns) for k, v in zip(key, value)]
+    sums = sums if before is None else before(sums)
     del key, value
     query = attn.to_q(tokens)
     for one, sums_of_one in zip(query, sums):
@@ -76,7 +86,7 @@ def _key_sums(key, value, heads: int, weight, eps, turns) -> tuple[torch.Tensor,
         k32 = _positive(k, weight, eps)
         total = total + k32.sum(0)
         k32 = rotated(k32, turn, heads)
-        sums = sums + _by_head(k32, heads).transpose(1, 2) @ _by_head(v.float(), heads)
+        sums = sums + _by_head(k32, heads).transpose(1, 2) @ _by_head(v.to(k32.dtype), heads)
     return sums, total
 
 
@@ -92,7 +102,7 @@ def _attend(query, heads: int, weight, turns, sums, total) -> None:
 
 def _positive(x: torch.Tensor, weight, eps: float | None = None) -> torch.Tensor:
     """The ReLU of [tokens, channels] in float32, after its norm; without ``eps`` only after the norm's weight."""
-    wide = x.float() if weight is None else x.float().mul(weight)
+    wide = x.to(wide_dtype(x)) if weight is None else x.to(wide_dtype(x)).mul(weight)
     return functional.relu(wide if eps is None else wide.mul_(rms_scale(x, eps)))
 
 

@@ -10,15 +10,27 @@ layers. It differs in this:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .fast_layers import SCALES, CrossAttention, is_fast, keys_and_values, modulated
+from .fast_video_transformer import reads_past
+from .long_video import run_blocks
 
 
 class FastModel:
     """Either model; with gradients, or where something is asked for that this does not know, diffusers' forward."""
 
-    transformer_blocks: torch.nn.ModuleList
+    embedded: Any
+    unpatched: Any
+    caption_projection: Any
+    caption_norm: Any
+    time_embed: Any
+    transformer_blocks: Any
+    scale_shift_table: Any
+    norm_out: Any
+    proj_out: Any
 
     def forward(
         self,
@@ -41,17 +53,23 @@ class FastModel:
             given = {"guidance": guidance, "encoder_attention_mask": encoder_attention_mask, **more}
             return super().forward(hidden_states, encoder_hidden_states, timestep, **given)  # type: ignore[misc]
         tokens, sizes, positions = self.embedded(hidden_states)
-        vectors, last = self._times(timestep, guidance, tokens)
-        captions, mask = self._prompt(encoder_hidden_states, encoder_attention_mask, len(tokens), kept)
+        vectors, last = self.times(timestep, guidance, tokens)
+        captions, mask = self.prompt(encoder_hidden_states, encoder_attention_mask, len(tokens), kept)
         for number, (block, vector, caption) in enumerate(zip(self.transformer_blocks, vectors, captions)):
             tokens = block(tokens, None, caption, mask, vector, *sizes, *positions)
             if controlnet_block_samples is not None and 0 < number <= len(controlnet_block_samples):
                 tokens = tokens + controlnet_block_samples[number - 1]
-        shift, scale = (self.scale_shift_table.to(last)[:, None, None, None] + last[:, :, None]).unbind()
-        apart = modulated(self.norm_out.norm, tokens.unflatten(1, (last.shape[1], -1)), scale.add_(1), shift)
-        return (self.unpatched(self.proj_out(apart.flatten(1, 2)), sizes),)
+        return (self.output(tokens, last, sizes),)
 
-    def _prompt(self, states, mask, batch: int, kept: dict | None) -> tuple[list, torch.Tensor | None]:
+    def output(self, tokens: torch.Tensor, last: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+        """The output [B, C, ...] of tokens after all blocks; ``last``: the last norm's time [B, groups, width]."""
+        shift, scale = (
+            (self.scale_shift_table.to(last)[:, None, None, None] + last[:, :, None]).to(tokens.dtype).unbind()
+        )
+        apart = modulated(self.norm_out.norm, tokens.unflatten(1, (last.shape[1], -1)), scale.add_(1), shift)
+        return self.unpatched(self.proj_out(apart.flatten(1, 2)), sizes)
+
+    def prompt(self, states, mask, batch: int, kept: dict | None) -> tuple[list, torch.Tensor | None]:
         """For each block what its cross-attention reads of the prompt, and the mask's bias [B, 1, L]."""
         if kept:
             return kept["prompt"]
@@ -65,11 +83,11 @@ class FastModel:
         kept["prompt"] = [_read(block.attn2, caption) for block in self.transformer_blocks], mask
         return kept["prompt"]
 
-    def _times(self, timestep, guidance, tokens: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def times(self, timestep, guidance, tokens: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The blocks' modulations, and the last norm's time [B, groups, width]."""
         more = {"guidance": guidance} if guidance is not None else {"batch_size": len(tokens)}
         vectors, last = self.time_embed(timestep.flatten(), hidden_dtype=tokens.dtype, **more)
-        samples = 1 if len(vectors) == 1 else len(tokens)
+        samples = 1 if len(vectors) == 1 else max(len(timestep), 1 if guidance is None else len(guidance))
         vectors, last = (value.view(samples, -1, value.shape[-1]) for value in (vectors, last))
         return _modulations(self.transformer_blocks, vectors, tokens), last
 
@@ -87,12 +105,14 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
     """For each block its vectors, ready, or ``vectors`` as diffusers' blocks take them."""
     groups, count = vectors.shape[1], tokens.shape[1]
     fast = all(is_fast(block, tokens, vectors) for block in blocks)
-    if not fast or 1 < groups and groups * TOKENS_OF_GROUP > count:
-        vectors = vectors if fast or groups == 1 else vectors.repeat_interleave(count // groups, dim=1)
+    if not fast or groups > 1 and groups * TOKENS_OF_GROUP > count:
+        if not fast:
+            vectors = vectors.expand(len(tokens), -1, -1)
+            vectors = vectors if groups == 1 else vectors.repeat_interleave(count // groups, dim=1)
         return [vectors if hasattr(blocks[0], "takes_groups") else vectors[:, 0]] * len(blocks)
     vectors = vectors.unflatten(2, (6, -1))
     vectors[:, :, SCALES].add_(1)
-    tables = [block.scale_shift_table for block in blocks]
+    tables = [block.scale_shift_table.to(tokens.dtype) for block in blocks]
     if vectors.shape[:2].numel() == 1:
         return [v[None, None] for v in torch._foreach_add(tables, [vectors[0, 0]] * len(tables))]
     return [table + vectors for table in tables]
@@ -100,6 +120,9 @@ def _modulations(blocks, vectors: torch.Tensor, tokens: torch.Tensor) -> list[to
 
 class FastImageModel(FastModel):
     """SanaTransformer2DModel."""
+
+    config: Any
+    patch_embed: Any
 
     def embedded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple]:
         """Tokens, their rows and columns, and nothing: positions are in the tokens."""
@@ -113,7 +136,21 @@ class FastImageModel(FastModel):
 
 
 class FastVideoModel(FastModel):
-    """SanaVideoTransformer3DModel."""
+    """SanaVideoTransformer3DModel, which runs a block of a long video where a BlockCall is given (long_video.py)."""
+
+    def forward(self, hidden_states, encoder_hidden_states, timestep, *given, block=None, **named):
+        """As FastModel's; ``block``: a BlockCall."""
+        if block is None:
+            return super().forward(hidden_states, encoder_hidden_states, timestep, *given, **named)
+        if not all(reads_past(part) for part in self.transformer_blocks):
+            raise ValueError("this SANA-Video has layers that no published one has: it cannot run block by block")
+        caption, mask = block.prompt(encoder_hidden_states), named.get("encoder_attention_mask")
+        with torch.no_grad():
+            return (run_blocks(self, hidden_states, caption, timestep, block, mask),)
+
+    config: Any
+    patch_embedding: Any
+    rope: Any
 
     def embedded(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple]:
         """Tokens, their frames, rows and columns, and the rotations by their positions."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from .card_layers import left_to_compiler
 from .fast_layers import (
     CrossAttention,
     gated,
@@ -38,9 +39,17 @@ class LinearAttention:
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
         if torch.is_grad_enabled():
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask)
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        out = linear_attention(attn, hidden_states, source)
-        return out.clamp_(-FLOAT16, FLOAT16) if self.clips or out.dtype == torch.float16 else out
+        if left_to_compiler(hidden_states):
+            out = self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask)
+        else:
+            source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            out = linear_attention(attn, hidden_states, source)
+        return clipped(out, self.clips)
+
+
+def clipped(out: torch.Tensor, clips: bool) -> torch.Tensor:
+    """Clipped in place to float16's range in float16, and with ``clips`` in every dtype."""
+    return out.clamp_(-FLOAT16, FLOAT16) if clips or out.dtype == torch.float16 else out
 
 
 class FastBlock:

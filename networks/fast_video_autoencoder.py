@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from . import fast_autoencoder
-from .fast_autoencoder import Fast, replace_forward, twice_as_large
+from .card_layers import few_launches
+from .fast_autoencoder import Fast, replace_forward, rows_of_step, twice_as_large
 from .fast_layers import use_class
 
 CACHE_FRAMES = 2
@@ -47,7 +47,7 @@ def empty_map(like: torch.Tensor, frames: int, rows: int = 0, columns: int = 0) 
 
 def float_steps(x: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A few rows of ``x`` [B, C, F, H, W] at a time, copied in float32, and where they are in ``out``."""
-    rows = max(1, fast_autoencoder.STEP // (x.numel() // x.shape[3]))
+    rows = rows_of_step(x, 3)
     for given, target in zip(x.split(rows, dim=3), out.split(rows, dim=3)):
         yield given.to(torch.float32, copy=True), target
 
@@ -58,6 +58,8 @@ def activated(activation, wide: torch.Tensor) -> torch.Tensor:
 
 def norm_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """WanRMS_norm over the channels of ``x`` [B, C, F, H, W] and an activation, into ``out``, which may be ``x``."""
+    if few_launches(x) and not torch.is_tensor(norm.bias):
+        return _normed_on_card(x, norm.gamma.flatten().to(x), SMALLEST_LENGTH**2 / x.shape[1], activation, out)
     gain = norm.gamma.to(x.device, torch.float32) * norm.scale
     bias = norm.bias.to(x.device, torch.float32) if torch.is_tensor(norm.bias) else None
     for wide, target in float_steps(x, out):
@@ -69,10 +71,26 @@ def norm_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> t
 
 def rms_and_activate(norm, activation, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The same for LTX-2's PerChannelRMSNorm, which has no weights."""
+    if few_launches(x):
+        return _normed_on_card(x, None, norm.eps, activation, out)
     for wide, target in float_steps(x, out):
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         wide.div_(length.square_().div_(x.shape[1]).add_(norm.eps).sqrt_())
         target.copy_(activated(activation, wide))
+    return out
+
+
+SMALLEST_LENGTH = 1e-12
+"""Of a vector that WanRMS_norm divides by its length; on a card its square is added, which changes no longer one."""
+
+
+def _normed_on_card(x: torch.Tensor, weight, eps: float, activation, out: torch.Tensor) -> torch.Tensor:
+    """A norm of one kernel, and an activation that writes where its result is wanted."""
+    normed = functional.rms_norm(x.movedim(1, -1), x.shape[1:2], weight, eps).movedim(-1, 1)
+    if type(activation) is torch.nn.SiLU:
+        torch.ops.aten.silu.out(normed, out=out)
+    else:
+        out.copy_(activation(normed))
     return out
 
 
@@ -101,10 +119,14 @@ class FastCausalConv:
         if torch.is_grad_enabled():
             return super()._conv_forward(input, weight, bias, *rest, **named)
         weight = weight[:, :, -min(weight.shape[2], input.shape[2]) :]
-        if input.device.type not in ("cpu", "meta"):
-            return super()._conv_forward(functional.pad(input, self._padding[:4]), weight, bias, *rest, **named)
         padding = 0, self._padding[2], self._padding[0]
-        return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        if input.device.type == "cpu":
+            return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        usual, self.padding = self.padding, padding  # a layer's own way reads it: ComfyUI goes around a fault of cuDNN
+        try:
+            return super()._conv_forward(input, weight, bias, *rest, **named)
+        finally:
+            self.padding = usual
 
     def _causal_class(self) -> Any:
         return next(k for k in type(self).__mro__ if k.__name__ == "WanCausalConv3d" and "forward" in vars(k))

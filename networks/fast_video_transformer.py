@@ -9,14 +9,16 @@ fast_layers.py says, it differs in this:
 - The feed-forward goes over the frames a few at a time until its convolution along time, so that its wide maps take
   the memory of a few frames.
 - Of a modulation for each token (image to video) one vector at a time is computed.
+- With a BlockCall it runs one block of a long video, which attends to the blocks before it (long_video.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from .card_layers import left_to_compiler
 from .fast_layers import (
     CrossAttention,
     gated,
@@ -28,19 +30,27 @@ from .fast_layers import (
     use_fast_attention,
     use_fast_feed_forward,
 )
+from .long_video import LayerPast
 
 SIZES = 2
 """Sizes of videos whose rotations are kept: 15 MB for 81 frames of 832x480."""
+
+THETA = 10000.0
+"""The base of the rotations' speeds, as in diffusers."""
 
 
 class Rotary:
     """The rotations of a video's tokens: ``turns`` [tokens, channels of a head / 2], complex.
 
-    It unpacks into what diffusers has in its stead: cosines and sines [1, tokens, 1, channels of a head].
+    It unpacks into what diffusers has in its stead: cosines and sines [1, tokens, 1, channels of a head]. ``past``:
+    of the blocks before, in a block of a long video; it takes this way to the layers that read it.
     """
 
-    def __init__(self, turns: torch.Tensor):
-        self.turns = turns
+    def __init__(self, turns: torch.Tensor, past: LayerPast | None = None):
+        self.turns, self.past = turns, past
+
+    def with_past(self, past: LayerPast) -> Rotary:
+        return Rotary(self.turns, past)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for part in (self.turns.real, self.turns.imag):
@@ -53,13 +63,31 @@ class FastPositions:
     def forward(self, hidden_states):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._rotary(hidden_states)
+        return self._kept((*hidden_states.shape[2:], hidden_states.device), lambda: self._rotary(hidden_states))
+
+    def _kept(self, size: tuple, make: Callable[[], Rotary]) -> Rotary:
         kept = self.__dict__.setdefault("kept", {})
-        size = (*hidden_states.shape[2:], hidden_states.device)
         if size not in kept:
-            kept[size] = self._rotary(hidden_states)
+            kept[size] = make()
         for oldest in list(kept)[:-SIZES]:
             del kept[oldest]
         return kept[size]
+
+    def rotary_at(self, start: int, size: Sequence[int], like: torch.Tensor) -> Rotary:
+        """The Rotary of ``size`` (frames, rows, columns) tokens from frame ``start`` on, however large that is."""
+        key = (start, *size, like.dtype, like.device)
+        return self._kept(key, lambda: Rotary(self._turns(start, size, like)))
+
+    def _turns(self, start, size, like):
+        axes = []
+        for axis, (first, count, width) in enumerate(zip((start, 0, 0), size, (self.t_dim, self.h_dim, self.w_dim))):
+            speeds = THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+            angles = torch.arange(first, first + count, dtype=torch.float64)[:, None] * speeds
+            shape = [1, 1, 1, -1]
+            shape[axis] = count
+            axes.append(torch.polar(torch.ones_like(angles), angles).view(shape).expand(*size, -1))
+        turns = torch.cat(axes, dim=-1).flatten(0, 2)
+        return turns.to(like.device, torch.complex128 if like.dtype == torch.float64 else torch.complex64)
 
     def _rotary(self, hidden_states) -> Rotary:
         cos, sin = super().forward(hidden_states)  # type: ignore[misc]
@@ -87,10 +115,12 @@ class RotaryLinearAttention:
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Rotary | None = None
     ):
-        if torch.is_grad_enabled() or not isinstance(rotary_emb, Rotary):
+        if torch.is_grad_enabled() or not isinstance(rotary_emb, Rotary) or left_to_compiler(hidden_states):
             return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        return linear_attention(attn, hidden_states, source, rotary_emb.turns)
+        past = rotary_emb.past
+        before = None if past is None else past.with_past
+        return linear_attention(attn, hidden_states, source, rotary_emb.turns, before)
 
 
 class FastVideoBlock:
@@ -112,11 +142,13 @@ class FastVideoBlock:
         rotary_emb=None,
     ):
         caption = encoder_hidden_states, encoder_attention_mask
-        if not is_fast(self, hidden_states, timestep):
+        past = getattr(rotary_emb, "past", None)
+        if past is None and not is_fast(self, hidden_states, timestep):
             return super().forward(hidden_states, attention_mask, *caption, timestep, frames, height, width, rotary_emb)
 
         def feed_forward(tokens: torch.Tensor) -> torch.Tensor:
-            return self.ff(tokens.unflatten(1, (frames, height, width))).flatten(1, 3)
+            maps = tokens.unflatten(1, (frames, height, width))
+            return (self.ff(maps) if past is None else self.ff(maps, past)).flatten(1, 3)
 
         ready = timestep.ndim == 4  # by FastModel, for all blocks at once
         vectors = timestep if ready else timestep.unflatten(2, (6, -1))
@@ -126,8 +158,8 @@ class FastVideoBlock:
 class FastVideoFeedForward:
     """GLUMBTempConv without a norm or a residual; with gradients diffusers' own forward."""
 
-    def forward(self, hidden_states):
-        """[B, frames, H, W, channels] to the same."""
+    def forward(self, hidden_states, past=None):
+        """[B, frames, H, W, channels] to the same; ``past``: of the blocks before, in a long video."""
         if torch.is_grad_enabled():
             return super().forward(hidden_states)
         batch, frames, height, width, _ = hidden_states.shape
@@ -138,8 +170,15 @@ class FastVideoFeedForward:
             for some, out in zip(parts, spatial.split(frames_of_step(maps))):
                 out.copy_(gated(self, some))
         along_time = spatial.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
-        out = self.conv_temp(along_time).add_(along_time)
+        out = self.conv_temp(along_time) if past is None else past.convolved(self.conv_temp, along_time)
+        out = out.add_(along_time)
         return out.permute(0, 2, 3, 1).unflatten(2, (height, width))
+
+
+def reads_past(block) -> bool:
+    """Whether the layers of a block that look along time read a LayerPast."""
+    attends = isinstance(getattr(block.attn1, "processor", None), RotaryLinearAttention)
+    return attends and isinstance(block.ff, FastVideoFeedForward)
 
 
 def frames_of_step(maps: torch.Tensor) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .fast_autoencoder import STEP, STRIP
+from .fast_autoencoder import STRIP_ON_DEVICES
 from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
 from .tiling import halos
@@ -43,7 +43,8 @@ class TransformerMemory:
     - Where the prompt is normalised in float32, with fewer tokens than the prompt has.
     - With ``casting`` (weights are cast at each use) where the largest weights are cast.
 
-    What ``layers`` blocks read of the prompt is kept beside all of it, from one step of a run to the next. Per-token timesteps (image to video) add seven vectors of the model's width to each token.
+    What ``layers`` blocks read of the prompt is kept beside all of it, from one step of a run to the next. Per-token
+    timesteps (image to video) add seven vectors of the model's width to each token.
     """
 
     width: int
@@ -98,13 +99,12 @@ class Stage:
     def bytes_of(self, pixels: int, itemsize: int) -> int:
         """A block that attends: twice its feed-forward, which is eight times as wide, its input, and that before.
 
-        A block of convolutions: input and output, and a strip between them twice, or once and in float32.
+        A block of convolutions: input and output, and a strip between them twice.
         """
         values = pixels * self.channels // self.cell**2
         if self.attends:
             return 18 * itemsize * values
-        strip = min(values, STRIP)
-        return 2 * itemsize * values + max(2 * itemsize * strip, itemsize * strip + 8 * min(strip, STEP))
+        return 2 * itemsize * (values + min(values, STRIP_ON_DEVICES))
 
 
 @dataclass(frozen=True)

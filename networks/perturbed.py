@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from .fast_layers import linear_attention
+from .fast_transformer import clipped
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,27 @@ def parse_layers(text: str, count: int | None = None) -> tuple[int, ...]:
     return layers
 
 
+@dataclass(frozen=True)
 class IdentityAttention:
-    """Processor: the values alone (diffusers' PAGIdentitySanaLinearAttnProcessor2_0, its perturbed part)."""
+    """Processor: the values alone (diffusers' PAGIdentitySanaLinearAttnProcessor2_0, its perturbed part).
+
+    ``clips``: as in fast_transformer.LinearAttention, also below.
+    """
+
+    clips: bool
 
     def __call__(self, attn, hidden_states, *unused, **options):
-        return attn.to_out[1](attn.to_out[0](attn.to_v(hidden_states)))
+        return clipped(attn.to_out[1](attn.to_out[0](attn.to_v(hidden_states))), self.clips)
 
 
+@dataclass(frozen=True)
 class UnnormedAttention:
     """Processor: linear attention without norms of queries and keys (the same class's other part)."""
 
+    clips: bool
+
     def __call__(self, attn, hidden_states, *unused, **options):
-        return linear_attention(_WithoutNorms(attn), hidden_states, hidden_states)
+        return clipped(linear_attention(_WithoutNorms(attn), hidden_states, hidden_states), self.clips)
 
 
 class _WithoutNorms:
@@ -69,7 +80,10 @@ class _WithoutNorms:
         return getattr(self._attention, name)
 
 
-IDENTITY, UNNORMED = IdentityAttention(), UnnormedAttention()
+@cache
+def _processor(kind: type, clips: bool):
+    """The same object in every call, which a compiled model looks at."""
+    return kind(clips)
 
 
 @contextmanager
@@ -82,10 +96,11 @@ def attention_of(module: torch.nn.Module, perturbation: Perturbation | None) -> 
     before = [attention.processor for attention in blocks]
     try:
         for attention in blocks:
+            clips = getattr(attention.processor, "clips", False)
             if perturbation.identity:
-                attention.processor = IDENTITY
+                attention.processor = _processor(IdentityAttention, clips)
             elif attention.norm_q is not None or attention.norm_k is not None:
-                attention.processor = UNNORMED
+                attention.processor = _processor(UnnormedAttention, clips)
         yield
     finally:
         for attention, processor in zip(blocks, before):

@@ -21,6 +21,9 @@ IMAGES, CELLS, PATCHES = 8, 8, 2
 RIDGE = 0.1
 """Regularisation of the fit, relative to the latents' variance."""
 
+EXPLAINED = 0.5
+"""A map of other latents explains nothing of the colours."""
+
 
 @dataclass(frozen=True)
 class PreviewMap:
@@ -46,12 +49,20 @@ def patches(ratio: int) -> torch.Tensor:
     return torch.stack(images)
 
 
-def fit_preview(encode: Callable[[torch.Tensor], torch.Tensor], ratio: int) -> PreviewMap:
-    """The map of an autoencoder: ``encode`` takes images [B, H, W, 3] in [0, 1] to latents [B, C, h, w]."""
+def fit_preview(
+    encode: Callable[[torch.Tensor], torch.Tensor], ratio: int, known: PreviewMap | None = None
+) -> PreviewMap:
+    """The map of an autoencoder: ``encode`` takes images [B, H, W, 3] in [0, 1] to latents [B, C, h, w].
+
+    ``known``: a map for these latents, such as ComfyUI's for published weights; it is returned if it explains
+    more than EXPLAINED of the colours' variance, and so belongs to this autoencoder.
+    """
     images = patches(ratio)
     latents = torch.cat([encode(image[None]).float().cpu() for image in images])
     cells = rearrange(latents, "b c h w -> (b h w) c").double()
     colours = reduce(images, "b (h p) (w r) rgb -> (b h w) rgb", "mean", p=ratio, r=ratio).double() * 2 - 1
+    if known is not None and _explained(known, cells, colours) > EXPLAINED:
+        return known
     mean, target = cells.mean(0), colours.mean(0)
     centred = cells - mean
     gram = centred.T @ centred
@@ -60,11 +71,23 @@ def fit_preview(encode: Callable[[torch.Tensor], torch.Tensor], ratio: int) -> P
     return PreviewMap(factors.tolist(), (target - mean @ factors).tolist())
 
 
+def _explained(known: PreviewMap, cells: torch.Tensor, colours: torch.Tensor) -> float:
+    """The part of the colours' variance that a map explains; below 0 if their mean explains more."""
+    error = cells @ torch.tensor(known.factors).double() + torch.tensor(known.bias).double() - colours
+    return 1 - (error.square().sum() / (colours - colours.mean(0)).square().sum()).item()
+
+
+def moving_frame(latent: torch.Tensor) -> torch.Tensor:
+    """The middle frame [B, C, 1, h, w] of a video latent: image to video keeps the first one fixed."""
+    middle = latent.shape[2] // 2
+    return latent[:, :, middle : middle + 1]
+
+
 def fingerprint(autoencoder: torch.nn.Module) -> str:
-    """Identifies the latents of a DC-AE: a hash of the two layers next to the latent."""
+    """Identifies an autoencoder's latents: a hash of the two layers next to the latent."""
     digest = hashlib.sha256()
     for layer in (autoencoder.encoder.conv_out, autoencoder.decoder.conv_in):
-        digest.update(layer.weight.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(getattr(layer, "conv", layer).weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -52,7 +52,16 @@ VIDEO_INSTRUCTION = "\n".join(
 )
 """SanaVideoPipeline's complex_human_instruction."""
 
-INSTRUCTIONS = {"image": IMAGE_INSTRUCTION, "video": VIDEO_INSTRUCTION, "none": "", "custom": ""}
+LONG_INSTRUCTION = IMAGE_INSTRUCTION.replace("'Enhanced prompt'", '"Enhanced prompt"')
+"""That of NVlabs' scripts for LongSANA: the one for images, in their quotes."""
+
+INSTRUCTIONS = {
+    "image": IMAGE_INSTRUCTION,
+    "video": VIDEO_INSTRUCTION,
+    "none": "",
+    "custom": "",
+    "long": LONG_INSTRUCTION,
+}
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,25 @@ ENCODERS: dict[str, Callable[..., Coder]] = {"wan": WanEncoder, "ltx2": Ltx2Enco
 """By the key of the latent space; an encoder returns the mode of the distribution."""
 
 
+def decoder(module, spec: VaeSpec, device, tiles: Tiles | None = None, has_room: HasRoom | None = None) -> Coder:
+    """A decoder for one video of an autoencoder, in ``tiles`` where they are given.
+
+    ``has_room(bytes)``: whether so much is free on the device beside a tile.
+    """
+    make = partial(DECODERS[spec.space.key], module)
+    return make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device, has_room)
+
+
 @torch.no_grad()
+def push_pieces(coder: Coder, latents: torch.Tensor, device, dtype, ends: bool) -> Iterator:
+    """The frames [B, 3, n, H, W] that latents [B, C, f, h, w] complete; ``ends``: they are the last ones."""
+    for start in range(0, latents.shape[2], PIECE):
+        piece = latents[:, :, start : start + PIECE].to(device, dtype)
+        frames = coder.push(piece, ends and start + PIECE >= latents.shape[2])
+        if frames.shape[2]:
+            yield frames
+
+
 def decode_pieces(
     module,
     spec: VaeSpec,
@@ -212,17 +230,8 @@ def decode_pieces(
     tiles: Tiles | None = None,
     has_room: HasRoom | None = None,
 ) -> Iterator:
-    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w].
-
-    ``has_room(bytes)``: whether so much is free on the device beside a tile.
-    """
-    make = partial(DECODERS[spec.space.key], module)
-    coder = make() if tiles is None else Tiled(make, tiles, spec.spatial_ratio, 1, device, has_room)
-    for start in range(0, latents.shape[2], PIECE):
-        piece = latents[:, :, start : start + PIECE].to(device, dtype)
-        frames = coder.push(piece, start + PIECE >= latents.shape[2])
-        if frames.shape[2]:
-            yield frames
+    """Frames [B, 3, n, H, W] in [-1, 1], in order, from the autoencoder's latents [B, C, f, h, w]; see decoder."""
+    yield from push_pieces(decoder(module, spec, device, tiles, has_room), latents, device, dtype, True)
 
 
 def gather(

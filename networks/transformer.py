@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from ..samplers.block_causal import BlockCall
 from .families import TransformerSpec
 
 
 def network_inputs(
-    spec: TransformerSpec, x, time, context, guidance=None, mask=None, control=None, context_mask=None, kept=None
+    spec: TransformerSpec,
+    x,
+    time,
+    context,
+    guidance=None,
+    mask=None,
+    control=None,
+    context_mask=None,
+    kept=None,
+    block: BlockCall | None = None,
 ) -> dict:
     """The keyword arguments of diffusers' transformer for one call.
 
@@ -18,7 +28,8 @@ def network_inputs(
     broadcastable to ``x``: 0 where a video's latent is kept (only for SANA-Video), ``control``: the
     ControlNet residuals after each block except the first, [B, tokens, width] each, ``context_mask`` [B, L]:
     0 where a context has no token (padded_contexts). ``kept``: a dict, at first empty, for what calls of one run with
-    this context and its mask need not compute again (fast_model.py).
+    this context and its mask need not compute again (fast_model.py). ``block``: of a long video, whose state the
+    call reads.
     """
     inputs = {
         "hidden_states": x,
@@ -35,7 +46,9 @@ def network_inputs(
         inputs["encoder_attention_mask"] = context_mask
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
-    if spec.family.video and mask is not None:
+    if block is not None:
+        inputs["block"] = block
+    elif spec.family.video and mask is not None:
         inputs["timestep"] = token_times(spec, time, _like(mask, x))
     return inputs
 
@@ -66,6 +79,15 @@ def _check_control(spec: TransformerSpec, control) -> None:
 def velocity(spec: TransformerSpec, output):
     """The part [B, C, ...] of a transformer's output that samplers use, without a learned variance after it."""
     return output[0][:, : spec.latent_channels]
+
+
+def mask_of_times(mask: torch.Tensor) -> torch.Tensor:
+    """What of a video's noise mask [B, C, F, H, W] sets the times: [B, 1, F, 1, 1] where each frame has one.
+
+    It asks for the mask's values: once in a run.
+    """
+    of_frames = mask[:, :1, :, :1, :1]
+    return of_frames if bool((mask[:, :1] == of_frames).all()) else mask[:, :1]
 
 
 def _like(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ import math
 
 from .. import host
 from ..networks import prompts
+from ..samplers.block_causal import STARTS
+from . import checks
 
 NEGATIVE_PROMPT = (
     "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
@@ -23,6 +25,16 @@ def _length_input():
 def _clean_input():
     tip = "Remove links, HTML and unusual characters first. Needs the packages beautifulsoup4 and ftfy."
     return ("BOOLEAN", {"default": False, "tooltip": tip, "advanced": True})
+
+
+def _check_instruction(instruction=None, custom_instruction=None, **_):
+    """True, or a message where the custom instruction is chosen and left empty."""
+    try:
+        if instruction == "custom" and custom_instruction is not None:
+            prompts.choose_instruction(instruction, custom_instruction)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 class SanaEncodePrompt:
@@ -43,7 +55,7 @@ class SanaEncodePrompt:
         }
         instruction = {
             "default": "image",
-            "tooltip": "The instruction before the prompt. SANA was trained with image and video.",
+            "tooltip": "The instruction before the prompt. SANA was trained with image and video, LongSANA with long.",
         }
         guidance = {
             "default": 4.5,
@@ -70,6 +82,8 @@ class SanaEncodePrompt:
             "optional": {"custom_instruction": ("STRING", custom)},
         }
 
+    VALIDATE_INPUTS = checks.Validation(_check_instruction)
+
     def encode(
         self, clip, text, instruction, guidance_scale, max_sequence_length, clean_caption, custom_instruction=""
     ):
@@ -92,7 +106,7 @@ class SanaEncodeVideoPrompt:
         "Encodes a prompt for SANA-Video, between the video instruction and the motion score. The negative prompt is "
         "encoded unchanged."
     )
-    SEARCH_ALIASES = ["sana", "sana video", "clip text encode", "prompt", "motion score"]
+    SEARCH_ALIASES = ["sana", "sana video", "text to video", "clip text encode", "prompt", "motion score"]
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
@@ -111,6 +125,10 @@ class SanaEncodeVideoPrompt:
             "default": NEGATIVE_PROMPT,
             "tooltip": "What the video should not show; used when cfg is above 1.",
         }
+        instruction = {
+            "default": "video",
+            "tooltip": "The instruction before the prompt: video for SANA-Video, long as LongSANA was trained.",
+        }
         motion = {
             "default": 30,
             "min": 0,
@@ -125,14 +143,63 @@ class SanaEncodeVideoPrompt:
                 "motion_score": ("INT", motion),
                 "max_sequence_length": _length_input(),
                 "clean_caption": _clean_input(),
-            }
+            },
+            "optional": {"instruction": (["video", "long"], instruction)},
         }
 
-    def encode(self, clip, prompt, negative_prompt, motion_score, max_sequence_length, clean_caption):
+    def encode(
+        self, clip, prompt, negative_prompt, motion_score, max_sequence_length, clean_caption, instruction="video"
+    ):
         limits = {"max_sequence_length": max_sequence_length, "clean_caption": clean_caption}
         encode = host.current().encode_prompt
         positive = f"{prompt} motion score: {motion_score}."
         return (
-            encode(clip, positive, instruction=prompts.VIDEO_INSTRUCTION, **limits),
+            encode(clip, positive, instruction=prompts.choose_instruction(instruction), **limits),
             encode(clip, negative_prompt, instruction="", **limits),
         )
+
+
+class SanaPromptSchedule:
+    DISPLAY_NAME = "Sana Prompt Schedule"
+    CATEGORY = "sana/conditioning"
+    DESCRIPTION = (
+        "Prompts one after another for a long video: each node adds one from a time on. It begins with the "
+        "nearest block, which the log tells."
+    )
+    SEARCH_ALIASES = ["sana", "longsana", "prompt travel", "prompt switch", "story", "timeline"]
+    FUNCTION = "schedule"
+    RETURN_TYPES = ("CONDITIONING",)
+    OUTPUT_TOOLTIPS = ("The prompts so far, for Sana Long Video Sample or Sana Long Video Save.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        start = {
+            "default": 0.0,
+            "min": 0.0,
+            "max": 86400.0,
+            "step": 0.01,
+            "tooltip": "When the prompt begins, in seconds of this clip; the first prompt begins at 0.",
+        }
+        fps = {"default": 16.0, "min": 0.01, "max": 1000.0, "step": 0.01, "tooltip": "Frames per second of the video."}
+        return {
+            "required": {
+                "conditioning": ("CONDITIONING", {"tooltip": "The prompt, from Sana Encode Video Prompt."}),
+                "start": ("FLOAT", start),
+                "fps": ("FLOAT", fps),
+            },
+            "optional": {"previous": ("CONDITIONING", {"tooltip": "The prompts before it, from the same node."})},
+        }
+
+    def schedule(self, conditioning, start, fps, previous=None):
+        if len(conditioning) != 1:
+            raise ValueError(f"conditioning holds {len(conditioning)} prompts; give one, and those before to previous")
+        earlier = [options.get(STARTS, 0.0) / fps for _, options in previous or []]
+        if not earlier and start != 0:
+            raise ValueError(f"the first prompt starts at {start:g} s; give it 0, or the prompts before it as previous")
+        if earlier and start <= earlier[-1]:
+            raise ValueError(
+                f"this prompt starts at {start:g} s and the one before it at {earlier[-1]:g} s: give a later start, or "
+                "put them in order"
+            )
+        states, options = conditioning[0]
+        return ([*(previous or []), [states, {**options, STARTS: start * fps}]],)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..samplers import trigflow
 
 
@@ -47,7 +49,7 @@ def denoise_input():
     return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tip})
 
 
-def validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise=None, timesteps=None):
+def validate_schedule(steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None, **_):
     """True, or an error message for a schedule, which ComfyUI shows before it runs anything.
 
     An input that is connected to another node is None here and is checked when the node runs.
@@ -62,3 +64,23 @@ def validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise=None
     except ValueError as error:
         return str(error)
     return True
+
+
+def samples_of(latent: dict, spec) -> torch.Tensor:
+    """The latent's samples, [B, C, H, W] or [B, C, F, H, W] for video; ValueError if they do not fit the model."""
+    samples = latent["samples"]
+    wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
+    if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
+        vae = spec.space.name if spec.space else "the VAE of its size"
+        raise ValueError(
+            f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
+            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, "
+            "which is this model's"
+        )
+    for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
+        if size % patch:
+            raise ValueError(
+                f"the latent's {name} is {size}, but {spec.name} needs a multiple of its patch size {patch}: "
+                f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
+            )
+    return samples

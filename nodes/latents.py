@@ -10,6 +10,7 @@ from ..model_loaders.versions import check_libraries
 from ..networks.latent_spaces import DC_AE, VaeSpec, neutral_latent
 from ..networks.resolutions import BIN_NAMES, nearest_size
 from ..samplers import noise, trigflow
+from . import checks
 from .inputs import schedule_inputs, seed_input, validate_schedule
 
 VIDEO_STEP = 16
@@ -73,6 +74,14 @@ def _video_spec(vae):
     return spec
 
 
+def _check_sides(width=None, height=None, **_):
+    return _side_message("width", width) or _side_message("height", height) or True
+
+
+def _check_video_size(width=None, height=None, frames=None, **_):
+    return _video_size_message(width, height, frames) or True
+
+
 class SanaResolution:
     DISPLAY_NAME = "Sana Resolution"
     CATEGORY = "sana/latent"
@@ -114,9 +123,7 @@ class SanaEmptyLatent:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width=None, height=None):
-        return _side_message("width", width) or _side_message("height", height) or True
+    VALIDATE_INPUTS = checks.Validation(_check_sides)
 
     def make(self, width, height, batch_size):
         if message := _side_message("width", width) or _side_message("height", height):
@@ -143,7 +150,7 @@ class SanaEmptyVideoLatent:
     DISPLAY_NAME = "Sana Empty Video Latent"
     CATEGORY = "sana/latent"
     DESCRIPTION = "An empty latent for text to video, in the shape of the video VAE."
-    SEARCH_ALIASES = ["sana", "sana video", "empty latent video", "frames", "size"]
+    SEARCH_ALIASES = ["sana", "sana video", "text to video", "empty latent video", "frames", "size"]
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("An empty latent for SANA-Video.",)
@@ -157,9 +164,7 @@ class SanaEmptyVideoLatent:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width=None, height=None, frames=None):
-        return _video_size_message(width, height, frames) or True
+    VALIDATE_INPUTS = checks.Validation(_check_video_size)
 
     def make(self, vae, width, height, frames, batch_size):
         shape = _video_shape(_video_spec(vae), width, height, frames, batch_size)
@@ -204,9 +209,7 @@ class SanaImg2ImgLatent:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def make(self, samples, seed, strength, steps, max_timesteps, intermediate_timesteps, start):
         image = samples["samples"]
@@ -251,9 +254,7 @@ class SanaImageToVideoLatent:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, width=None, height=None, frames=None):
-        return _video_size_message(width, height, frames) or True
+    VALIDATE_INPUTS = checks.Validation(_check_video_size)
 
     def make(self, vae, image, width, height, frames, batch_size):
         spec = _video_spec(vae)

@@ -7,7 +7,7 @@ import math
 from .. import host
 from ..model_loaders import controlnet, lora, text_encoder, transformer, vae
 from ..model_loaders.files import folders
-from ..model_loaders.files.kinds import TRANSFORMERS, VAES, Kind
+from ..model_loaders.files.kinds import TRANSFORMERS, VAES, VARIANTS, Kind
 from ..model_loaders.files.listing import models_of_kind
 from ..model_loaders.versions import check_libraries
 from ..networks.precision import (
@@ -18,6 +18,7 @@ from ..networks.precision import (
     narrow_weight_dtype,
     parse_weight_dtype,
 )
+from . import checks, rules
 from .models import require_sana
 
 TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
@@ -69,7 +70,7 @@ class SanaLoadPipeline:
     DISPLAY_NAME = "Sana Load Pipeline"
     CATEGORY = "sana/loaders"
     DESCRIPTION = "Loads a SANA pipeline from a folder in diffusers' layout: transformer, Gemma-2 text encoder and VAE."
-    SEARCH_ALIASES = ["sana", "sana sprint", "sana video", "diffusers loader", "load sana"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "sana video", "diffusers loader", "load sana"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (
@@ -85,9 +86,11 @@ class SanaLoadPipeline:
         dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
         return {"required": {"pipeline": _choice(names, "pipeline folder", tip, "diffusers"), **dtype}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, pipeline=None):
-        return _validate_name(pipeline, "pipeline folder", "diffusers")
+    VALIDATE_INPUTS = checks.Validation(
+        lambda pipeline=None, **_: _validate_name(pipeline, "pipeline folder", "diffusers"),
+        rules.vae_fits,
+        always="pipeline",
+    )
 
     def load(self, pipeline, weight_dtype):
         from ..model_loaders.pipeline import load_pipeline
@@ -99,7 +102,7 @@ class SanaLoadPipeline:
         model = here.model(loaded.transformer, weight_dtype)
         clip = here.clip(loaded.text_encoder, narrow_weight_dtype(weight_dtype, TEXT_ENCODER_DTYPES))
         autoencoder = here.vae(loaded.vae, narrow_weight_dtype(weight_dtype, VAE_DTYPES))
-        here.pair(model, autoencoder)
+        here.pair(model, autoencoder, clip)
         return model, clip, autoencoder
 
 
@@ -110,7 +113,7 @@ class SanaLoadTransformer:
         "Loads a SANA transformer: a diffusers folder, or one file in diffusers' or NVlabs' naming (safetensors or "
         ".pth). Its type and size are read from the file."
     )
-    SEARCH_ALIASES = ["sana", "load diffusion model", "unet loader", "sana checkpoint"]
+    SEARCH_ALIASES = ["sana", "nvidia", "load diffusion model", "unet loader", "sana checkpoint"]
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The SANA transformer.",)
@@ -119,21 +122,26 @@ class SanaLoadTransformer:
     def INPUT_TYPES(cls):
         names = models_of_kind(_roots(*TRANSFORMER_FOLDERS), TRANSFORMERS)
         tip = "A file or folder under models/diffusion_models or models/checkpoints."
+        variant = {
+            "default": VARIANTS[0],
+            "tooltip": "Whether a SANA-Video is LongSANA (long). auto: what its config or its file's name says.",
+            "advanced": True,
+        }
         dtype = {"weight_dtype": _weight_dtype(TRANSFORMER_DTYPES)}
         return {
             "required": {"model_name": _choice(names, "transformer", tip, *TRANSFORMER_FOLDERS), **dtype},
-            "optional": {"products": _products()},
+            "optional": {"products": _products(), "variant": (list(VARIANTS), variant)},
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name=None):
         return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
 
-    def load(self, model_name, weight_dtype, products=PRODUCTS[0]):
+    def load(self, model_name, weight_dtype, products=PRODUCTS[0], variant="auto"):
         check_libraries()
         parse_weight_dtype(weight_dtype, TRANSFORMER_DTYPES)
         path = folders.find_model(_roots(*TRANSFORMER_FOLDERS), model_name, "transformer")
-        return (host.current().model(transformer.load_transformer(path), weight_dtype, products),)
+        return (host.current().model(transformer.load_transformer(path, variant), weight_dtype, products),)
 
 
 class SanaLoadTextEncoder:
@@ -191,9 +199,9 @@ class SanaLoadVAE:
         tip = "A file or folder under models/vae."
         return {"required": {"vae_name": _choice(names, "VAE", tip, "vae"), "weight_dtype": _weight_dtype(VAE_DTYPES)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, vae_name=None):
-        return _validate_name(vae_name, "VAE", "vae")
+    VALIDATE_INPUTS = checks.Validation(
+        lambda vae_name=None, **_: _validate_name(vae_name, "VAE", "vae"), rules.vae_fits, always="vae_name"
+    )
 
     def load(self, vae_name, weight_dtype):
         check_libraries()

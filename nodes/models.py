@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import host
+from ..networks.long_video import check_run
 
 
 def require_sana(model):
@@ -27,6 +28,18 @@ def require_flow(model):
     spec = require_sana(model)
     if spec.family.uses_angles:
         raise ValueError(f"this MODEL is {spec.name}, which flow matching cannot sample: use {spec.family.node}")
+    if spec.family.block_causal:
+        raise ValueError(
+            f"this MODEL is {spec.name}, which is sampled block by block: use {spec.family.node}, or Sana Long Video "
+            "Sigmas for its noise levels"
+        )
+    return spec
+
+
+def require_long(model):
+    """The same, for LongSANA only."""
+    spec = require_sana(model)
+    check_run(spec, blocks=True)
     return spec
 
 

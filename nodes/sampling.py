@@ -6,29 +6,11 @@ import torch
 
 from .. import host
 from ..networks import perturbed
+from ..networks.accelerated import MODES
 from ..samplers import FLOW_SOLVERS, SAMPLERS, flow_match, flow_sigmas, flow_solver, noise, trigflow
-from .inputs import denoise_input, schedule_inputs, seed_input, validate_schedule
-from .models import require_blocks, require_flow, require_sprint
-
-
-def _samples_of(latent: dict, spec) -> torch.Tensor:
-    """The latent's samples, [B, C, H, W] or [B, C, F, H, W] for video; ValueError if they do not fit the model."""
-    samples = latent["samples"]
-    wanted = "[batch, {}, frames, height, width]" if spec.family.video else "[batch, {}, height, width]"
-    if samples.ndim != wanted.count(",") + 1 or samples.shape[1] != spec.latent_channels:
-        vae = spec.space.name if spec.space else "the VAE of its size"
-        raise ValueError(
-            f"the latent has the shape {list(samples.shape)} and {spec.name} takes "
-            f"{wanted.format(spec.latent_channels)}: make it with {spec.family.latent_node}, or encode with {vae}, "
-            "which is this model's"
-        )
-    for name, size, patch in zip(("width", "height", "frames"), reversed(samples.shape[2:]), reversed(spec.patch)):
-        if size % patch:
-            raise ValueError(
-                f"the latent's {name} is {size}, but {spec.name} needs a multiple of its patch size {patch}: "
-                f"give a {name} of {size - size % patch} or {size - size % patch + patch} latent cells"
-            )
-    return samples
+from . import checks
+from .inputs import denoise_input, samples_of, schedule_inputs, seed_input, validate_schedule
+from .models import require_blocks, require_flow, require_sana, require_sprint
 
 
 def _add_noise_input():
@@ -46,7 +28,7 @@ class SanaSCMSample:
     DISPLAY_NAME = "Sana SCM Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = "Samples SANA-Sprint in 1 to 4 steps. The same seed gives the same image as diffusers."
-    SEARCH_ALIASES = ["sana", "sana sprint", "ksampler", "scm", "sampler"]
+    SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "ksampler", "scm", "sampler", "image to image", "inpaint"]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with SANA's VAE.",)
@@ -66,9 +48,7 @@ class SanaSCMSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Angles that replace steps, both timesteps and denoise."})},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def sample(
         self,
@@ -83,7 +63,7 @@ class SanaSCMSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, require_sprint(model))
+        samples = samples_of(latent_image, require_sprint(model))
         if sigmas is None:
             sigmas = trigflow.scm_sigmas(steps, max_timesteps, intermediate_timesteps, denoise)
         if len(trigflow.check_sigmas(sigmas)) < 2:
@@ -115,9 +95,7 @@ class SanaSCMSigmas:
         required = {**schedule_inputs(), "denoise": denoise_input()}
         return {"required": required, "optional": {"timesteps": ("STRING", timesteps)}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, max_timesteps=None, intermediate_timesteps=None, denoise=None, timesteps=None):
-        return validate_schedule(steps, max_timesteps, intermediate_timesteps, denoise, timesteps)
+    VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
     def make(self, steps, max_timesteps, intermediate_timesteps, denoise, timesteps=""):
         chosen = trigflow.parse_timesteps(timesteps)
@@ -163,7 +141,7 @@ def _solver_input():
     return (list(FLOW_SOLVERS), {"default": FLOW_SOLVERS[0], "tooltip": tip})
 
 
-def _validate_flow_schedule(steps, shift, solver, denoise, cfg=None):
+def _validate_flow_schedule(steps=None, shift=None, solver=None, denoise=None, cfg=None, **_):
     """True, or an error message for a flow schedule; an input that is connected to another node is None."""
     try:
         flow_solver(FLOW_SOLVERS[0] if solver is None else solver)
@@ -182,7 +160,10 @@ class SanaFlowSample:
         "Samples SANA-Video, and SANA's image models that are not Sprint, with flow matching and classifier-free "
         "guidance. The same seed gives the same result as diffusers."
     )
-    SEARCH_ALIASES = ["sana", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"]
+    SEARCH_ALIASES = [
+        *("sana", "nvidia", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"),
+        *("text to video", "image to video", "inpaint"),
+    ]
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with the model's VAE.",)
@@ -220,9 +201,7 @@ class SanaFlowSample:
             "optional": {"sigmas": ("SIGMAS", {"tooltip": "Noise levels that replace steps, shift and denoise."})},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, cfg=None, shift=None, solver=None, denoise=None):
-        return _validate_flow_schedule(steps, shift, solver, denoise, cfg)
+    VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
     def sample(
         self,
@@ -239,7 +218,7 @@ class SanaFlowSample:
         add_noise,
         sigmas=None,
     ):
-        samples = _samples_of(latent_image, require_flow(model))
+        samples = samples_of(latent_image, require_flow(model))
         if sigmas is None:
             sigmas = flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
         if len(flow_match.check_sigmas(sigmas)) < 2:
@@ -266,9 +245,7 @@ class SanaFlowSigmas:
         model = ("MODEL", {"tooltip": "The model whose shift is used when shift is 0; without a model it is 3."})
         return {"required": _flow_inputs(), "optional": {"model": model}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, steps=None, shift=None, solver=None, denoise=None):
-        return _validate_flow_schedule(steps, shift, solver, denoise)
+    VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
     def make(self, steps, shift, solver, denoise, model=None):
         if not shift and model is not None:
@@ -339,3 +316,36 @@ class SanaPAG:
         blocks = require_blocks(model)
         chosen = perturbed.Perturbation(scale, perturbed.parse_layers(layers, blocks))
         return (host.current().apply_perturbation(model, chosen if scale else None),)
+
+
+class SanaCompile:
+    DISPLAY_NAME = "Sana Compile"
+    CATEGORY = "sana/sampling"
+    DESCRIPTION = (
+        "Runs a SANA model with less waiting between its kernels: torch.compile of whole blocks, or CUDA graphs."
+    )
+    SEARCH_ALIASES = ["sana", "torch.compile", "cuda graphs", "speed", "inductor"]
+    FUNCTION = "compile"
+    RETURN_TYPES = ("MODEL", "VAE")
+    OUTPUT_TOOLTIPS = ("The model in this mode.", "The VAE in this mode, if one is connected.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        mode = {
+            "default": MODES[0],
+            "tooltip": "blocks: torch.compile of each block, at the first run of a size. graphs: CUDA graphs, for "
+            "short steps on an NVIDIA card; elsewhere the model runs without. off: neither.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A SANA, SANA-Sprint or SANA-Video model."}),
+                "mode": (list(MODES), mode),
+            },
+            "optional": {
+                "vae": ("VAE", {"tooltip": "SANA's VAE: of DC-AE the decoder is compiled too, in the mode blocks."})
+            },
+        }
+
+    def compile(self, model, mode, vae=None):
+        require_sana(model)
+        return host.current().compile(model, mode, vae)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 
 from .. import host
-from ..media import formats, writer
+from ..media import formats, thumbnail, writer
 from ..media.formats import FRAME_FORMATS, VIDEO_FORMATS, frame_format
 from ..media.pixels import check_frames
+from . import checks, rules
 
 
-def _file_inputs() -> dict:
+def file_inputs() -> dict:
     fps = {
         "default": 16.0,
         "min": 0.01,
@@ -33,36 +34,34 @@ def _file_inputs() -> dict:
         "fps": ("FLOAT", fps),
         "format": (available, kind),
         "quality": ("INT", quality),
-        "filename_prefix": _prefix_input("video/Sana"),
+        "filename_prefix": prefix_input("video/Sana"),
     }
 
 
-def _prefix_input(prefix: str):
+def prefix_input(prefix: str):
     return ("STRING", {"default": prefix, "tooltip": "Folder and start of the file name, below the output folder."})
 
 
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
-class _Saves:
+def _check_file(filename_prefix=None, **_):
+    """True, or what is wrong with the prefix or its folder, before anything runs and without making anything."""
+    try:
+        if filename_prefix is not None:
+            host.current().check_prefix(filename_prefix)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return True
+
+
+class Saves:
     """What the nodes that save have in common."""
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, filename_prefix=None):
-        """True, or what is wrong with the prefix or its folder, before anything runs and without making anything.
-
-        ComfyUI repeats an error for each input that is named here, and checks those that are not by itself
-        (numbers by min and max, format by its list), so the one that it cannot check is named alone.
-        """
-        try:
-            if filename_prefix is not None:
-                host.current().check_prefix(filename_prefix)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return True
+    VALIDATE_INPUTS = checks.Validation(_check_file, rules.sound_fits, otherwise="filename_prefix")
 
 
-def _target(prefix: str, size) -> host.SaveTarget:
+def target_of(prefix: str, size) -> host.SaveTarget:
     """Where files of a prefix, for frames of ``size`` (height, width), are saved next."""
     here = host.current()
     here.check_prefix(prefix)
@@ -72,13 +71,14 @@ def _target(prefix: str, size) -> host.SaveTarget:
 def _save(pieces, count: int, size, fps, format, quality, filename_prefix, prompt, extra_pnginfo, audio=None):
     """Write pieces of frames to the next file of a prefix, with progress; returns the ``ui`` and the path."""
     here = host.current()
-    target = _target(filename_prefix, size)
+    target = target_of(filename_prefix, size)
     kind, tags = VIDEO_FORMATS[format], here.tags(prompt, extra_pnginfo)
+    small = None if kind.plays else thumbnail.Thumbnail(count, fps)
     with here.progress(count, "saving") as bar:
         counted = _counting(pieces, bar)
-        path = writer.write_video(target.names(kind.suffix), counted, fps, format, quality, tags, audio)
-    shown = here.shown(target, [path], kind.plays)
-    return shown if kind.plays else {"files": shown["images"]}, str(path)
+        frames = counted if small is None else small.noting(counted)
+        path = writer.write_video(target.names(kind.suffix), frames, fps, format, quality, tags, audio)
+    return here.shown(target, [path], kind.plays, small), str(path)
 
 
 def _counting(pieces, bar):
@@ -89,21 +89,25 @@ def _counting(pieces, bar):
             bar.update(1)
 
 
-class SanaSaveVideo(_Saves):
+class SanaSaveVideo(Saves):
     DISPLAY_NAME = "Sana Save Video"
     CATEGORY = "sana/video"
     DESCRIPTION = "Saves frames as a video with the workflow inside: drop the file on the canvas to load the workflow."
     SEARCH_ALIASES = ["sana", "save video", "video combine", "mp4", "webm", "gif", "webp", "export"]
     FUNCTION = "save"
     OUTPUT_NODE = True
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("images", "path")
-    OUTPUT_TOOLTIPS = ("The frames, unchanged.", "The file's path.")
+    RETURN_TYPES = ("IMAGE", "STRING", "VIDEO")
+    RETURN_NAMES = ("images", "path", "video")
+    OUTPUT_TOOLTIPS = (
+        "The frames, unchanged.",
+        "The file's path.",
+        "The frames with their rate and sound, for core nodes that take a video.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"images": ("IMAGE", {"tooltip": "The frames in order."}), **_file_inputs()},
+            "required": {"images": ("IMAGE", {"tooltip": "The frames in order."}), **file_inputs()},
             "optional": {
                 "audio": (
                     "AUDIO",
@@ -118,10 +122,10 @@ class SanaSaveVideo(_Saves):
         writer.check_video(fps, format, quality, audio)
         file = (fps, format, quality, filename_prefix, prompt, extra_pnginfo)
         shown, path = _save([images], len(images), images.shape[1:3], *file, audio)
-        return {"ui": shown, "result": (images, path)}
+        return {"ui": shown, "result": (images, path, host.current().video(images, fps, audio))}
 
 
-class SanaDecodeSaveVideo(_Saves):
+class SanaDecodeSaveVideo(Saves):
     DISPLAY_NAME = "Sana Decode And Save Video"
     CATEGORY = "sana/video"
     DESCRIPTION = (
@@ -141,7 +145,7 @@ class SanaDecodeSaveVideo(_Saves):
             "required": {
                 "samples": ("LATENT", {"tooltip": "A video latent; each video of a batch gets its own file."}),
                 "vae": ("VAE", {"tooltip": "The model's video VAE, from Sana Load Pipeline or Sana Load VAE."}),
-                **_file_inputs(),
+                **file_inputs(),
             },
             "hidden": HIDDEN,
         }
@@ -161,7 +165,7 @@ class SanaDecodeSaveVideo(_Saves):
         return {"ui": {**files[0], **together}, "result": (path,)}
 
 
-class SanaSaveFrames(_Saves):
+class SanaSaveFrames(Saves):
     DISPLAY_NAME = "Sana Save Frames"
     CATEGORY = "sana/video"
     DESCRIPTION = "Saves frames as numbered images, each with the workflow inside."
@@ -179,7 +183,7 @@ class SanaSaveFrames(_Saves):
             "required": {
                 "images": ("IMAGE", {"tooltip": "The frames in order."}),
                 "format": (list(FRAME_FORMATS), kind),
-                "filename_prefix": _prefix_input("frames/Sana"),
+                "filename_prefix": prefix_input("frames/Sana"),
             },
             "hidden": HIDDEN,
         }
@@ -187,7 +191,7 @@ class SanaSaveFrames(_Saves):
     def save(self, images, format, filename_prefix, prompt=None, extra_pnginfo=None):
         here, files = host.current(), []
         check_frames(images)
-        target = _target(filename_prefix, images.shape[1:3])
+        target = target_of(filename_prefix, images.shape[1:3])
         names = target.names(frame_format(format).suffix)
         written = writer.write_frames(names, images, format, here.tags(prompt, extra_pnginfo))
         with here.progress(len(images), "saving") as bar, closing(written):
@@ -229,6 +233,8 @@ class SanaSelectFrames:
                 "stride": ("INT", stride),
             }
         }
+
+    VALIDATE_INPUTS = checks.Validation(None, rules.selection_fits)
 
     def select(self, images, start, count, stride):
         if not -len(images) <= start < len(images):

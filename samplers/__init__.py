@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from . import flow_match, trigflow
+from . import block_causal, flow_match, trigflow
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,16 @@ class Sampler:
     """One row.
 
     ``sigmas``: computes the noise levels for this sampler, float32 [n + 1], decreasing to 0; for flow
-    matching from ``(steps, shift, denoise)``, for SCM see trigflow.scm_sigmas. ``parameterisation``: the
-    class of the model_sampling objects whose sigmas the sampler uses.
+    matching from ``(steps, shift, denoise)``, for SCM see trigflow.scm_sigmas, for blocks from a text of timesteps.
+    ``parameterisation``: the class of the model_sampling objects whose sigmas the sampler uses. ``block_causal``:
+    True if it samples long videos block by block.
     """
 
     name: str
     function: Callable
     sigmas: Callable[..., torch.Tensor]
     parameterisation: type
+    block_causal: bool = False
 
 
 SAMPLERS = {
@@ -45,10 +47,13 @@ SAMPLERS = {
             partial(flow_match.sigmas_of_levels, flow_match.euler_levels),
             flow_match.FlowMatch,
         ),
+        Sampler("blocks", block_causal.sample_blocks, block_causal.parse_times, flow_match.FlowMatch, True),
     )
 }
 
-FLOW_SOLVERS = tuple(row.name for row in SAMPLERS.values() if row.parameterisation is flow_match.FlowMatch)
+FLOW_SOLVERS = tuple(
+    row.name for row in SAMPLERS.values() if row.parameterisation is flow_match.FlowMatch and not row.block_causal
+)
 """The solvers of flow matching, the default first."""
 
 

@@ -86,6 +86,14 @@ def video_references(home, reference) -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def long_folder(home, reference) -> Path:
+    """A random LongSANA in models/diffusers."""
+    folder = home / "models" / "diffusers" / "tiny-long"
+    tiny.long_pipeline(folder)
+    return folder
+
+
 @pytest.fixture(params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)])
 def host(request, home, reference):
     """Each host in turn, over the same models."""

@@ -15,8 +15,8 @@ import torch
 
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.folders import demo_roots
-from ..contract import SaveTarget
-from . import clip, controlnet, guidance, lora, model, patches, sampling, vae
+from ..contract import SaveTarget, listed
+from . import clip, compiling, controlnet, editor, guidance, lora, model, patches, sampling, traps, vae
 
 
 class ComfyHost:
@@ -34,7 +34,9 @@ class ComfyHost:
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
 
-    def pair(self, patcher, vae_object):
+    def pair(self, patcher, vae_object, clip_object=None):
+        if clip_object is not None:
+            setattr(patcher.model, traps.ENCODER, clip_object.cond_stage_model.fingerprint)
         previewing = getattr(patcher.model.latent_format, "previewing", None)
         if previewing is not None:
             previewing.pair(vae_object)
@@ -50,6 +52,10 @@ class ComfyHost:
 
     def apply_perturbation(self, patcher, perturbation):
         return guidance.apply_perturbation(patcher, perturbation)
+
+    def compile(self, patcher, mode, vae_object=None):
+        made = None if vae_object is None else compiling.compiled_vae(vae_object, mode)
+        return compiling.compiled(patcher, mode), made
 
     def encode_prompt(self, clip_object, prompt, *, instruction, max_sequence_length, clean_caption):
         return clip.encode_prompt(
@@ -72,18 +78,31 @@ class ComfyHost:
     def empty_latent(self, shape):
         return torch.zeros(shape, device=comfy.model_management.intermediate_device())
 
-    def sampler(self, function):
-        return comfy.samplers.KSAMPLER(function)
+    def sampler(self, function, **options):
+        return comfy.samplers.KSAMPLER(function, options)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+    def sample(
+        self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, steps=None, **options
+    ):
         guider = sampling.guider(model, positive, negative, cfg)
-        return sampling.sample(guider, latent, noise, sigmas, function, seed, options)
+        return sampling.sample(guider, latent, noise, sigmas, function, seed, options, steps)
 
     def vae_spec(self, vae_object):
         return vae.spec_of(vae_object)
 
     def decode_frames(self, vae_object, samples):
         return vae.decode_frames(vae_object, samples)
+
+    def decode_stream(self, vae_object, blocks, total):
+        return vae.decode_stream(vae_object, blocks, total)
+
+    @property
+    def interrupts(self):
+        return (comfy.model_management.InterruptProcessingException, KeyboardInterrupt)
+
+    def saved_files(self, suffix, folder):
+        folders = {"": folder_paths.get_input_directory(), " [output]": folder_paths.get_output_directory()}
+        return listed(folders, suffix, folder)
 
     def check_prefix(self, prefix):
         output = Path(folder_paths.get_output_directory())
@@ -98,14 +117,25 @@ class ComfyHost:
         folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
         return SaveTarget(Path(folder), name, number, subfolder)
 
-    def shown(self, target, files, animated):
-        images = [{"filename": file.name, "subfolder": target.subfolder, "type": "output"} for file in files]
-        return {"images": images, "animated": (True,)} if animated else {"images": images}
+    def shown(self, target, files, animated, small=None):
+        return editor.shown(target, files, animated, small)
+
+    def underlay(self, image):
+        return editor.underlay(image)
+
+    def video(self, images, fps, audio):
+        return editor.video(images, fps, audio)
 
     def tags(self, prompt, extra_pnginfo):
         if comfy.cli_args.args.disable_metadata:
             return {}
         return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
+
+    def note(self, text):
+        editor.note(text)
+
+    def status(self, text):
+        editor.status(text)
 
     @contextmanager
     def progress(self, total, what):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
 from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens
+from ..errors import spoken
 from . import packed
 from .modules import log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
 from .patches import patch_other_layers
+from .traps import ENCODER
 
 CORE_GEMMA_TOKENIZERS = ("LuminaTokenizer", "PixelDiTGemma2Tokenizer")
 CORE_GEMMA = (
@@ -50,6 +53,7 @@ class SanaTokenizer:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
 
+    @spoken
     def tokenize_with_weights(
         self,
         text: str,
@@ -85,6 +89,7 @@ class SanaTextModel(torch.nn.Module):
         self.spec = loaded.spec
         self.dtypes = {compute_dtype}
         self.options: dict = {}
+        self.fingerprint = fingerprint_of(loaded.module)
         folder = Path(folder_paths.get_user_directory()) / "sana-nodes" / "prompts"
         self.cache = PromptCache(loaded.spec.new_cache, KeptTensors(folder))
 
@@ -103,13 +108,20 @@ class SanaTextModel(torch.nn.Module):
         weights = getattr(self, "current_weight_patches_uuid", None), weights_probe(self.gemma)
         prompt = prompts.PromptTokens(ids, tokens[FIRST_KEPT])
         states = self.cache.encode(self.gemma, prompt, device, weights, patched=not tokens.get(PLAIN))
-        return states.to(comfy.model_management.intermediate_device()).float(), None
+        return states.to(comfy.model_management.intermediate_device()).float(), None, {ENCODER: self.fingerprint}
 
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
         return memory_of_tokens(self.spec, tokens[IDS][0]) + self.cache.nbytes if tokens else 0
 
     def load_sd(self, state_dict):
         raise ValueError("SANA's text encoder is loaded by Sana Load Text Encoder or Sana Load Pipeline")
+
+
+def fingerprint_of(module: torch.nn.Module) -> str:
+    """Identifies a text encoder: a hash of some of its first matrix, the same in bfloat16 and float32."""
+    first = next((p for p in module.parameters() if p.ndim > 1 and p.is_floating_point()), torch.zeros(0))
+    some = first.detach().flatten()[:256].to("cpu", torch.bfloat16).float()
+    return hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
 
 
 def build_clip(

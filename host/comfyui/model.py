@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -18,16 +19,21 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
+from ...networks.accelerated import called, set_mode
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
+from ...networks.long_video import state_bytes
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.perturbed import attention_of
-from ...networks.transformer import network_inputs, velocity
+from ...networks.transformer import mask_of_times, network_inputs, velocity
+from ...samplers.block_causal import BlockCall, BlockState, call_in
 from ...samplers.flow_match import FlowMatch
-from . import guidance, packed, patches
+from ..errors import spoken
+from . import compiling, guidance, long_video, packed, patches, traps
+from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
-from .previews import PUBLISHED_GAIN, Previewing
+from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
 
 
 class SanaLatentFormat(comfy.latent_formats.LatentFormat):
@@ -87,6 +93,7 @@ class ComfyForward:
     last, as ComfyUI's own models do.
     """
 
+    @spoken
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **given):
         options = {} if transformer_options is None else transformer_options
         patches.refuse_patches(options)
@@ -97,12 +104,43 @@ class ComfyForward:
 
     def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
         added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
-        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added)
-        return velocity(self.sana_spec, super().forward(**inputs))
+        block = self._block_of(transformer_options, timesteps)
+        kept = of_one_call(self, context, transformer_options) if block is None else None
+        more = {"kept": kept, "block": block}
+        inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, **more)
+        output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
+        return velocity(self.sana_spec, output)
+
+    def _block_of(self, transformer_options, timesteps):
+        """The BlockCall of a long video; other models have none."""
+        return None
 
     @property
     def dtype(self):
         return self.weight_dtype
+
+
+class ComfyBlockForward(ComfyForward):
+    """LongSANA's, which is called for one block of a long video.
+
+    ComfyUI 0.33's own sampler for such models (SamplerARVideo) asks for caches and gives them back with each call; a
+    call at time 0 writes.
+    """
+
+    def _block_of(self, transformer_options, timesteps):
+        core = transformer_options.get("ar_state")
+        if core is None:
+            return call_in(transformer_options)
+        state = core["kv_caches"][0]["state"]
+        state.start = core["start_frame"]
+        return BlockCall(state, writes=not bool(timesteps.any()))
+
+    def init_kv_caches(self, batch_size, max_seq_len, device, dtype) -> list[dict]:
+        """``end`` is the sampler's own count."""
+        return [{"state": BlockState(), "end": 0}]
+
+    def init_crossattn_caches(self, batch_size, device, dtype) -> list:
+        return []
 
 
 class SanaBaseModel(comfy.model_base.BaseModel):
@@ -161,19 +199,29 @@ class SanaVideo(SanaBaseModel):
         conds = super().extra_conds(**kwargs)
         mask = kwargs.get("denoise_mask")
         if mask is not None and bool((mask < 1).any()):  # asked once in a run: a step waits for nothing
-            conds["denoise_mask"] = comfy.conds.CONDRegular(mask[:, :1])
+            conds["denoise_mask"] = comfy.conds.CONDRegular(mask_of_times(mask))
         return conds
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         return latent_image
 
 
+class SanaLongVideo(SanaVideo):
+    """LongSANA: a call has one block, beside which its state is in memory."""
+
+    def memory_required(self, input_shape, cond_shapes=None):
+        config, (batch, *_, rows, columns) = self.diffusion_model.config, input_shape
+        cells = rows * columns // math.prod(self.sana_spec.patch[1:])
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        return super().memory_required(input_shape, cond_shapes) + state_bytes(config, batch, cells, dtype.itemsize)
+
+
 LATENT_FORMATS: dict[LatentSpace | None, type] = {
     DC_AE: SanaLatentFormat,
-    WAN: comfy.latent_formats.Wan21,
-    LTX2: comfy.latent_formats.LTXV,
+    WAN: SanaWanFormat,
+    LTX2: SanaLTX2Format,
 }
-"""ComfyUI's formats of the latent spaces that it knows, and ours of DC-AE's."""
+"""ComfyUI's formats of the latent spaces that it knows with previews of ours, and ours of DC-AE's."""
 
 
 def _latent_format(spec: TransformerSpec) -> comfy.latent_formats.LatentFormat:
@@ -188,9 +236,9 @@ def _model_sampling(spec: TransformerSpec) -> torch.nn.Module:
 
 
 @cache
-def _comfy_class(kind: type) -> type:
+def _comfy_class(kind: type, forward: type = ComfyForward) -> type:
     """A diffusers transformer's class with ComfyForward in front; the same class at every load."""
-    return type(f"Comfy{kind.__name__}", (ComfyForward, kind), {})
+    return type(f"Comfy{kind.__name__}", (forward, kind), {})
 
 
 def _flagged_dtype() -> torch.dtype | None:
@@ -240,16 +288,18 @@ def build_model(
     )
     module = use_fast_transformer(module, loaded.spec.clips)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
-    module.__class__ = _comfy_class(module.__class__)
-    make = SanaVideo if loaded.spec.family.video else SanaBaseModel
+    family = loaded.spec.family
+    module.__class__ = _comfy_class(module.__class__, ComfyBlockForward if family.block_causal else ComfyForward)
+    make = SanaLongVideo if family.block_causal else SanaVideo if family.video else SanaBaseModel
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     offload_device = comfy.model_management.unet_offload_device()
-    make_patcher = patcher_class(not disable_dynamic)
+    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
     patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
     set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
-    return patches.watch(patcher, loaded.spec)
+    watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)
+    return watched if set_mode() == "off" else compiling.compiled(watched, set_mode())
 
 
 def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):

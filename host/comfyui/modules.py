@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import comfy.cli_args
 import comfy.model_management
@@ -47,33 +48,45 @@ class CastingEmbedding(TokenEmbedding, comfy.ops.CastWeightBiasOp):
 
 
 def use_comfy_ops(
-    module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype
+    module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype, called_whole: bool = True
 ) -> torch.nn.Module:
-    """Give a module comfy's layers, so that ComfyUI manages its memory. In place."""
+    """Give a module comfy's layers, so that ComfyUI manages its memory. In place.
+
+    ``called_whole``: every call begins with the module's own forward.
+    """
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
+    own = []
     for part in module.modules():
         if type(part) is TokenEmbedding:
             part.__class__ = CastingEmbedding
-        plain = not hasattr(part, "comfy_cast_weights")
-        if plain and (part._parameters or part._buffers):
-            part.register_forward_pre_hook(_follow_input, with_kwargs=True)
+        elif hasattr(part, "comfy_cast_weights"):
+            if all(parameter.dtype == compute_dtype for parameter in part.parameters(recurse=False)):
+                part.comfy_cast_weights = False  # ComfyUI sets it on what it offloads or patches at each use
+        elif part._parameters or part._buffers:
+            own.append(part)
+    for parts in [own] if called_whole else [[part] for part in own]:
+        followed = module if called_whole else parts[0]
+        followed.register_forward_pre_hook(partial(_follow_input, parts), with_kwargs=True)
     return module
 
 
-def _follow_input(part, args, kwargs):
-    """Move a module's own parameters and buffers to its input's device.
+def _follow_input(parts, module, args, kwargs) -> None:
+    """Move the tensors that ``parts`` hold themselves to the device of a call's input.
 
     ComfyUI moves comfy's layers at each use. Of a model that it loads in part it leaves the other tensors
     on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings.
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)
-    for name, parameter in part._parameters.items():
-        if parameter is not None and device is not None and parameter.device != device:
-            part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
-    for name, buffer in part._buffers.items():
-        if buffer is not None and device is not None and buffer.device != device:
-            part._buffers[name] = buffer.to(device)
+    if device is None:
+        return
+    for part in parts:
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.device != device:
+                part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.device != device:
+                part._buffers[name] = buffer.to(device)
 
 
 def uses_bf16(device: torch.device, fp32_flag: str) -> bool:

@@ -13,6 +13,8 @@ import comfy.utils
 from ...networks.families import TransformerSpec
 from ...networks.latent_spaces import DC_AE
 from ...samplers import SAMPLERS, flow_match, trigflow
+from ..errors import spoken
+from . import kept, traps
 
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
@@ -86,20 +88,24 @@ def watch(patcher, spec: TransformerSpec):
     """The patcher with a check before every run of a sampler, from any node. Returns it."""
     cell = (spec.space or DC_AE).cell
 
+    @spoken
     def before(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         sampling = check_sampling(guider.model_patcher)
         check_sigmas(sampling, sigmas)
         check_sampler(sampling, getattr(sampler, "sampler_function", None))
         check_merged(guider.model_patcher)
+        traps.tell(spec, guider, len(sigmas) - 1)
         for prompts in guider.conds.values():  # the run's own copies
             for prompt in prompts:
                 if prompt.get("area") is not None:
                     prompt["area"] = area_in_cells(prompt["area"], noise.ndim - 2, cell)
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        with kept.of_one_run(guider):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, before)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, _check_and_patch)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, kept.join_on_load)
     return patcher
 
 

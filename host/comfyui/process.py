@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import before_run
+
 ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
 """Where ComfyUI looks for a kind of model, in its order, if not only in the folder of the kind's name."""
 
@@ -83,6 +85,7 @@ def check(loop, graph: Mapping) -> list[str]:
     """
     import execution
 
+    before_run.remember(graph)
     valid, error, outputs, node_errors = loop.run_until_complete(
         execution.validate_prompt(str(uuid.uuid4()), graph, None)
     )

@@ -8,6 +8,8 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 
+from ...networks.previews import moving_frame
+
 
 def guider(patcher, positive, negative=None, cfg: float = 1.0):
     """ComfyUI's guider for a prompt or, with a ``negative``, for classifier-free guidance."""
@@ -20,8 +22,21 @@ def guider(patcher, positive, negative=None, cfg: float = 1.0):
     return made
 
 
-def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
-    """Run a sampler function over a LATENT; returns it with new ``samples``."""
+def _callback(patcher, steps: int):
+    """ComfyUI's progress and preview, of a video's middle frame: its tiny decoders show the first one."""
+    show = latent_preview.prepare_callback(patcher, steps)
+
+    def callback(step, x0, x, _):
+        show(step, moving_frame(x0) if x0.ndim == 5 else x0, x, steps)
+
+    return callback
+
+
+def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dict, steps: int | None = None) -> dict:
+    """Run a sampler function over a LATENT; returns it with new ``samples``.
+
+    ``steps``: how many the function tells, if there are others than between ``sigmas``.
+    """
     patcher = guide.model_patcher
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"])
     out = guide.sample(
@@ -30,7 +45,7 @@ def sample(guide, latent: dict, noise, sigmas, function, seed: int, options: dic
         comfy.samplers.KSAMPLER(function, options),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(patcher, sigmas.shape[-1] - 1),
+        callback=_callback(patcher, steps or sigmas.shape[-1] - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

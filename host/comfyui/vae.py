@@ -14,6 +14,7 @@ import torch
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.vae import LoadedVae, load_vae
 from ...networks import precision
+from ...networks.accelerated import set_mode
 from ...networks.autoencoder import (
     IMAGE_TILE,
     VIDEO_TILE,
@@ -25,6 +26,7 @@ from ...networks.autoencoder import (
 )
 from ...networks.latent_spaces import LTX2, WAN, VaeSpec, space_of
 from ...networks.memory import is_out_of_memory, vae_memory
+from ..errors import spoken
 from . import previews
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 
@@ -112,12 +114,19 @@ def _on_device(device: torch.device) -> AbstractContextManager:
 
 
 class SanaVAE(comfy.sd.VAE):
-    """comfy's VAE around an autoencoder that did not come from a file that comfy reads."""
+    """comfy's VAE around an autoencoder that did not come from a file that comfy reads.
+
+    ``sana_mode``: a mode of Sana Compile; ``sana_coder``: what it gives for the module, once there is one.
+    """
+
+    sana_mode: str
+    sana_coder: Autoencoder | None
 
     def __init__(self, loaded: LoadedVae, dtype: torch.dtype, device: torch.device, disable_dynamic: bool = False):
         with suppress(_DefaultsAreSet):
             super().__init__(sd=_NoWeights(self))
         spec = self.sana_spec = loaded.spec
+        self.sana_mode, self.sana_coder = set_mode(), None
         self.first_stage_model = SanaAutoencoder(loaded).eval()
         self.latent_channels = spec.latent_channels
         self.working_dtypes = WORKING_DTYPES
@@ -135,7 +144,10 @@ class SanaVAE(comfy.sd.VAE):
     @property
     def sana_autoencoder(self) -> Autoencoder:
         """Of the module that the VAE has now: SelectVAEDevice of ComfyUI 0.33 gives a copy its own."""
-        return Autoencoder(self.first_stage_model.autoencoder, self.sana_spec)
+        module = self.first_stage_model.autoencoder
+        if self.sana_coder is None or self.sana_coder.module is not module:
+            self.sana_coder = Autoencoder(module, self.sana_spec).compiled(self.sana_mode, self.device)
+        return self.sana_coder
 
     def _set_ratios(self, spec: VaeSpec) -> None:
         """Pixels and frames per latent cell, as core nodes read them."""
@@ -148,6 +160,7 @@ class SanaVAE(comfy.sd.VAE):
             self.upscale_ratio = (lambda n: max(0, spec.frames(n)), *sides)
             self.downscale_ratio = (lambda n: max(0, spec.latent_frames(n)), *sides)
 
+    @spoken
     def decode(self, samples_in, *args, **kwargs):
         """A LATENT's samples to images [B, H, W, 3], or videos [B, F, H, W, 3], in [0, 1].
 
@@ -156,6 +169,7 @@ class SanaVAE(comfy.sd.VAE):
         with _on_device(self.device):
             return self.sana_autoencoder.decode(self._without_time(samples_in), _Run(self))
 
+    @spoken
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The same in tiles of ``tile_x`` latent cells. Time needs no tiles: videos are decoded in pieces.
 
@@ -166,11 +180,13 @@ class SanaVAE(comfy.sd.VAE):
         with _on_device(self.device):
             return self.sana_autoencoder.decode(self._without_time(samples), _Run(self), tile, overlap)
 
+    @spoken
     def encode(self, pixel_samples):
         """Images [B, H, W, 3] to [B, C, h, w]; frames of one video, or [B, F, H, W, 3], to [B, C, f, h, w]."""
         with _on_device(self.device):
             return self.sana_autoencoder.encode(pixel_samples, _Run(self))
 
+    @spoken
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """The same in tiles of ``tile_x`` pixels; as in :meth:`decode_tiled`."""
         with _on_device(self.device):
@@ -188,7 +204,13 @@ class SanaVAE(comfy.sd.VAE):
 
     def frames(self, samples) -> Iterator[torch.Tensor]:
         """The frames of one video after another, a few at a time: [n, H, W, 3] in [0, 1]."""
-        pieces = self.sana_autoencoder.frames(samples, _Run(self))
+        yield from self._each_on_device(self.sana_autoencoder.frames(samples, _Run(self)))
+
+    def stream(self, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+        """The same of one video whose latents come in blocks."""
+        yield from self._each_on_device(self.sana_autoencoder.stream(blocks, total, _Run(self)))
+
+    def _each_on_device(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         while True:
             with _on_device(self.device):
                 piece = next(pieces, None)
@@ -215,13 +237,12 @@ def build_vae(loaded: LoadedVae, weight_dtype: str, disable_dynamic: bool = Fals
     device = comfy.model_management.vae_device()
     compute = _compute_dtype(loaded, wanted, device)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or compute)
-    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute))
+    use_fast_autoencoder(use_comfy_ops(loaded.module, wanted, compute, called_whole=False))
     reason = ["because of its weights and ComfyUI's flags, float16 aside"] if loaded.spec.is_video else []
     log_compute_dtype(f"SANA's {loaded.spec.name}", compute, *reason)
     vae = SanaVAE(loaded, compute, device, disable_dynamic)
     set_reload(vae.patcher, _reload, loaded.path, weight_dtype)
-    if not loaded.spec.is_video:
-        previews.remember(vae)
+    previews.remember(vae)
     return vae
 
 
@@ -264,3 +285,10 @@ def decode_frames(vae, samples) -> Iterator[torch.Tensor]:
         return
     for one in samples.split(1):
         yield vae.decode(one).flatten(0, -4)
+
+
+def decode_stream(vae, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+    """The frames of one video whose latents come in blocks; ValueError for a VAE of ComfyUI's own."""
+    if not isinstance(vae, SanaVAE):
+        raise ValueError("ComfyUI's own VAE decodes a whole video at a time: load the VAE with Sana Load VAE")
+    return vae.stream(blocks, total)

@@ -10,7 +10,8 @@ import torch
 
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.kept import KeptTensors
-from ...networks import lora
+from ...networks import accelerated, lora
+from ..contract import listed
 from . import control, progress, runtime, vae
 from .folders import Folders
 
@@ -36,7 +37,7 @@ class EmbeddedHost:
     def vae(self, loaded, weight_dtype):
         return vae.build_vae(loaded, weight_dtype)
 
-    def pair(self, model, vae_object):
+    def pair(self, model, vae_object, clip=None):
         """There are no live previews here."""
 
     def control_net(self, loaded, weight_dtype):
@@ -54,6 +55,11 @@ class EmbeddedHost:
 
     def apply_perturbation(self, model, perturbation):
         return replace(model, perturbation=perturbation)
+
+    def compile(self, model, mode, vae_object=None):
+        chosen = accelerated.accelerated(model.module, mode, model.device, model.spec.name)
+        made = None if vae_object is None else vae_object.compiled(mode)
+        return replace(model, acceleration=chosen), made
 
     def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
         if not isinstance(clip, runtime.Clip):
@@ -74,12 +80,14 @@ class EmbeddedHost:
     def empty_latent(self, shape):
         return torch.zeros(shape)
 
-    def sampler(self, function):
-        return runtime.Sampler(function)
+    def sampler(self, function, **options):
+        return runtime.Sampler(function, options)
 
-    def sample(self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, **options):
+    def sample(
+        self, model, positive, latent, noise, sigmas, function, seed, negative=None, cfg=1.0, steps=None, **options
+    ):
         guidance = runtime.Guidance(positive, negative, cfg)
-        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options)
+        return runtime.sample(model, guidance, latent, noise, sigmas, function, seed, options, steps)
 
     def vae_spec(self, vae_object):
         return vae_object.spec
@@ -87,17 +95,38 @@ class EmbeddedHost:
     def decode_frames(self, vae_object, samples):
         return vae_object.frames(samples)
 
+    def decode_stream(self, vae_object, blocks, total):
+        return vae_object.stream(blocks, total)
+
+    interrupts = (KeyboardInterrupt,)
+
+    def saved_files(self, suffix, folder):
+        return listed({"": self.folders.input, " [output]": self.folders.output}, suffix, folder)
+
     def check_prefix(self, prefix):
         check_prefix(prefix, Path(self.folders.output))
 
     def save_target(self, prefix, width, height):
         return self.folders.save_target(prefix, width, height)
 
-    def shown(self, target, files, animated):
-        return {"images": [str(file) for file in files]}
+    def shown(self, target, files, animated, small=None):
+        return {"files" if small is not None else "images": [str(file) for file in files]}
+
+    def underlay(self, image):
+        return {}
+
+    def video(self, images, fps, audio):
+        return None
 
     def tags(self, prompt, extra_pnginfo):
         return self.folders.tags(prompt)
+
+    def note(self, text):
+        logger.warning(text)
+
+    def status(self, text):
+        if text:
+            logger.info(text)
 
     def progress(self, total, what):
         return progress.bar(total, what)

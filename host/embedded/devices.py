@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from ...model_loaders.quantised.formats import set_values
-from ...networks import precision
+from ...networks import accelerated, precision
+from ...networks.card_layers import join_projections
 from ...networks.fast_video_transformer import forget_positions
 from ...networks.text_encoder import TokenEmbedding
 
@@ -105,6 +106,7 @@ class Residence:
         for part, name, buffer in self._buffers:
             part._buffers[name] = buffer
         forget_positions(self.module)
+        accelerated.release(self.module)
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
@@ -133,6 +135,8 @@ def move_to_device(device: torch.device, *modules: torch.nn.Module, room: int = 
     for module in modules:
         one = there.get(id(module)) or Residence(module, device)
         _resident[:] = [*(other for other in _resident if other is not one), one]
+    for module in new:
+        join_projections(module)
 
 
 def put_away(one: Residence) -> None:

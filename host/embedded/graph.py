@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import before_run
 from .core_nodes import CORE_NODES
 from .folders import Folders
 from .values import Declaration, converted, node_problem, short
@@ -71,6 +72,7 @@ def check(graph: Mapping, classes: Mapping[str, type], folders: Folders | None =
     nodes = {key: {**node, "inputs": dict(node.get("inputs", {}))} for key, node in graph.items()}
     if not nodes:
         raise BadWorkflow("the workflow has no nodes")
+    before_run.remember(nodes)
     declared = _declarations(nodes, known_classes(classes))
     outputs = [key for key, node in nodes.items() if getattr(declared[key].cls, "OUTPUT_NODE", False)]
     if not outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,18 @@ from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder
 from ...model_loaders.transformer import LoadedTransformer
 from ...networks import lora, precision, prompts
+from ...networks.accelerated import Acceleration, by_setting, called
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
+from ...networks.long_video import check_run, state_bytes
 from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens
-from ...networks.transformer import network_inputs, padded_contexts, velocity
+from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
+from ...samplers import SAMPLERS
+from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
 
@@ -38,6 +43,7 @@ class Model:
     device: torch.device
     loras: tuple[tuple[LoadedLora, float], ...] = ()
     perturbation: Perturbation | None = None
+    acceleration: Acceleration | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,9 @@ def build_model(loaded: LoadedTransformer, weight_dtype: str) -> Model:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES)
     device = default_device()
     use_fast_transformer(loaded.module, loaded.spec.clips)
-    return Model(
-        loaded.module, loaded.spec, loaded.spec.sampling(), prepare(loaded, wanted, device, loaded.spec.name), device
-    )
+    dtype = prepare(loaded, wanted, device, loaded.spec.name)
+    acceleration = by_setting(loaded.module, device, loaded.spec.name)
+    return Model(loaded.module, loaded.spec, loaded.spec.sampling(), dtype, device, acceleration=acceleration)
 
 
 def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: Disk | None = None) -> Clip:
@@ -114,25 +120,47 @@ def _with_loras(model: Model):
             weight.data = before
 
 
-def sample(model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict) -> dict:
-    """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``."""
+def sample(
+    model: Model, guidance: Guidance, latent: dict, noise, sigmas, function, seed: int, options: dict, steps=None
+) -> dict:
+    """Run a sampler function over a LATENT with the first conditioning; returns the LATENT with new ``samples``.
+
+    ``steps``: how many the function tells, if there are others than between ``sigmas``.
+    """
+    _check_blocks(model, guidance, latent, function)
     samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
     mask = latent.get("noise_mask")
-    networks = model.module, *(control.net.module for control in hints)
-    move_to_device(model.device, *networks, room=_step_bytes(model, guidance, latent["samples"].shape, mask))
+    networks, shape = (model.module, *(control.net.module for control in hints)), latent["samples"].shape
+    blocks = model.spec.family.block_causal
+    room = _block_bytes(model, guidance, shape, options) if blocks else _step_bytes(model, guidance, shape, mask)
+    move_to_device(model.device, *networks, room=room)
     if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
         mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
-    denoise = _guided(model, guidance, samples.shape, mask, hints)
+    times = mask if mask is None or not model.spec.family.video else mask_of_times(mask)
+    denoise = _guided(model, guidance, samples.shape, times, hints)
     denoise = denoise if mask is None else _holding(denoise, model, samples, noise.to(model.device), mask)
     sampling, sigmas = model.sampling, sigmas.to(model.device)
-    with _with_loras(model), progress.bar(len(sigmas) - 1, "sampling") as bar:
+    with _with_loras(model), progress.bar(steps or len(sigmas) - 1, "sampling") as bar:
         x = sampling.noise_scaling(sigmas[0], noise.to(model.device), samples)
         extra = {"seed": seed, "denoise_mask": mask}
-        x = function(denoise, x, sigmas, extra, lambda state: bar.update(), None, **options)
+        x = function(denoise, x, sigmas, extra, lambda state: bar.update(state["i"] + 1 - bar.n), None, **options)
         x = sampling.inverse_noise_scaling(sigmas[-1], x)
     return {**latent, "samples": denormalise(model.spec.space, x).to("cpu", torch.float32)}
+
+
+def _check_blocks(model: Model, guidance: Guidance, latent: dict, function) -> None:
+    """ValueError where a long video is asked for of another model, or what does not go with one."""
+    blocks = any(row.function is function for row in SAMPLERS.values() if row.block_causal)
+    mask = latent.get("noise_mask")
+    masked = mask is not None and bool((mask < 1).any())
+    others = [
+        *(["a ControlNet"] if guidance.controls() else []),
+        *(["a noise mask (image to video)"] if masked else []),
+        *(["Sana PAG"] if model.perturbation is not None else []),
+    ]
+    check_run(model.spec, blocks, guidance.cfg, others)
 
 
 def _normalised(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
@@ -163,6 +191,8 @@ def _holding(denoise: Callable, model: Model, samples, noise, mask) -> Callable:
 
 def _guided(model: Model, guidance: Guidance, shape, mask, hints: dict) -> Callable:
     """``denoise(x, sigma, seed, denoise_mask)``, x0 of x_t, with the guidance that is asked for."""
+    if model.spec.family.block_causal:
+        return _denoiser_of_blocks(model, guidance.positive)
     predict = _predictions(model, guidance, shape, mask, hints)
     perturbation = model.perturbation
     perturbed = None
@@ -217,22 +247,40 @@ def _condition(model: Model, conditioning: list) -> Condition:
 
 @torch.no_grad()
 def _x0(model: Model, x, sigma, **given) -> torch.Tensor:
-    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time."""
+    """x0 of x_t by one call of the network; ``given``: what network_inputs takes beside x_t and the time.
+
+    ``sigma`` [B], or [1] for all samples.
+    """
     scaled = model.sampling.calculate_input(sigma, x).to(model.dtype)
     inputs = network_inputs(model.spec, scaled, model.sampling.timestep(sigma).float(), **given)
     with attention_of(model.module, model.perturbation):
-        output = velocity(model.spec, model.module(**inputs))
+        output = velocity(model.spec, called(model.acceleration, model.module, inputs))
     return model.sampling.calculate_denoised(sigma, output.float(), x)
 
 
 def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
     """x0 of x_t for one conditioning; ``hints``: the latent that leads each of its ControlNets."""
+    kept: dict = {}  # of the prompt, for the steps of this run
 
     @torch.no_grad()
     def denoise(x, sigma, **_):
         parts = [c.residuals(model.sampling, x, sigma, given.context, hints[c]) for c in given.controls]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
-        return _x0(model, x, sigma, context=given.context, guidance=given.guidance, mask=mask, control=added)
+        inputs = {"context": given.context, "guidance": given.guidance, "mask": mask, "control": added, "kept": kept}
+        return _x0(model, x, sigma, **inputs)
+
+    return denoise
+
+
+def _denoiser_of_blocks(model: Model, prompts: list) -> Callable:
+    """x0 of x_t for the block of a long video that a sampler's BlockCall names, with the prompt of that block."""
+    conditions = [_condition(model, [prompt]) for prompt in prompts]
+    starts = [start_of(options, model.spec.space.frames if model.spec.space else 1) for _, options in prompts]
+
+    def denoise(x, sigma, model_options=None, **_):
+        block = call_in((model_options or {}).get("transformer_options"))
+        given = conditions[prompt_of(starts, block)]
+        return _x0(model, x, sigma, context=given.context, block=block)
 
     return denoise
 
@@ -241,14 +289,15 @@ def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask) -
     """x0 of x_t for two conditionings by one call of the network; a shorter prompt is padded, with a mask."""
     contexts, words = padded_contexts([towards.context, away.context])
     scales = torch.cat([towards.guidance, away.guidance])
+    kept: dict = {}  # of both prompts, for the steps of this run
 
     def denoise(x, sigma, **_):
         count = len(x)
         each = {"context": contexts, "context_mask": words, "guidance": scales}
         each = {name: None if value is None else value.repeat_interleave(count, 0) for name, value in each.items()}
-        twice = None if mask is None else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
-        both = _x0(model, torch.cat([x, x]), torch.cat([sigma.expand(count)] * 2), mask=twice, **each)
-        return both.chunk(2)
+        both = sigma.expand(1) if count == 1 else sigma.expand(count).repeat(2)
+        twice = mask if mask is None or count == 1 else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
+        return _x0(model, x.repeat(2, *[1] * (x.ndim - 1)), both, mask=twice, kept=kept, **each).chunk(2)
 
     return denoise
 
@@ -262,6 +311,15 @@ def _step_bytes(model: Model, guidance: Guidance, shape, mask) -> int:
     """What one call of the network takes beside its weights, for one of the conditionings."""
     longest = max(states.shape[1] for states, _ in (*guidance.positive, *(guidance.negative or ())))
     return _call_bytes(model, shape, longest, mask)
+
+
+def _block_bytes(model: Model, guidance: Guidance, shape, options: dict) -> int:
+    """The same of a long video, of which a call has one block, and its state."""
+    longest = min(shape[2], 2 * options.get("block_frames", BLOCK) - 1)
+    cells = math.prod(shape[3:]) // math.prod(model.spec.patch[1:])
+    cached = options.get("cached_blocks", 0)
+    kept = state_bytes(model.module.config, shape[0], cells, model.dtype.itemsize, cached)
+    return kept + _step_bytes(model, guidance, (*shape[:2], longest, *shape[3:]), None)
 
 
 def _call_bytes(model: Model, shape, tokens: int, mask) -> int:

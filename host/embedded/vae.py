@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...model_loaders.vae import LoadedVae
 from ...networks import precision
+from ...networks.accelerated import set_mode
 from ...networks.autoencoder import Autoencoder, use_fast_autoencoder
 from ...networks.latent_spaces import VaeSpec
 from ...networks.memory import is_out_of_memory
@@ -66,6 +67,10 @@ class Vae:
     def spec(self) -> VaeSpec:
         return self.autoencoder.spec
 
+    def compiled(self, mode: str) -> Vae:
+        """The same VAE with the decoder in a mode of Sana Compile."""
+        return replace(self, autoencoder=self.autoencoder.compiled(mode, self.device))
+
     @contextmanager
     def _run(self, what: str):
         run = _Run(self, what)
@@ -83,6 +88,12 @@ class Vae:
         with self._run("decoding") as run:
             yield from self.autoencoder.frames(samples, run)
 
+    def stream(self, blocks: Iterator[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+        """The same of one video whose latents come in blocks; the blocks have a progress bar of their own."""
+        run = _Run(self, "decoding")
+        run.report = lambda done, total: None  # type: ignore[method-assign]
+        yield from self.autoencoder.stream(blocks, total, run)
+
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         with self._run("encoding") as run:
             return self.autoencoder.encode(pixels, run)
@@ -92,4 +103,5 @@ def build_vae(loaded: LoadedVae, weight_dtype: str) -> Vae:
     wanted = precision.parse_weight_dtype(weight_dtype, precision.VAE_DTYPES)
     device = default_device()
     compute = prepare(loaded, wanted, device, loaded.spec.name)
-    return Vae(Autoencoder(use_fast_autoencoder(loaded.module), loaded.spec), compute, device)
+    autoencoder = Autoencoder(use_fast_autoencoder(loaded.module), loaded.spec)
+    return Vae(autoencoder.compiled(set_mode(), device), compute, device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 
 from ...networks.families import FAMILIES
 from .checkpoint import Checkpoint, UnusableFile
@@ -16,6 +17,7 @@ class Kind(Enum):
     SPRINT = "sprint", "SANA-Sprint transformer"
     IMAGE = "image", "SANA transformer"
     VIDEO = "video", "SANA-Video transformer"
+    LONG_VIDEO = "long_video", "LongSANA transformer"
     CONTROLNET = "controlnet", "SANA ControlNet"
     DC_AE = "dc_ae", "DC-AE"
     WAN_VAE = "wan_vae", "Wan VAE"
@@ -65,6 +67,7 @@ class Description:
 TRANSFORMERS = tuple(kind for kind in Kind if kind.key in FAMILIES)
 """The kinds that networks.families has a row for, by its key."""
 
+VIDEO_TRANSFORMERS = tuple(kind for kind in TRANSFORMERS if FAMILIES[kind.key].video)
 IMAGE_VAES = (Kind.DC_AE,)
 VIDEO_VAES = (Kind.WAN_VAE, Kind.LTX2_VAE)
 VAES = (*IMAGE_VAES, *VIDEO_VAES)
@@ -117,12 +120,20 @@ SIGNATURES: tuple[tuple[Description, tuple[str, ...]], ...] = tuple(
 PREFIX = "model.diffusion_model."
 """The prefix of a transformer's names in files that ComfyUI saved."""
 
+TRAINING_PREFIX = "model."
+"""The prefix of a transformer's names in the files of LongSANA's training."""
+
 LORA_MARKS = (".lora_A.", ".lora_down.", ".lora.down.", "lora_unet_", "lora_transformer_", ".hada_w1_a", ".lokr_w1")
+
+
+def _config_class(kind: Kind) -> str:
+    return FAMILIES[kind.key].config_class or FAMILIES[kind.key].module
+
 
 CLASSES: dict[str, tuple[Kind, ...]] = {
     **{
-        name: tuple(kind for kind in TRANSFORMERS if FAMILIES[kind.key].module == name)
-        for name in {family.module for family in FAMILIES.values()}
+        name: tuple(kind for kind in TRANSFORMERS if _config_class(kind) == name)
+        for name in {_config_class(kind) for kind in TRANSFORMERS}
     },
     "SanaControlNetModel": (Kind.CONTROLNET,),
     "AutoencoderDC": (Kind.DC_AE,),
@@ -140,9 +151,33 @@ def describe(keys: Iterable[str]) -> Description | None:
         for description, needed in SIGNATURES:
             if names.issuperset(needed):
                 return description
+    names = {key.removeprefix(TRAINING_PREFIX) for key in keys}
+    for description, needed in SIGNATURES:
+        if description.kind in TRANSFORMERS and names.issuperset(needed):
+            return description
     if any(mark in key for key in keys for mark in LORA_MARKS):
         return Description(Kind.LORA)
     return None
+
+
+VARIANTS = ("auto", "standard", "long")
+LONG_NAMES = ("longlive", "longsana")
+"""What the names of LongSANA's files hold: its keys and shapes are those of SANA-Video."""
+
+
+def of_variant(found: Description, path: Path, config: Mapping | None = None, variant: str = "auto") -> Description:
+    """A SANA-Video's description as that of LongSANA, where its config or its name says so, or ``variant`` does."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if found.kind not in VIDEO_TRANSFORMERS:
+        if variant == "long":
+            raise ValueError(f"variant is long, but {path} is a {found.label}: choose auto")
+        return found
+    named = path.parent.name if path.name == "transformer" else path.name
+    by_file = (config or {}).get("_class_name") == FAMILIES[Kind.LONG_VIDEO.key].config_class
+    long = by_file or any(name in named.lower() for name in LONG_NAMES)
+    kind = Kind.LONG_VIDEO if variant == "long" or (variant == "auto" and long) else Kind.VIDEO
+    return replace(found, kind=kind)
 
 
 def require_kind(checkpoint: Checkpoint, wanted: tuple[Kind, ...], hint: str) -> Description:

@@ -63,7 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    handle = _safe_open(file)
+    handle = open_header(file)
     entries = {
         key: Entry(tuple(handle.get_slice(key).get_shape()), partial(_read, handle, file, key))
         for key in handle.keys()  # noqa: SIM118 - a safetensors handle, no dict
@@ -72,12 +72,12 @@ def _open_safetensors(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _read(handle, file: Path, key: str, alone: bool = False):
-    return (_safe_open(file) if alone else handle).get_tensor(key)
+    return (open_header(file) if alone else handle).get_tensor(key)
 
 
 def header_keys(file: Path) -> list[str]:
     """The keys of a safetensors file, without reading tensors; UnusableFile if it is not a safetensors file."""
-    return list(_safe_open(file, "np").keys())
+    return list(open_header(file, "np").keys())
 
 
 def checkpoint_keys(path: Path) -> list[str]:
@@ -86,7 +86,7 @@ def checkpoint_keys(path: Path) -> list[str]:
     return [k for f in files for k in (_open_pytorch(f)[0] if f.suffix in PYTORCH_SUFFIXES else header_keys(f))]
 
 
-def _safe_open(file: Path, framework: str = "pt"):
+def open_header(file: Path, framework: str = "pt"):
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -106,7 +106,7 @@ def _open_pytorch(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
     _check_archive(file)
     content = _load_pytorch(file)
-    for name in ("state_dict", "model", "module"):
+    for name in ("state_dict", "model", "module", "generator"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict):

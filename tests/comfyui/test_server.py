@@ -193,7 +193,7 @@ def test_second_prompt_reuses_the_loaded_models(server):
 def test_errors_reach_the_editor(server, home):
     assert "the nearest are 96 and 128" in server.refusal(graphs.example(width=100))
     assert "the angles must decrease" in server.refusal(graphs.example(intermediate_timesteps=1.5708))
-    assert "steps is 0" in server.refusal(graphs.example(steps=0))
+    assert "smaller than min of 1" in server.refusal(graphs.example(steps=0))
     linked = graphs.with_custom_advanced(graphs.node("SanaSCMSampler"))
     linked["13"]["inputs"]["timesteps"] = "0.5, 1.0"
     assert "1 follows 0.5" in server.refusal(linked)

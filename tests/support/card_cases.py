@@ -14,6 +14,7 @@ import drawing
 import filming
 import tiny
 import torch
+from sana_nodes.networks.previews import fit_preview
 
 PROMPT = "a red ring on the left of a blue background"
 LORA = "card.safetensors"
@@ -171,7 +172,59 @@ CODINGS = {
     for tiled in (False, True)
 }
 
-OTHERS = {"prompt": encoded_prompt}
+
+def previewed(host) -> torch.Tensor:
+    """A preview [H, W, 3] in [0, 1]: ComfyUI's own with the factors that were fitted, or what they say."""
+    model, _, vae = drawing.call("SanaLoadPipeline", pipeline="tiny")
+    latent = torch.randn(1, 32, 4, 5, generator=torch.Generator().manual_seed(0))
+    if host.name == "embedded":
+        found = fit_preview(vae.encode, 32)
+        colours = latent[0].movedim(0, -1) @ torch.tensor(found.factors) + torch.tensor(found.bias)
+        return (colours / 2 + 0.5).clamp(0, 1)
+    import latent_preview
+    import numpy as np
+
+    latent_preview.args.preview_method = latent_preview.LatentPreviewMethod.Latent2RGB
+    try:
+        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        image = previewer.decode_latent_to_preview(latent.to(model.load_device))
+    finally:
+        latent_preview.args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews
+    return torch.from_numpy(np.asarray(image)).float() / 255
+
+
+OTHERS = {"prompt": encoded_prompt, "preview": previewed}
+"""What is no sampling and no coding."""
+
+COARSE = {"preview": 2 / 255}
+"""Bounds of what is in steps of 8 bits."""
+
+
+def on_the_second_card(host) -> torch.Tensor:
+    """Everything on another card than the first: ComfyUI loads each model once more for it."""
+    parts = drawing.call("SanaLoadPipeline", pipeline="tiny")
+    if host.name == "comfyui":
+        from comfy_extras.nodes_multigpu import SelectCLIPDeviceNode, SelectModelDeviceNode, SelectVAEDeviceNode
+
+        nodes = SelectModelDeviceNode, SelectCLIPDeviceNode, SelectVAEDeviceNode
+        parts = [node.execute(part, "gpu:1").args[0] for node, part in zip(nodes, parts)]
+        devices = {getattr(part, "patcher", part).load_device for part in parts}
+        assert devices == {torch.device("cuda:1")}, devices
+    return parts[2].decode(_sprint(parts, host)(2)).cpu()
+
+
+def on_both_cards(host) -> torch.Tensor:
+    """Guidance whose two prompts ComfyUI computes on a card each."""
+    parts = drawing.call("SanaLoadPipeline", pipeline="tiny-sana")
+    if host.name == "comfyui":
+        from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
+
+        parts = (MultiGPUCFGSplitNode.execute(parts[0], 2).args[0], *parts[1:])
+    return _guided(parts, host)(2)
+
+
+TWO_CARDS = {"on the second card": on_the_second_card, "guidance on both cards": on_both_cards}
+"""On ComfyUI 0.33, which knows several cards."""
 
 
 def per_step(few, many, steps: int) -> dict:

@@ -92,7 +92,7 @@ def import_before_the_card() -> None:
 def start(home: Path, mode: str):
     """ComfyUI with ``home`` as its base directory, its card loaded as ``mode`` says; the host."""
     sys.path.insert(0, str(tiny.COMFYUI))
-    arguments, sys.argv = sys.argv, ["main.py", "--base-directory", str(home), "--preview-method", "latent2rgb"]
+    arguments, sys.argv = sys.argv, ["main.py", "--base-directory", str(home)]
     try:
         import comfy.options
 
@@ -132,13 +132,26 @@ def _load_in_part(size: int) -> None:
     LoadedModel.model_load = load
 
 
+def _in_threads_too(machine) -> None:
+    """ComfyUI computes on each of several cards in a thread."""
+    from comfy.multigpu import MultiGPUThreadPool
+
+    work = MultiGPUThreadPool._worker_loop
+
+    def loop(self, *arguments):
+        with machine.in_this_thread():
+            work(self, *arguments)
+
+    MultiGPUThreadPool._worker_loop = loop
+
+
 def run(host, name: str) -> torch.Tensor:
     """A case by its name, on the host at hand."""
     if name in card_cases.SAMPLINGS:
         return card_cases.SAMPLINGS[name].loaded(host)(STEPS)
     if name in card_cases.CODINGS:
         return card_cases.coded(host, *card_cases.CODINGS[name])
-    return card_cases.OTHERS[name](host)
+    return {**card_cases.OTHERS, **card_cases.TWO_CARDS}[name](host)
 
 
 def counted(machine, host, name: str) -> dict:
@@ -174,9 +187,11 @@ def main() -> None:
     embedded.folders.models = [home / "models"]
     with torch.inference_mode():
         expected = {name: run(embedded, name) for name in names}
-    with pretend_card.cards() as machine:
+    both = any(name in card_cases.TWO_CARDS for name in names)
+    with pretend_card.cards(capability=(7, 5), count=2 if both else 1) as machine:
         pretend_aimdo.install() if mode.startswith("dynamic") else None
         host, results = start(home, mode), {}
+        _in_threads_too(machine) if both else None
         with torch.inference_mode():
             for name in names:
                 results[name] = compared(machine, host, name, expected[name])

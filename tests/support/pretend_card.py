@@ -14,6 +14,7 @@ needs a build of torch for the CPU.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Iterator
 
@@ -192,8 +193,10 @@ def operate(func, args, kwargs):
         card = machine.current if target.index is None else target.index
     given = {**tree_map(real, kwargs)}
     if target is not None:
-        given["device"] = "meta" if target.type == "meta" else "cpu"
+        given["device"] = machine.values if target.type == "cuda" else target
     given.pop("pin_memory", None)
+    if machine is not None and machine.values == "meta" and target is not None and target.type == "cpu":
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
     with _disable_current_modes():
         out = func(*tree_map(real, args), **given)
     return _result(func, args, kwargs, out, card, stays=target is None or target.type == "cuda")
@@ -331,11 +334,27 @@ def _attention(query, key, value, attn_mask=None, **options):
 class Machine:
     """Cards, what they hold and what was asked of them."""
 
-    def __init__(self, memory: int, capability: tuple[int, int], cards: int):
-        self.memory, self.capability, self.cards, self.current = memory, capability, cards, 0
+    def __init__(self, memory: int, capability: tuple[int, int], cards: int, values: str = "cpu"):
+        self.values = values
+        self.memory, self.capability, self.cards, self._thread = memory, capability, cards, threading.local()
         self.count = Counts()
         self.used, self.peak = [0] * cards, [0] * cards
         self._held = weakref.WeakSet()
+
+    @property
+    def current(self) -> int:
+        """The card of this thread."""
+        return getattr(self._thread, "card", 0)
+
+    @current.setter
+    def current(self, card: int) -> None:
+        self._thread.card = card
+
+    @contextlib.contextmanager
+    def in_this_thread(self) -> Iterator[None]:
+        """torch's modes are a thread's: one that was started beside ours needs its own."""
+        with torch.no_grad(), _Functions(), _Operators():
+            yield
 
     def hold(self, storage, card: int) -> None:
         """Count a storage as long as it exists; OutOfMemoryError where it does not fit."""
@@ -365,10 +384,15 @@ class Machine:
 
 
 @contextlib.contextmanager
-def cards(memory: int = 80 << 30, capability: tuple[int, int] = (9, 0), count: int = 1) -> Iterator[Machine]:
-    """A machine with ``count`` cards of ``memory`` bytes each."""
+def cards(
+    memory: int = 80 << 30, capability: tuple[int, int] = (9, 0), count: int = 1, values: str = "cpu"
+) -> Iterator[Machine]:
+    """A machine with ``count`` cards of ``memory`` bytes each.
+
+    With ``values`` "meta" nothing is computed: models of any size run at once, and what comes back is zeros.
+    """
     global _machine
-    before, _machine = _machine, Machine(memory, capability, count)
+    before, _machine = _machine, Machine(memory, capability, count, values)
     torch._C._ensureCUDADeviceGuardSet()
     with contextlib.ExitStack() as stack:
         stack.enter_context(answers(_machine))

@@ -117,6 +117,20 @@ def video_transformer(seed: int = 3, **changes):
     return stirred(SanaVideoTransformer3DModel(**{**settings, **changes}), seed)
 
 
+def long_transformer(seed: int = 9, **changes):
+    """A LongSANA, whose weights are large enough that a frame depends on those before."""
+    return stirred(video_transformer(seed, **changes), seed, 0.08)
+
+
+def long_pipeline(folder: Path) -> None:
+    """Write a whole LongSANA folder, whose transformer's config names the class that diffusers lacks."""
+    video_pipeline(folder, wan_vae(), long_transformer())
+    config = folder / "transformer" / "config.json"
+    text = config.read_text()
+    assert text.count("SanaVideoTransformer3DModel") == 1
+    config.write_text(text.replace("SanaVideoTransformer3DModel", "SanaVideoCausalTransformer3DModel"))
+
+
 def wan_vae(seed: int = 4, **changes):
     from diffusers import AutoencoderKLWan
 

@@ -10,17 +10,18 @@ import torch
 from sana_nodes.model_loaders.controlnet import load_controlnet
 from sana_nodes.model_loaders.transformer import load_transformer
 from sana_nodes.networks.fast_transformer import FLOAT16, use_fast_transformer
+from sana_nodes.networks.perturbed import Perturbation, attention_of
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 
 
-def attention(clips: bool, dtype: torch.dtype, large: bool = True) -> torch.Tensor:
+def attention(clips: bool, dtype: torch.dtype, large: bool = True, perturbation=None) -> torch.Tensor:
     """What self-attention gives, whose last layer is so large that float16 overflows."""
     network = use_fast_transformer(copy.deepcopy(tiny.image_transformer()).to(dtype), clips)
     layer = network.transformer_blocks[0].attn1
     if large:
         layer.to_out[0].weight.data *= 3e4
-    with torch.no_grad():
+    with torch.no_grad(), attention_of(network, perturbation):
         return layer(torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0)).to(dtype) * 100)
 
 
@@ -34,6 +35,14 @@ def test_attention_is_clipped_in_every_dtype(dtype):
 
 def test_float16_is_always_clipped_as_in_diffusers():
     assert torch.equal(attention(False, F16), attention(True, F16))
+
+
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_perturbed_attention_is_clipped_too(dtype):
+    perturbation = Perturbation(3.0, (0,), identity=True)
+    assert attention(True, dtype, perturbation=perturbation).abs().max() == FLOAT16
+    if dtype == F32:
+        assert attention(False, dtype, perturbation=perturbation).abs().max() > FLOAT16
 
 
 def test_smaller_values_are_left_alone():

@@ -50,6 +50,8 @@ ANGLES = {"max_timesteps": 1.5708, "intermediate_timesteps": 1.3}
 TRANSFORMER = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2", "int8_bnb"]
 VIDEO = {"width": 832, "height": 480, "frames": 81, "batch_size": 1}
 FILE = {"fps": 16.0, "format": "mp4-h264", "quality": 80, "filename_prefix": "video/Sana"}
+TIMES = {"timesteps": "1000, 960, 889, 727"}
+BLOCKS = {"block_frames": 10, "cached_blocks": 0, "recache": True}
 NEGATIVE = (
     "A chaotic sequence with misshapen, deformed limbs in heavy motion blur, sudden disappearance, jump cuts, "
     "jerky movements, rapid shot changes, frames out of sync, inconsistent character shapes, temporal artifacts, "
@@ -60,7 +62,7 @@ INTERFACE = {
     "SanaLoadTransformer": (
         "loaders",
         {"model_name": None, "weight_dtype": "default"},
-        {"products": "native"},
+        {"products": "native", "variant": "auto"},
         ("MODEL",),
     ),
     "SanaLoadTextEncoder": (
@@ -99,9 +101,37 @@ INTERFACE = {
         "conditioning",
         {"clip": None, "prompt": None, "negative_prompt": NEGATIVE, "motion_score": 30}
         | {"max_sequence_length": 300, "clean_caption": False},
-        {},
+        {"instruction": "video"},
         ("CONDITIONING", "CONDITIONING"),
     ),
+    "SanaPromptSchedule": (
+        "conditioning",
+        {"conditioning": None, "start": 0.0, "fps": 16.0},
+        {"previous": None},
+        ("CONDITIONING",),
+    ),
+    "SanaLongVideoSample": (
+        "sampling",
+        {"model": None, "positive": None, "latent_image": None, "seed": 0, **TIMES, **BLOCKS},
+        {"state": None},
+        ("LATENT", "SANA_STATE"),
+    ),
+    "SanaLongVideoSigmas": ("sampling", TIMES, {}, ("SIGMAS",)),
+    "SanaLongVideoSampler": ("sampling", BLOCKS, {}, ("SAMPLER",)),
+    "SanaLongVideoSave": (
+        "video",
+        {"model": None, "positive": None, "vae": None, "width": 832, "height": 480, "frames": 961, "seed": 0}
+        | {**TIMES, **BLOCKS, **FILE},
+        {"state": None},
+        ("STRING", "SANA_STATE"),
+    ),
+    "SanaSaveVideoState": (
+        "video",
+        {"state": None, "filename_prefix": "states/Sana"},
+        {},
+        ("SANA_STATE", "STRING"),
+    ),
+    "SanaLoadVideoState": ("video", {"state_name": None}, {}, ("SANA_STATE",)),
     "SanaEmptyVideoLatent": ("latent", {"vae": None, **VIDEO}, {}, ("LATENT",)),
     "SanaImageToVideoLatent": ("latent", {"vae": None, "image": None, **VIDEO}, {}, ("LATENT",)),
     "SanaFlowSample": (
@@ -119,6 +149,7 @@ INTERFACE = {
     ),
     "SanaFlowSampler": ("sampling", {"solver": "dpm_solver++"}, {}, ("SAMPLER",)),
     "SanaPAG": ("sampling", {"model": None, "scale": 3.0, "layers": "8"}, {}, ("MODEL",)),
+    "SanaCompile": ("sampling", {"model": None, "mode": "blocks"}, {"vae": None}, ("MODEL", "VAE")),
     "SanaLoadLora": ("loaders", {"model": None, "lora_name": None, "strength": 1.0}, {}, ("MODEL",)),
     "SanaLoadControlNet": (
         "loaders",
@@ -132,7 +163,7 @@ INTERFACE = {
         {},
         ("LATENT", "SIGMAS"),
     ),
-    "SanaSaveVideo": ("video", {"images": None, **FILE}, {"audio": None}, ("IMAGE", "STRING")),
+    "SanaSaveVideo": ("video", {"images": None, **FILE}, {"audio": None}, ("IMAGE", "STRING", "VIDEO")),
     "SanaDecodeSaveVideo": ("video", {"samples": None, "vae": None, **FILE}, {}, ("STRING",)),
     "SanaSaveFrames": (
         "video",
@@ -140,6 +171,7 @@ INTERFACE = {
         {},
         ("IMAGE", "STRING"),
     ),
+    "SanaSketch": ("image", {"sketch": "", "width": 1024, "height": 1024}, {"image": None}, ("IMAGE", "MASK")),
     "SanaSelectFrames": ("video", {"images": None, "start": 0, "count": 0, "stride": 1}, {}, ("IMAGE",)),
 }
 """The public interface, as NODES.md states it: place in the menu, inputs with defaults in order, outputs."""
@@ -160,6 +192,8 @@ def test_node_names_inputs_and_defaults():
         assert outputs == cls.RETURN_TYPES
     inputs = {name: cls.INPUT_TYPES()["required"] for name, cls in NODE_CLASS_MAPPINGS.items()}
     assert inputs["SanaLoadTransformer"]["weight_dtype"][0] == TRANSFORMER
+    variants = NODE_CLASS_MAPPINGS["SanaLoadTransformer"].INPUT_TYPES()["optional"]["variant"][0]
+    assert variants == ["auto", "standard", "long"]
     assert inputs["SanaLoadPipeline"]["weight_dtype"][0] == TRANSFORMER
     assert inputs["SanaLoadControlNet"]["weight_dtype"][0] == TRANSFORMER
     assert inputs["SanaImg2ImgLatent"]["start"][0] == ["continuous", "schedule"]
@@ -169,7 +203,7 @@ def test_node_names_inputs_and_defaults():
     for name in ("SanaLoadTransformer", "SanaLoadTextEncoder"):
         products = NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["optional"]["products"]
         assert products[0] == ["native", "full precision"]
-    assert inputs["SanaEncodePrompt"]["instruction"][0] == ["image", "video", "none", "custom"]
+    assert inputs["SanaEncodePrompt"]["instruction"][0] == ["image", "video", "none", "custom", "long"]
     assert inputs["SanaSCMSample"]["add_noise"][0] == ["enable", "disable"]
     bins = ["1024px", "512px", "2048px", "4096px", "video 480p", "video 720p"]
     assert inputs["SanaResolution"]["bins"][0] == bins
@@ -182,8 +216,8 @@ def test_node_names_inputs_and_defaults():
     assert inputs["SanaSaveFrames"]["format"][0] == ["png", "jpg", "webp"]
     names = {name: getattr(cls, "RETURN_NAMES", None) for name, cls in NODE_CLASS_MAPPINGS.items()}
     assert names["SanaEncodeVideoPrompt"] == ("positive", "negative")
-    assert names["SanaSaveVideo"] == ("images", "path") and names["SanaSaveFrames"] == ("images", "folder")
-    assert names["SanaDecodeSaveVideo"] == ("path",)
+    assert names["SanaSaveVideo"] == ("images", "path", "video") and names["SanaSaveFrames"] == ("images", "folder")
+    assert names["SanaDecodeSaveVideo"] == ("path",) and names["SanaLongVideoSave"] == ("path", "state")
     assert NODE_CLASS_MAPPINGS["SanaResolution"].RETURN_NAMES == ("width", "height")
 
 
@@ -197,7 +231,7 @@ def test_every_node_is_explained(name):
     inputs = {**declared["required"], **declared.get("optional", {})}
     for key, spec in inputs.items():
         assert len(spec[1]["tooltip"]) > 8, f"{name}.{key} has no tooltip"
-    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    page = (ROOT / "web" / "docs" / name / "en.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {cls.DISPLAY_NAME}")
     for key in inputs:
         assert f"`{key}`" in page, f"the help page of {name} says nothing of {key}"

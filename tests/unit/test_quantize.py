@@ -210,6 +210,7 @@ def test_a_file_of_float16_stays_one(tmp_path):
     path, _ = written(tmp_path, tiny.image_transformer(), "fp8", torch.float16)
     loaded = load_transformer(path)
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float16}
+    assert loaded.spec.clips, "what was trained in float16 is clipped to its range"
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
 

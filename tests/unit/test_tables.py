@@ -65,7 +65,7 @@ def test_families_refer_to_what_is_there():
         rows = [SAMPLERS[name] for name in family.samplers]
         assert rows and all(isinstance(sampling, row.parameterisation) for row in rows)
         assert family.uses_angles == (rows[0].parameterisation is TrigFlow)
-        assert Kind[key.upper()] in kinds.CLASSES[family.module]
+        assert Kind[key.upper()] in kinds.CLASSES[family.config_class or family.module]
     assert Kind.VIDEO not in kinds.CLASSES["SanaTransformer2DModel"]
 
 

@@ -191,7 +191,7 @@ GRAPH = {"6": {"class_type": "SanaSaveVideo", "inputs": {}}}
 def test_saving_a_video(host):
     images = torch.rand(5, 32, 32, 3)
     saved = drawing.call("SanaSaveVideo", images=images, format="mkv-ffv1", filename_prefix="nodes/clip", prompt=GRAPH)
-    same, path = saved["result"]
+    same, path, _ = saved["result"]
     assert same is images and saved["ui"]["files"]
     assert torch.equal(decoded(path), images.mul(255).round().div(255))
     assert tags_in(host.save_target("nodes/clip", 1, 1).folder / path) == {"prompt": GRAPH}

@@ -20,8 +20,8 @@ CORRIDOR = 88
 
 SIZES = {
     "SanaLoadPipeline": (270, 160),
-    "SanaLoadTransformer": (320, 112),
-    "SanaLoadTextEncoder": (320, 124),
+    "SanaLoadTransformer": (320, 150),
+    "SanaLoadTextEncoder": (320, 150),
     "SanaLoadVAE": (320, 112),
     "SanaLoadLora": (300, 125),
     "SanaLoadControlNet": (300, 115),
@@ -33,6 +33,9 @@ SIZES = {
     "SanaSCMSample": (280, 270),
     "SanaFlowSample": (290, 310),
     "SanaSaveVideo": (320, 350),
+    "SanaLongVideoSave": (320, 510),
+    "SanaSaveVideoState": (280, 110),
+    "SanaPromptSchedule": (290, 130),
     "SanaSelectFrames": (280, 150),
     "VAEEncode": (220, 84),
     "VAEDecode": (220, 84),

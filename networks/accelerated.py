@@ -1,0 +1,232 @@
+"""Calls of a network that wait less for the program around its kernels: torch.compile of whole blocks, or CUDA graphs.
+
+Both act within a call and leave the module as it is, so that one module may be called with and without them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+MODES = ("blocks", "off", "graphs")
+SETTING = "SANA_NODES_COMPILE"
+"""The environment variable that sets a mode for every model that is loaded."""
+
+BACKEND = "inductor"
+"""What compiles blocks, by torch.compile's name for it."""
+
+NEEDS = (
+    "Sana Compile, mode blocks: torch.compile failed here ({}). It needs Triton on a card (triton-windows on Windows) "
+    "and a C++ compiler on a processor; set mode to off"
+)
+NO_GRAPHS = "Sana Compile, mode graphs: {}; the model runs without CUDA graphs"
+
+
+class Acceleration(Protocol):
+    def call(self, forward: Callable, inputs: dict) -> Any:
+        """``forward(**inputs)``."""
+
+    def release(self) -> None:
+        """Free what it holds of a device."""
+
+
+def parse_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; choose one of {', '.join(MODES)}")
+    return mode
+
+
+def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """What is compiled of a network: a transformer's blocks, DC-AE's decoder layer by layer; of others nothing.
+
+    The video autoencoders' layers take another shape at each piece of a video.
+    """
+    if hasattr(module, "transformer_blocks"):
+        return list(module.transformer_blocks)
+    if type(module).__name__ == "AutoencoderDC":
+        return [layer for stage in module.decoder.up_blocks for layer in stage]
+    return []
+
+
+class CompiledBlocks:
+    """torch.compile of each block. Blocks of one kind and shape share a graph, and so do prompts of any length."""
+
+    def __init__(self, module: torch.nn.Module, backend: Any = "inductor"):
+        self._calls = [
+            (part, _any_length(torch.compile(part._call_impl, backend=backend))) for part in blocks_of(module)
+        ]
+
+    def call(self, forward: Callable, inputs: dict) -> Any:
+        with self.active():
+            return forward(**inputs)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it the blocks are called compiled; RuntimeError where that cannot be done here."""
+        from torch._dynamo.exc import TorchDynamoException
+
+        before = [part._compiled_call_impl for part, _ in self._calls]
+        try:
+            for part, call in self._calls:
+                part._compiled_call_impl = call
+            yield
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise RuntimeError(NEEDS.format(reason[0][:200])) from error
+        finally:
+            for (part, _), call in zip(self._calls, before):
+                part._compiled_call_impl = call
+
+    def release(self) -> None:
+        """A compiled block holds nothing: its weights are arguments."""
+
+
+LENGTH = {2: 1, 3: -1}
+"""Of a block's arguments by place: the dimension along which a prompt's length lies, of its states and of its mask."""
+
+
+def _any_length(call: Callable) -> Callable:
+    def run(*arguments, **named):
+        for place, dim in LENGTH.items():
+            value = arguments[place] if place < len(arguments) else None
+            for tensor in value if isinstance(value, tuple) else (value,):
+                if tensor is not None and not hasattr(tensor, "_dynamo_weak_dynamic_indices"):
+                    torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2 if tensor.ndim == 4 else dim % tensor.ndim)
+        return call(*arguments, **named)
+
+    return run
+
+
+class CudaGraphs:
+    """CUDA graphs of whole calls, one for each set of shapes; ``capture`` makes one of a call and its inputs.
+
+    A graph reads and writes where its tensors were when it was made: inputs are copied there, and weights that have
+    moved since end it. They are freed with the weights (:func:`release`).
+    """
+
+    def __init__(self, module: torch.nn.Module, capture: Callable | None = None):
+        self._module, self._capture = module, capture or captured
+        self._weights: tuple[int, ...] = ()
+        self._graphs: dict[tuple, Callable[[dict], Any]] = {}
+        self._reason: str | None = None
+        _with_graphs.add(self)
+
+    def call(self, forward: Callable, inputs: dict) -> Any:
+        inputs = {name: value for name, value in inputs.items() if name != "kept"}  # a graph computes it again
+        if self._reason is not None:
+            return forward(**inputs)
+        weights = tuple(parameter.data_ptr() for parameter in self._module.parameters())
+        if weights != self._weights:
+            self.release()
+            self._weights = weights
+        layers = tuple(type(block.attn1.processor) for block in self._module.transformer_blocks)  # perturbed attention
+        key = (layers, *sorted((name, _kind(value)) for name, value in inputs.items()))
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = self._capture(forward, inputs, self._module)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                self._reason = str(error).splitlines()[0][:200]
+                logger.warning(NO_GRAPHS.format(self._reason))
+                return forward(**inputs)
+        return self._graphs[key](inputs)
+
+    def release(self) -> None:
+        self._graphs.clear()
+
+    def belongs_to(self, module: torch.nn.Module) -> bool:
+        return self._module is module
+
+
+_with_graphs: WeakSet[CudaGraphs] = WeakSet()
+
+
+def release(module: torch.nn.Module) -> None:
+    """Free the graphs of a module, whose weights leave its device."""
+    for graphs in list(_with_graphs):
+        if graphs.belongs_to(module):
+            graphs.release()
+
+
+def _kind(value: Any) -> str:
+    """What a graph depends on of an input: of a tensor its shape, dtype and device, of others the value."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_kind, value))})"
+    return f"{tuple(value.shape)} {value.dtype} {value.device}" if isinstance(value, torch.Tensor) else repr(value)
+
+
+def captured(forward: Callable, inputs: dict, module: torch.nn.Module) -> Callable[[dict], Any]:
+    """A CUDA graph of a call; what it returns is overwritten by the next, so it is copied."""
+    fixed = {name: _copied(value) for name, value in inputs.items()}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is chosen or kept at a first call is not part of a graph
+        for _ in range(2):
+            forward(**fixed)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = forward(**fixed)
+    kept = [dict(part.__dict__.get("kept") or {}) for part in module.modules()]  # tables that the graph reads
+
+    def replay(given: dict) -> Any:
+        for name, value in given.items():
+            _copy_into(fixed[name], value)
+        graph.replay()
+        return _copied(out)
+
+    replay.kept = kept  # type: ignore[attr-defined]
+    return replay
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_copied, value))
+    return value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+
+
+def _copy_into(fixed: Any, value: Any) -> None:
+    if isinstance(value, (tuple, list)):
+        for target, given in zip(fixed, value):
+            _copy_into(target, given)
+    elif isinstance(value, torch.Tensor):
+        fixed.copy_(value)
+
+
+def accelerated(module: torch.nn.Module, mode: str, device: torch.device, part: str) -> Acceleration | None:
+    """What a mode is for a module on a device; None for calls as they are. ``part`` names it in the log."""
+    if parse_mode(mode) == "off":
+        return None
+    if mode == "graphs":
+        if device.type != "cuda" or not torch.cuda.is_available():
+            logger.warning(NO_GRAPHS.format(f"there is no CUDA on this device ({device})"))
+            return None
+        return CudaGraphs(module) if hasattr(module, "transformer_blocks") else None
+    if not blocks_of(module):
+        logger.info("Sana Compile leaves %s as it is: its layers take another shape at each piece of a video", part)
+        return None
+    return CompiledBlocks(module)
+
+
+def set_mode() -> str:
+    """The mode that SETTING gives to every model; ValueError for one that there is not."""
+    mode = os.environ.get(SETTING, "off")
+    if mode not in MODES:
+        raise ValueError(f"the environment variable {SETTING} is {mode!r}; choose one of {', '.join(MODES)}")
+    return mode
+
+
+def by_setting(module: torch.nn.Module, device: torch.device, part: str) -> Acceleration | None:
+    return accelerated(module, set_mode(), device, part)
+
+
+def called(acceleration: Acceleration | None, forward: Callable, inputs: dict) -> Any:
+    """``forward(**inputs)``, accelerated if it can be."""
+    return forward(**inputs) if acceleration is None else acceleration.call(forward, inputs)

@@ -1,0 +1,95 @@
+"""What a graph tells of a node before it runs: formats and sound, models and VAEs, numbers of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import host
+from ..media.formats import VIDEO_FORMATS
+from ..model_loaders.files import facts, folders
+from ..networks.latent_spaces import LatentSpace
+from .checks import GraphNode, Problem
+
+MODEL_LOADERS = {
+    "SanaLoadPipeline": ("pipeline", ("diffusers",), "transformer"),
+    "SanaLoadTransformer": ("model_name", ("diffusion_models", "checkpoints"), ""),
+}
+VAE_LOADERS = {"SanaLoadPipeline": ("pipeline", ("diffusers",), "vae"), "SanaLoadVAE": ("vae_name", ("vae",), "")}
+"""Loader to its input, the kinds of folders that the input names something in, and the part of a pipeline."""
+
+SAMPLES = ("samples", "latent_image", "latent")
+DECODERS = ("VAEDecode", "VAEDecodeTiled", "SanaDecodeSaveVideo")
+IMAGES = ("images", "image", "samples", "latent_image")
+"""Inputs along which frames and latents are followed to where their number is set."""
+
+
+def sound_fits(node: GraphNode) -> Iterator[Problem]:
+    """A format without sound, where sound is connected."""
+    kind = VIDEO_FORMATS.get(str(node.inputs.get("format")))
+    if kind is not None and kind.sound is None and node.source("audio"):
+        with_sound = ", ".join(name for name, row in VIDEO_FORMATS.items() if row.sound)
+        yield "format", f"{node.inputs['format']} has no sound: choose {with_sound}, or disconnect audio"
+
+
+def vae_fits(node: GraphNode) -> Iterator[Problem]:
+    """A VAE that decodes latents of a model which has another VAE; ``node`` is the VAE's loader."""
+    input_name = VAE_LOADERS[node.kind][0]
+    own = _space(node, VAE_LOADERS)
+    for decoder in (GraphNode(node.graph, key) for key in node.graph):
+        if own and decoder.kind in DECODERS and next(decoder.before("vae"), None) == node:
+            needed = _space(_model_loader(decoder), MODEL_LOADERS)
+            if needed and needed != own:
+                text = (
+                    f"this VAE is {own.name}, and the model whose latents it decodes has {needed.name}: load that one"
+                )
+                yield input_name, text
+
+
+def _model_loader(decoder: GraphNode) -> GraphNode | None:
+    """The loader of the model that sampled what a node decodes."""
+    for sampler in decoder.before(*SAMPLES):
+        guide = sampler.source("guider") or sampler
+        if guide.source("model"):
+            return next((node for node in guide.before("model") if node.kind in MODEL_LOADERS), None)
+    return None
+
+
+def _space(loader: GraphNode | None, loaders: dict) -> LatentSpace | None:
+    """The latent space of what a loader loads, from the headers of its files; None if it cannot be told."""
+    path = None if loader is None else loaded_path(loader, loaders)
+    return None if path is None else facts.latent_space(path)
+
+
+def loaded_path(loader: GraphNode, loaders: dict) -> Path | None:
+    """The file or folder that a loader loads, or None."""
+    name, kinds, part = loaders[loader.kind]
+    roots = [root for kind in kinds for root in host.current().roots(kind)]
+    try:
+        found = folders.find_model(roots, str(loader.inputs.get(name)), "model")
+    except (OSError, ValueError):
+        return None
+    return found / part if part else found
+
+
+def selection_fits(node: GraphNode) -> Iterator[Problem]:
+    """A start outside the frames, where the graph tells how many there are."""
+    count, start = frame_count(node), node.inputs.get("start")
+    if count is not None and isinstance(start, int) and not -count <= start < count:
+        yield "start", f"start is {start} and there are {count} frames: give {-count} to {count - 1}"
+
+
+def frame_count(node: GraphNode) -> int | None:
+    """The number of frames that a node's images are, or None if the graph does not tell."""
+    for before in node.before(*IMAGES):
+        frames, batch = before.inputs.get("frames"), before.inputs.get("batch_size", 1)
+        if before.kind in ("SanaEmptyVideoLatent", "SanaImageToVideoLatent"):
+            space = _space(next(before.before("vae"), None), VAE_LOADERS)
+            if space is None or batch != 1 or not isinstance(frames, int):
+                return None
+            return (frames - 1) // space.frames * space.frames + 1
+        if before.kind == "EmptyImage":
+            return batch if isinstance(batch, int) else None
+        if before.kind not in (*DECODERS, "SanaFlowSample", "SanaLongVideoSample", "KSampler", "SamplerCustomAdvanced"):
+            return None
+    return None

@@ -1,0 +1,26 @@
+"""ComfyUI on a pretended card: the CPU's values however a model is loaded, and steps that wait for nothing.
+
+All cases and more ways of loading are in tests/slow/comfyui/test_card.py.
+"""
+
+from __future__ import annotations
+
+import card_cases
+import card_process
+import pytest
+
+CASES = ["SCM", "int8 with a LoRA", "other layers patched", "image to video", "prompt", "preview", "Wan decodes"]
+
+
+@pytest.fixture(scope="module", params=["full", "partial:60000", "dynamic:all"])
+def results(request, home, sana_reference, video_references):
+    card_cases.prepare(home)
+    return request.param, card_process.results(home, request.param, CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_waits(results, name):
+    mode, found = results
+    card_process.check(found[name], name)
+    if mode == "full" and name in card_cases.SAMPLINGS:
+        assert not found[name]["waits"], found[name]["waits"]

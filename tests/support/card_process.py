@@ -1,0 +1,41 @@
+"""card_comfyui.py for a test: one ComfyUI on a pretended card, and what its cases gave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import card_cases
+import pytest
+import tiny
+import torch
+
+BOUND = 1e-4
+"""Of latents, which are about 1, and of images in [0, 1]."""
+
+
+def is_dynamic() -> bool:
+    """Whether this ComfyUI has dynamic memory, and knows several cards: 0.33."""
+    return (tiny.COMFYUI / "comfy" / "multigpu.py").is_file()
+
+
+def results(home: Path, mode: str, names: list[str]) -> dict[str, dict]:
+    """By case; skipped with the reason where a card cannot be pretended."""
+    if torch.version.cuda is not None:
+        pytest.skip("a build of torch for CUDA asks a real card")
+    if mode.startswith("dynamic") and not is_dynamic():
+        pytest.skip("this ComfyUI has no dynamic memory")
+    program = Path(__file__).with_name("card_comfyui.py")
+    command = [sys.executable, str(program), str(home), mode, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(found: dict, name: str) -> None:
+    """The CPU's values; and of a sampling no step that waits."""
+    assert "error" not in found, found.get("error")
+    assert found["difference"] < card_cases.COARSE.get(name, BOUND), found["difference"]

@@ -1,0 +1,50 @@
+"""Sana Compile on both hosts: the images of the model without it, compiled by a backend that compiles nothing."""
+
+from __future__ import annotations
+
+import drawing
+import pytest
+import torch
+from sana_nodes.networks import accelerated
+from torch import _dynamo
+from torch._dynamo.testing import CompileCounter
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """The backend of compiled blocks."""
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(accelerated.torch, "compile", lambda call, backend: compile_(call, backend=counter))
+    _dynamo.reset()
+    yield counter
+    _dynamo.reset()
+
+
+def test_blocks(host, counter):
+    model, clip, vae = drawing.call("SanaLoadPipeline", pipeline="tiny")
+    fast, fast_vae = drawing.call("SanaCompile", model=model, mode="blocks", vae=vae)
+    expected = drawing.ours((model, clip, vae), "a red ring", steps=2)
+    assert counter.frame_count == 0, "the model and the VAE that are given stay as they are"
+    for prompt in ("a red ring", "a green square in the top right of an orange background"):
+        expected = drawing.ours((model, clip, vae), prompt, steps=2)
+        assert drawing.difference(drawing.ours((fast, clip, fast_vae), prompt, steps=2), expected) < drawing.ROUNDING
+        count = counter.frame_count
+    assert counter.frame_count == count > 6, "blocks of the transformer and layers of the decoder, once"
+    off, off_vae = drawing.call("SanaCompile", model=fast, mode="off", vae=fast_vae)
+    counter.clear()
+    _dynamo.reset()
+    drawing.ours((off, clip, off_vae), "a red ring", steps=2)
+    assert counter.frame_count == 0
+
+
+def test_graphs_fall_back_without_cuda(host, caplog):
+    model, clip, vae = drawing.call("SanaLoadPipeline", pipeline="tiny")
+    made, nothing = drawing.call("SanaCompile", model=model, mode="graphs")
+    assert nothing is None and "there is no CUDA on this device (cpu)" in caplog.text
+    expected = drawing.ours((model, clip, vae), "a red ring", steps=2)
+    assert drawing.difference(drawing.ours((made, clip, vae), "a red ring", steps=2), expected) < drawing.ROUNDING
+
+
+def test_another_model_is_refused(host):
+    with pytest.raises(ValueError, match="is not SANA"):
+        drawing.call("SanaCompile", model=type("Other", (), {"model": None})(), mode="blocks")
