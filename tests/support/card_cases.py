@@ -196,8 +196,12 @@ def previewed(host) -> torch.Tensor:
 OTHERS = {"prompt": encoded_prompt, "preview": previewed}
 """What is no sampling and no coding."""
 
-COARSE = {"preview": 2 / 255, "other layers patched": 2e-3, "LoRA": 2e-3, "int8 with a LoRA": 2e-3}
-"""Bounds of what is in steps of 8 bits, and of patches: ComfyUI computes them in float16 on a card."""
+COARSE = {
+    "preview": 2 / 255,
+    **dict.fromkeys(("other layers patched", "LoRA", "int8 with a LoRA"), 2e-3),
+    **dict.fromkeys(("LTX-2 encodes", "LTX-2 encodes in tiles"), 5e-4),
+}
+"""Bounds of what is in steps of 8 bits, of patches, which ComfyUI computes in float16 on a card, and of wide values."""
 
 
 def on_the_second_card(host) -> torch.Tensor:
