@@ -62,7 +62,7 @@ def test_memory_does_not_grow_with_the_length_of_a_file(home, long_folder):
     try:
         parts = films.load()
         positive = films.prompt(parts)
-        short, long = (traced_peak(lambda count=count: films.saved(parts, positive, count)) for count in (17, 41))
+        short, long = (traced_peak(lambda count=count: films.saved(parts, positive, count)) for count in (41, 81))
         assert abs(long / short - 1) < 0.05
     finally:
         hosts._current = None

@@ -14,7 +14,7 @@ from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 ROOT = tiny.REPOSITORY
 CODE = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "tools", "demo", "benchmarks")
-DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "model_loaders/*.json", "locales/**/*.json")
+DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "model_loaders/*.json", "locales/en/*.json")
 WORKFLOWS = ("example_workflows/*.json", "example_workflows/api/*.json")
 
 TERMS = {
