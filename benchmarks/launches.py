@@ -208,6 +208,9 @@ def timed_once(call: Call) -> float:
 
 def comfy_module(module: torch.nn.Module) -> torch.nn.Module:
     """As ComfyUI calls it, with weights stored in what is computed in."""
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
     from sana_nodes.host.comfyui.modules import use_comfy_ops
 
     return use_fast_transformer(use_comfy_ops(module, None, torch.float32))
