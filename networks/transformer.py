@@ -37,18 +37,13 @@ def network_inputs(
         "timestep": time * spec.time_scale,
         "return_dict": False,
     }
-    if control:
-        inputs["controlnet_block_samples"] = tuple(control)
-        _check_control(spec, control)
-    if kept is not None:
-        inputs["kept"] = kept
-    if context_mask is not None:
-        inputs["encoder_attention_mask"] = context_mask
+    _check_control(spec, control or ())
+    some = {"controlnet_block_samples": tuple(control) if control else None, "kept": kept, "block": block}
+    some["encoder_attention_mask"] = context_mask
+    inputs.update((name, value) for name, value in some.items() if value is not None)
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
-    if block is not None:
-        inputs["block"] = block
-    elif spec.family.video and mask is not None:
+    if block is None and spec.family.video and mask is not None:
         inputs["timestep"] = token_times(spec, time, _like(mask, x))
     return inputs
 
