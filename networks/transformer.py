@@ -37,15 +37,15 @@ def network_inputs(
         "timestep": time * spec.time_scale,
         "return_dict": False,
     }
-    _check_control(spec, control or ())
-    some = {"controlnet_block_samples": tuple(control) if control else None, "kept": kept, "block": block}
-    some["encoder_attention_mask"] = context_mask
-    inputs.update((name, value) for name, value in some.items() if value is not None)
+    if control:
+        _check_control(spec, control)
+        inputs["controlnet_block_samples"] = tuple(control)
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
     if block is None and spec.family.video and mask is not None:
         inputs["timestep"] = token_times(spec, time, _like(mask, x))
-    return inputs
+    more = {"kept": kept, "encoder_attention_mask": context_mask, "block": block}
+    return {**inputs, **{name: value for name, value in more.items() if value is not None}}
 
 
 def padded_contexts(contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

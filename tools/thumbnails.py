@@ -70,6 +70,7 @@ def thumbnail(name: str, template: Template, folder: Path):
     """Run a template and show what it made: one image, images side by side, or four frames of a video."""
     embedded: Any = host.use("embedded")
     embedded.folders.models, embedded.folders.output, embedded.folders.temp = [folder], folder / "out", folder / "temp"
+    embedded.folders.user = folder / "user"
     outcome = executor.run(runnable(name, template), NODE_CLASS_MAPPINGS, embedded.folders)
     paths = [Path(path) for found in (outcome.previews, outcome.saved) for some in found.values() for path in some]
     images = [image for path in paths for image in _images(path)]

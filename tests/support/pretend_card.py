@@ -195,8 +195,11 @@ def operate(func, args, kwargs):
     if target is not None:
         given["device"] = machine.values if target.type == "cuda" else target
     given.pop("pin_memory", None)
-    if machine is not None and machine.values == "meta" and target is not None and target.type == "cpu":
-        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+    if machine is not None and machine.values == "meta":
+        if name == "copy_" and not isinstance(args[0], CardTensor):
+            return args[0]
+        if target is not None and target.type == "cpu":
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
     with _disable_current_modes():
         out = func(*tree_map(real, args), **given)
     return _result(func, args, kwargs, out, card, stays=target is None or target.type == "cuda")

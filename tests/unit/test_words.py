@@ -14,7 +14,7 @@ from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 ROOT = tiny.REPOSITORY
 CODE = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "tools", "demo", "benchmarks")
-DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "model_loaders/*.json", "locales/**/*.json")
+DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "model_loaders/*.json", "locales/en/*.json")
 WORKFLOWS = ("example_workflows/*.json", "example_workflows/api/*.json")
 
 TERMS = {
@@ -49,7 +49,7 @@ EXCEPTIONS = {
     ("samplers/noise.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "draw from a random distribution",
     ("host/comfyui/long_video.py", "windows?|windowed"): "ComfyUI's context windows along time",
     ("README.md", "windows?|windowed"): "ComfyUI's context windows along time",
-    ("web/docs/SanaLongVideoSample.md", "windows?|windowed"): "ComfyUI's context windows along time",
+    ("web/docs/SanaLongVideoSample/en.md", "windows?|windowed"): "ComfyUI's context windows along time",
     ("samplers/block_causal.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/latents.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/sampling.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",

@@ -9,7 +9,7 @@ def templates() -> dict[str, Template]:
     """Every example by the name of its API twin. A template's title is the name of its file in the editor's format."""
     from . import images, long_videos, published, videos
 
-    return {**images.templates(), **videos.templates(), **published.templates(), **long_videos.templates()}
+    return {**images.templates(), **videos.templates(), **long_videos.templates(), **published.templates()}
 
 
 __all__ = ["Group", "Model", "Template", "node", "templates"]
