@@ -19,7 +19,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,7 +58,7 @@ class Watch:
         """Note the calls of the modules that were loaded meanwhile."""
         if len(self.hooked) == len(MODULES):
             return
-        for module in [one for one in gc.get_objects() if isinstance(one, torch.nn.Module)]:
+        for module in [one for one in gc.get_objects() if issubclass(type(one), torch.nn.Module)]:
             kinds = {kind.__name__ for kind in type(module).__mro__}
             if kinds & set(MODULES) and id(module) not in self.hooked and not next(module.parameters()).is_meta:
                 self.hooked.add(id(module))
@@ -149,12 +150,18 @@ DEFAULTS = {
 }
 
 
-def watch_nodes(classes: dict[str, type], used: set[str]) -> Watch:
-    watch = Watch()
-    for name in used:
-        node = classes[name]
-        setattr(node, node.FUNCTION, watch.around(name, getattr(node, node.FUNCTION)))
-    return watch
+@contextmanager
+def watched(classes: dict[str, type], used: set[str]) -> Iterator[Watch]:
+    """Node classes whose methods note what they take, until the block ends."""
+    watch, methods = Watch(), {name: (classes[name], classes[name].FUNCTION) for name in used}
+    before = {name: getattr(*method) for name, method in methods.items()}
+    for name, method in methods.items():
+        setattr(*method, watch.around(name, before[name]))
+    try:
+        yield watch
+    finally:
+        for name, method in methods.items():
+            setattr(*method, before[name])
 
 
 def run_embedded(nodes: dict, base: Path) -> Watch:
@@ -165,8 +172,8 @@ def run_embedded(nodes: dict, base: Path) -> Watch:
     folders = host.use("embedded").folders
     folders.models, folders.output = [base / "models"], base / "output"
     classes = executor.known_classes(sana_nodes.NODE_CLASS_MAPPINGS)
-    watch = watch_nodes(classes, {node["class_type"] for node in nodes.values()})
-    executor.run(nodes, sana_nodes.NODE_CLASS_MAPPINGS, folders, None, None, True)
+    with watched(classes, {node["class_type"] for node in nodes.values()}) as watch:
+        executor.run(nodes, sana_nodes.NODE_CLASS_MAPPINGS, folders, None, None, True)
     return watch
 
 
@@ -175,8 +182,8 @@ def run_comfyui(nodes: dict, base: Path) -> Watch:
 
     arguments = ["--base-directory", str(base), *([] if torch.cuda.is_available() else ["--cpu"])]
     loop, server = process.start(Path(os.environ["COMFYUI_PATH"]), REPOSITORY, arguments)
-    watch = watch_nodes(process.known_classes(), {node["class_type"] for node in nodes.values()})
-    process.run(loop, server, nodes, process.check(loop, nodes))
+    with watched(process.known_classes(), {node["class_type"] for node in nodes.values()}) as watch:
+        process.run(loop, server, nodes, process.check(loop, nodes))
     return watch
 
 

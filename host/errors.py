@@ -6,7 +6,8 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve()
+PACKAGE = HERE.parent.parent
 KINDS = (ValueError, OSError, RuntimeError)
 
 
@@ -48,7 +49,8 @@ def _is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and PACKAGE in Path(trace.tb_frame.f_code.co_filename).resolve().parents
+    file = None if trace is None else Path(trace.tb_frame.f_code.co_filename).resolve()
+    return file is not None and PACKAGE in file.parents and file != HERE
 
 
 def speak(cls: type) -> type:

@@ -23,11 +23,14 @@ class Thumbnail:
         self.frames: list[torch.Tensor] = []
 
     def noting(self, frames: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The frames [1, H, W, C] unchanged."""
-        for number, frame in enumerate(frames):
-            if number % self.stride == 0:
-                self.frames.append(_small(frame))
-            yield frame
+        """The pieces [n, H, W, C] unchanged."""
+        number = 0
+        for piece in frames:
+            for i in range(len(piece)):
+                if (number + i) % self.stride == 0:
+                    self.frames.append(_small(piece[i : i + 1]))
+            number += len(piece)
+            yield piece
 
     def write(self, names: Callable[[str], Names]) -> Path:
         """The path of the file, in the first format that is installed here and that browsers play.

@@ -59,9 +59,10 @@ def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
 class CompiledBlocks:
     """torch.compile of each block. Blocks of one kind and shape share a graph, and so do prompts of any length."""
 
-    def __init__(self, module: torch.nn.Module, backend: Any = "inductor"):
+    def __init__(self, module: torch.nn.Module, backend: Any = None):
         self._calls = [
-            (part, _any_length(torch.compile(part._call_impl, backend=backend))) for part in blocks_of(module)
+            (part, _any_length(torch.compile(part._call_impl, backend=backend or BACKEND)))
+            for part in blocks_of(module)
         ]
 
     def call(self, forward: Callable, inputs: dict) -> Any:

@@ -212,11 +212,7 @@ class Autoencoder:
     def _frames(self, raw: torch.Tensor, run: Run, tile: int | None, overlap: int | None) -> Iterator[torch.Tensor]:
         """Frames of one video; repeated in smaller tiles where those before did not fit into memory."""
 
-        def needed(side: int | None) -> int:
-            cells = [min(length, (side or math.inf) // self.spec.spatial_ratio) for length in raw.shape[3:]]
-            return self.memory.decode((*raw.shape[:3], *map(int, cells)), run.dtype.itemsize)
-
-        done = 0
+        done, needed = 0, self._frames_bytes(raw, run)
         for attempt in self._attempts("frames are decoded", run, tile, VIDEO_TILE, needed):
             with attempt:
                 for number, piece in enumerate(
@@ -225,6 +221,15 @@ class Autoencoder:
                     if number >= done:
                         done += 1
                         yield piece
+
+    def _frames_bytes(self, raw: torch.Tensor, run: Run) -> Callable[[int | None], int]:
+        """What decoding takes, by the size of its tiles."""
+
+        def needed(side: int | None) -> int:
+            cells = [min(length, (side or math.inf) // self.spec.spatial_ratio) for length in raw.shape[3:]]
+            return self.memory.decode((*raw.shape[:3], *map(int, cells)), run.dtype.itemsize)
+
+        return needed
 
     def _decoded_pieces(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
         shown, total = 0, raw.shape[2]

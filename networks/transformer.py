@@ -38,19 +38,14 @@ def network_inputs(
         "return_dict": False,
     }
     if control:
-        inputs["controlnet_block_samples"] = tuple(control)
         _check_control(spec, control)
-    if kept is not None:
-        inputs["kept"] = kept
-    if context_mask is not None:
-        inputs["encoder_attention_mask"] = context_mask
+        inputs["controlnet_block_samples"] = tuple(control)
     if spec.guidance_scale is not None:
         inputs["guidance"] = guidance.expand(x.shape[0]) * spec.guidance_scale
-    if block is not None:
-        inputs["block"] = block
-    elif spec.family.video and mask is not None:
+    if block is None and spec.family.video and mask is not None:
         inputs["timestep"] = token_times(spec, time, _like(mask, x))
-    return inputs
+    more = {"kept": kept, "encoder_attention_mask": context_mask, "block": block}
+    return {**inputs, **{name: value for name, value in more.items() if value is not None}}
 
 
 def padded_contexts(contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

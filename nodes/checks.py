@@ -78,7 +78,7 @@ class Validation:
         name = self.always or next(iter(wrong), None)
 
         def validate(*given, **values):
-            values = {**dict(zip((name,), given)), **values}
+            values = {**dict(zip((name or self.otherwise,), given)), **values}
             if name in wrong:
                 return wrong[name].get(repr(values.get(name)), True)
             return self.check(**values) if self.check else True

@@ -29,11 +29,8 @@ def _clean_input():
 
 def _check_instruction(instruction=None, custom_instruction=None, **_):
     """True, or a message where the custom instruction is chosen and left empty."""
-    try:
-        if instruction == "custom" and custom_instruction is not None:
-            prompts.choose_instruction(instruction, custom_instruction)
-    except ValueError as error:
-        return str(error)
+    if instruction == "custom" and custom_instruction is not None and not custom_instruction.strip():
+        return "custom_instruction is empty, and instruction is custom: give its text, or choose none"
     return True
 
 

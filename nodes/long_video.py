@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from .. import host
-from ..media import claims, writer
+from ..media import claims, thumbnail, writer
 from ..media.formats import VIDEO_FORMATS
 from ..model_loaders import long_state
 from ..samplers.block_causal import STARTS, BlockState, block_bounds, block_lengths, parse_times
+from . import checks
 from .inputs import seed_input
 from .long_sampling import (
     BLOCKS,
@@ -25,7 +26,7 @@ from .long_sampling import (
     validate_times,
 )
 from .models import require_long
-from .video import HIDDEN, Saves, file_inputs, prefix_input, target_of
+from .video import HIDDEN, Saves, check_file, file_inputs, prefix_input, target_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,11 @@ class UntilStopped:
             yield piece
 
 
+def _check_long_file(filename_prefix=None, timesteps=None, **_):
+    checked = check_file(filename_prefix)
+    return validate_times(timesteps) if checked is True else checked
+
+
 class SanaLongVideoSave(Saves):
     DISPLAY_NAME = "Sana Long Video Save"
     CATEGORY = "sana/video"
@@ -190,10 +196,7 @@ class SanaLongVideoSave(Saves):
             "hidden": HIDDEN,
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, filename_prefix=None, timesteps=None):
-        checked = super().VALIDATE_INPUTS(filename_prefix)
-        return validate_times(timesteps) if checked is True else checked
+    VALIDATE_INPUTS = checks.Validation(_check_long_file, otherwise="filename_prefix")
 
     def save(
         self, model, positive, vae, width, height, frames, seed, timesteps, fps, format, quality, filename_prefix,
@@ -205,14 +208,14 @@ class SanaLongVideoSave(Saves):
         here, target, kind = host.current(), target_of(filename_prefix, size), VIDEO_FORMATS[format]
         pieces = UntilStopped(video.pieces())
         tags = here.tags(prompt, extra_pnginfo)
-        path = writer.write_video(target.names(kind.suffix), pieces, fps, format, quality, tags)
+        small = None if kind.plays else thumbnail.Thumbnail(video.frames, fps)
+        noted = pieces if small is None else small.noting(pieces)
+        path = writer.write_video(target.names(kind.suffix), noted, fps, format, quality, tags)
         if pieces.reason is not None:
             counts = (video.done, len(video.lengths), path, pieces.count, video.frames)
             logger.warning("Stopped after %d of %d blocks: %s has %d of %d frames.", *counts)
             raise pieces.reason
-        shown = here.shown(target, [path], kind.plays)
-        ui = shown if kind.plays else {"files": shown["images"]}
-        return {"ui": ui, "result": (str(path), video.state.moved("cpu"))}
+        return {"ui": here.shown(target, [path], kind.plays, small), "result": (str(path), video.state.moved("cpu"))}
 
 
 class SanaSaveVideoState(Saves):

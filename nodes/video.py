@@ -45,7 +45,7 @@ def prefix_input(prefix: str):
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
-def _check_file(filename_prefix=None, **_):
+def check_file(filename_prefix=None, **_):
     """True, or what is wrong with the prefix or its folder, before anything runs and without making anything."""
     try:
         if filename_prefix is not None:
@@ -58,7 +58,7 @@ def _check_file(filename_prefix=None, **_):
 class Saves:
     """What the nodes that save have in common."""
 
-    VALIDATE_INPUTS = checks.Validation(_check_file, rules.sound_fits, otherwise="filename_prefix")
+    VALIDATE_INPUTS = checks.Validation(check_file, rules.sound_fits, otherwise="filename_prefix")
 
 
 def target_of(prefix: str, size) -> host.SaveTarget:

@@ -76,7 +76,8 @@ class SanaControlNet(comfy.controlnet.ControlNet):
         if self.cond_hint is None or self.hint_shape != shape:
             images, ratio = self.cond_hint_original.movedim(1, -1), self.vae.spacial_compression_encode()
             in_use = comfy.model_management.loaded_models(only_currently_used=True)
-            self.cond_hint: Any = hint_latent(self.spec, images, shape, ratio, cover, self.vae.encode)
+            hint = hint_latent(self.spec, images, shape, ratio, cover, self.vae.encode)
+            self.cond_hint: Any = hint.to(x_noisy.device)  # once: at each call the program would wait
             self.hint_shape = shape
             comfy.model_management.load_models_gpu(in_use)
         return self.cond_hint if len(self.cond_hint) == 1 else self.cond_hint.repeat(batched_number, 1, 1, 1)

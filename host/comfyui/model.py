@@ -180,6 +180,9 @@ class SanaBaseModel(comfy.model_base.BaseModel):
             guidance = kwargs.get("guidance")
             guidance = self.sana_spec.family.guidance_scale if guidance is None else guidance
             conds["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
+        for cond in conds.values():  # once in a run: ComfyUI would move them at each step, and wait
+            if isinstance(cond.cond, torch.Tensor) and kwargs.get("device") is not None:
+                cond.cond = cond.cond.to(kwargs["device"])
         return conds
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):

@@ -64,9 +64,9 @@ def use_comfy_ops(
                 part.comfy_cast_weights = False  # ComfyUI sets it on what it offloads or patches at each use
         elif part._parameters or part._buffers:
             own.append(part)
-    for parts in [own] if called_whole else [[part] for part in own]:
-        followed = module if called_whole else parts[0]
-        followed.register_forward_pre_hook(partial(_follow_input, parts), with_kwargs=True)
+    for followed in [module] if called_whole else module.modules():
+        if followers := own if called_whole else [one for one in (followed, *followed.children()) if one in own]:
+            followed.register_forward_pre_hook(partial(_follow_input, followers), with_kwargs=True)
     return module
 
 
@@ -74,7 +74,8 @@ def _follow_input(parts, module, args, kwargs) -> None:
     """Move the tensors that ``parts`` hold themselves to the device of a call's input.
 
     ComfyUI moves comfy's layers at each use. Of a model that it loads in part it leaves the other tensors
-    on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings.
+    on the CPU: diffusers' norms, the modulation tables of blocks, position embeddings. A norm's weight is also
+    used where the norm itself is not called (networks.fast_layers).
     """
     inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
     device = next((value.device for value in inputs), None)

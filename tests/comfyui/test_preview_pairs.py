@@ -137,3 +137,43 @@ def test_the_previewer_of_comfyui_follows(loading, monkeypatch):
     other = vae("other-dc-ae")
     assert previewer(model) is None and other
     assert alike(previewer(paired).latent_rgb_factors, expected) and parts
+
+
+def linked(folder, target):
+    if not folder.exists():
+        folder.symlink_to(target, target_is_directory=True)
+
+
+def test_videos_show_the_colours_of_their_vae(loading, home):
+    """The demo's VAE has latents of its own: ComfyUI's map for the published ones is not used, nor its tiny decoder."""
+    import comfy.latent_formats
+
+    linked(home / "models" / "diffusers" / "sana-video-demo", tiny.DEMO.parent / "sana-video-demo")
+    model, _, autoencoder = drawing.call("SanaLoadPipeline", pipeline="sana-video-demo")
+    form = model.model.latent_format
+    assert isinstance(form, comfy.latent_formats.Wan21)
+    found = torch.tensor([*form.latent_rgb_factors, form.latent_rgb_factors_bias])
+    core = torch.tensor([*comfy.latent_formats.Wan21.latent_rgb_factors, [0.0, 0.0, 0.0]])
+    assert (found - core).abs().max() > 0.05 and form.taesd_decoder_name is None
+    colours = torch.tensor([[0.1, 0.2, 0.9], [0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.9, 0.9, 0.1], [1.0, 1.0, 1.0]])
+    errors = []
+    for colour in colours:
+        latent = form.process_in(autoencoder.encode(colour.expand(9, 64, 64, 3)))
+        latent = form.latent_rgb_factors_reshape(latent)
+        assert latent.shape[2] == 1
+        shown = (latent[0, :, 0].movedim(0, -1).float() @ found[:-1] + found[-1]).clamp(-1, 1) / 2 + 0.5
+        errors.append((shown.mean((0, 1)) - colour).abs().max().item())
+    assert max(errors) < 0.3 and sorted(errors)[2] < 0.2, errors
+
+
+def test_without_a_vae_of_ours_the_colours_are_comfyuis(loading, home, video_references):
+    import comfy.latent_formats
+
+    linked(
+        home / "models" / "diffusion_models" / "tiny-video",
+        home / "models" / "diffusers" / "tiny-video" / "transformer",
+    )
+    model = drawing.call("SanaLoadTransformer", model_name="tiny-video")[0]
+    form = model.model.latent_format
+    assert form.latent_rgb_factors == comfy.latent_formats.Wan21.latent_rgb_factors
+    assert form.latent_channels == 16

@@ -196,8 +196,12 @@ def previewed(host) -> torch.Tensor:
 OTHERS = {"prompt": encoded_prompt, "preview": previewed}
 """What is no sampling and no coding."""
 
-COARSE = {"preview": 2 / 255}
-"""Bounds of what is in steps of 8 bits."""
+COARSE = {
+    "preview": 2 / 255,
+    **dict.fromkeys(("other layers patched", "LoRA", "int8 with a LoRA"), 2e-3),
+    **dict.fromkeys(("LTX-2 encodes", "LTX-2 encodes in tiles"), 5e-4),
+}
+"""Bounds of what is in steps of 8 bits, of patches, which ComfyUI computes in float16 on a card, and of wide values."""
 
 
 def on_the_second_card(host) -> torch.Tensor:
@@ -220,7 +224,12 @@ def on_both_cards(host) -> torch.Tensor:
         from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 
         parts = (MultiGPUCFGSplitNode.execute(parts[0], 2).args[0], *parts[1:])
-    return _guided(parts, host)(2)
+    result = _guided(parts, host)(2)
+    if host.name == "comfyui":
+        (other,) = parts[0].get_additional_models_with_key("multigpu")
+        calls = other.model.diffusion_model.proj_out.weight.device, other.load_device
+        assert calls == (torch.device("cuda:1"),) * 2, calls
+    return result
 
 
 TWO_CARDS = {"on the second card": on_the_second_card, "guidance on both cards": on_both_cards}

@@ -30,7 +30,7 @@ import pretend_card
 import tiny
 import torch
 
-STEPS = 3
+STEPS = 2
 
 
 class _Anything(types.ModuleType):
@@ -158,14 +158,12 @@ def counted(machine, host, name: str) -> dict:
     """A case on the card: its values, and what each step more asked for."""
     if name not in card_cases.SAMPLINGS:
         return {"value": run(host, name).cpu()}
-    sampling = card_cases.SAMPLINGS[name].loaded(host)
-    value = sampling(STEPS).cpu()
-    each = []
+    sampling, values, counts = card_cases.SAMPLINGS[name].loaded(host), [], []
     for steps in (STEPS, 2 * STEPS):
         machine.begin()
-        sampling(steps)
-        each.append(machine.taken())
-    return {"value": value, **card_cases.per_step(*each, STEPS)}
+        values.append(sampling(steps).cpu())
+        counts.append(machine.taken())
+    return {"value": values[0], **card_cases.per_step(*counts, STEPS)}
 
 
 def compared(machine, host, name: str, expected: torch.Tensor) -> dict:

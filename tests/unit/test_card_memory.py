@@ -118,7 +118,8 @@ def sizes_tried(monkeypatch) -> list:
 def test_tiles_shrink_until_they_fit(here, monkeypatch, caplog, name, half):
     """The estimate is far too small here, so that each pass has to find out."""
     given = large(name, half)
-    expected = getattr(a_vae(name), half)(given)
+    on_the_cpu = a_vae(name)
+    expected = getattr(on_the_cpu, half)(given)
     tried = sizes_tried(monkeypatch)
     for constant, pixels in {"IMAGE_TILE": 128, "VIDEO_TILE": 64, "LEAST_TILE": 32}.items():
         monkeypatch.setattr(autoencoder, constant, pixels)
@@ -132,10 +133,10 @@ def test_tiles_shrink_until_they_fit(here, monkeypatch, caplog, name, half):
         assert machine.used[0] == devices.weight_bytes(vae.autoencoder.module)
     assert tried[0] is None and tried[1] is None and len(tried) > 2 and tried[2:] == sorted(tried[2:], reverse=True)
     assert f"in tiles of {tried[2]} pixels or less" in caplog.text
-    if name == "DC-AE":
-        assert drawing.difference(result, expected) < 1e-5, "tiles of images are exact"
-    else:
-        assert (result - expected).abs().mean() < 0.05 * expected.std()
+    if name == "Wan":  # tiles of videos are blended: those of DC-AE are exact
+        with on_the_cpu._run(half) as run:
+            expected = getattr(on_the_cpu.autoencoder, half)(given, run, tried[-1])
+    assert drawing.difference(result, expected) < 1e-4
 
 
 def forget_estimates(monkeypatch, vae) -> None:

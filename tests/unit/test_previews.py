@@ -164,3 +164,29 @@ def test_tsd_is_used_where_the_person_has_it(server, home):
     if '"0.3.' in version:
         pytest.skip("ComfyUI 0.3 lets no format change a latent before its preview, so tsd is not used there")
     assert correlation(expected, shown) > 0.9
+
+
+def encoder_of(factors: torch.Tensor):
+    """Latents [1, C, h, w] of images, from which ``factors`` [C, 3] give the colours back."""
+
+    def encode(image):
+        cells = functional.avg_pool2d(image.movedim(-1, 1) * 2 - 1, 8)
+        return torch.einsum("bchw,cd->bdhw", cells, torch.linalg.pinv(factors))
+
+    return encode
+
+
+def test_a_map_that_explains_an_autoencoder_is_kept_and_another_is_not():
+    factors = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    known = previews.PreviewMap(factors.tolist(), [0.0, 0.0, 0.0])
+    assert previews.fit_preview(encoder_of(factors), 8, known) is known
+    other = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+    fitted = previews.fit_preview(encoder_of(other), 8, known)
+    assert fitted != known
+    assert previews.fit_preview(encoder_of(other), 8) == fitted
+
+
+@pytest.mark.parametrize("frames,shown", [(1, 0), (2, 1), (3, 1), (21, 10)])
+def test_a_video_shows_a_frame_that_moves(frames, shown):
+    latent = torch.arange(float(frames)).view(1, 1, frames, 1, 1)
+    assert previews.moving_frame(latent).flatten().tolist() == [shown]

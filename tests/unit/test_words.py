@@ -49,7 +49,7 @@ EXCEPTIONS = {
     ("samplers/noise.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "draw from a random distribution",
     ("host/comfyui/long_video.py", "windows?|windowed"): "ComfyUI's context windows along time",
     ("docs/nodes.md", "windows?|windowed"): "ComfyUI's context windows along time",
-    ("web/docs/SanaLongVideoSample.md", "windows?|windowed"): "ComfyUI's context windows along time",
+    ("web/docs/SanaLongVideoSample/en.md", "windows?|windowed"): "ComfyUI's context windows along time",
     ("samplers/block_causal.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/latents.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/sampling.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",

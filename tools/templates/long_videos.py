@@ -85,6 +85,6 @@ def continued() -> Template:
             Group("3  Its end, kept", PROMPT, 1, {2: ("6",)}),
             Group("4  What follows", SAMPLE, 0, {3: ("7",), 4: ("8",)}),
         ),
-        "# Continue a clip\n\nThe second file follows the first without a seam. To continue on another day, replace the "
-        "first clip by Sana Load Video State.",
+        "# Continue a clip\n\nThe second file follows the first without a seam. To continue on another day, replace "
+        "the first clip by Sana Load Video State.",
     )
