@@ -250,9 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "report.json").write_text(json.dumps(figures, indent=1))
     (given.output / "report.md").write_text(report(figures))
-    held = all(one.get("holds") for one in figures["equalities"]) and figures.get("tests", {"holds": True})["holds"]
-    print(f"{given.output / 'report.md'}: equalities {'hold' if held else 'DO NOT HOLD'}")
-    return 0 if held else 1
+    equal = all(one.get("holds") for one in figures["equalities"]) and figures.get("tests", {"holds": True})["holds"]
+    print(f"{given.output / 'report.md'}: equalities {'hold' if equal else 'DO NOT HOLD'}")
+    return 0 if equal else 1
 
 
 if __name__ == "__main__":

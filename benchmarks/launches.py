@@ -33,6 +33,7 @@ from sana_nodes.networks import card_layers, streaming
 from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.families import SPRINT, VIDEO
 from sana_nodes.networks.fast_transformer import use_fast_transformer
+from sana_nodes.networks.text_encoder import use_fast_text_encoder
 from sana_nodes.networks.transformer import network_inputs, token_times
 
 PADDED, WORDS = 300, 77
@@ -80,7 +81,7 @@ class Step:
         }
         if not ours:
             given["context_mask"] = make(self.batch, PADDED)
-        time = torch.ones(self.batch, device=like.device)
+        time = torch.ones(1 if ours else self.batch, device=like.device)  # guidance has one for both prompts
         sides = (1, 1) if ours else self.cells[1:]  # the pack has a frame's time once
         mask = torch.ones(1, 1, self.cells[0], *sides, device=like.device) if self.from_image else None
 
@@ -132,6 +133,7 @@ def prompt_calls(side: str) -> list[Call]:
     if side == "diffusers":
         mask = torch.ones(1, 512, dtype=torch.long, device="meta")
         return [lambda: module(ids(512), attention_mask=mask, use_cache=False)]
+    use_fast_text_encoder(module)
     kept = DynamicCache()
     with torch.no_grad():
         module(ids(214), past_key_values=kept, use_cache=True)
@@ -206,6 +208,9 @@ def timed_once(call: Call) -> float:
 
 def comfy_module(module: torch.nn.Module) -> torch.nn.Module:
     """As ComfyUI calls it, with weights stored in what is computed in."""
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
     from sana_nodes.host.comfyui.modules import use_comfy_ops
 
     return use_fast_transformer(use_comfy_ops(module, None, torch.float32))

@@ -1,4 +1,4 @@
-"""The command line: sana-nodes run | models | get | quantize | demo."""
+"""The command line: sana-nodes run | models | get | migrate | quantize | demo."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sana-nodes", description="Run SANA workflows from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="run | models | get | quantize | demo")
+    commands = parser.add_subparsers(required=True, metavar="run | models | get | migrate | quantize | demo")
     run = commands.add_parser("run", help="run an API-format workflow to its end")
     run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
     run.add_argument(
@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("name", nargs="?", metavar="NAME", help="without it, the names are listed")
     get.add_argument("--to", type=Path, metavar="DIR", help="models folder (default: ./models, or ComfyUI's)")
     get.set_defaults(command=_get)
+    migrate = commands.add_parser("migrate", help="translate a workflow of the older Sana packs into this pack's nodes")
+    migrate.add_argument("workflow", type=Path, metavar="WORKFLOW.json", help="in the editor's or in API format")
+    migrate.add_argument("--output", type=Path, metavar="FILE", help="default: WORKFLOW-sana-nodes.json beside it")
+    migrate.set_defaults(command=_migrate)
     quantize = commands.add_parser("quantize", help="write a transformer in one of ComfyUI's quantised formats")
     quantize.add_argument("model", type=Path, metavar="MODEL", help="a file, a folder, or a pipeline's folder")
     quantize.add_argument("--format", required=True, choices=("fp8", "int8", "nvfp4", "mxfp8"))
@@ -86,6 +90,12 @@ def _models(options: argparse.Namespace) -> int:
     from .inventory import models_command
 
     return models_command(options)
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from .migrate import migrate_command
+
+    return migrate_command(options)
 
 
 def _quantize(options: argparse.Namespace) -> int:

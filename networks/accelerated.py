@@ -24,8 +24,8 @@ BACKEND = "inductor"
 """What compiles blocks, by torch.compile's name for it."""
 
 NEEDS = (
-    "Sana Compile, mode blocks: torch.compile failed here ({}). It needs Triton on a card (triton-windows on Windows) "
-    "and a C++ compiler on a processor; set mode to off"
+    "Sana Compile, mode blocks: torch.compile failed here ({}). It needs Triton on a card and "
+    "a C++ compiler on a processor; set mode to off"
 )
 NO_GRAPHS = "Sana Compile, mode graphs: {}; the model runs without CUDA graphs"
 
@@ -91,13 +91,13 @@ class CompiledBlocks:
 
 
 LENGTH = {2: 1, 3: -1}
-"""Of a block's arguments by place: the dimension along which a prompt's length lies, of its states and of its mask."""
+"""Of a block's arguments by index: the dimension along which a prompt's length lies, of its states and of its mask."""
 
 
 def _any_length(call: Callable) -> Callable:
     def run(*arguments, **named):
-        for place, dim in LENGTH.items():
-            value = arguments[place] if place < len(arguments) else None
+        for index, dim in LENGTH.items():
+            value = arguments[index] if index < len(arguments) else None
             for tensor in value if isinstance(value, tuple) else (value,):
                 if tensor is not None and not hasattr(tensor, "_dynamo_weak_dynamic_indices"):
                     torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2 if tensor.ndim == 4 else dim % tensor.ndim)

@@ -31,20 +31,31 @@ def left_to_compiler(x: torch.Tensor) -> bool:
 
 def rms_norm(norm, x: torch.Tensor) -> torch.Tensor:
     """diffusers' RMSNorm over the channels of [..., channels], without its bias."""
-    return functional.rms_norm(x, x.shape[-1:], norm.weight.to(x), norm.eps)
+    return normed(x, norm.weight.to(x), norm.eps)
+
+
+HAS_KERNEL = hasattr(torch.ops.aten, "_fused_rms_norm")
+"""Whether torch's rms_norm is one kernel on a card: from 2.9 on. Before, it makes several maps in float32."""
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) over the channels of [..., channels], times a weight, in float32."""
+    if HAS_KERNEL:
+        return functional.rms_norm(x, x.shape[-1:], weight, eps)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    out = x * length.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+    return out if weight is None else out.mul_(weight)
 
 
 def add_normed(norm, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None) -> None:
     """diffusers' RMSNorm of ``x`` [..., channels], plus ``residual``, into ``out``."""
-    normed = rms_norm(norm, x)
-    last = residual is None
+    made, last = rms_norm(norm, x), residual is None
     if norm.bias is not None:
-        bias = norm.bias.to(x)
-        normed = torch.add(normed, bias, out=out if last else normed)
+        made = torch.add(made, norm.bias.to(x), out=out if last else made)
     elif last:
-        out.copy_(normed)
+        out.copy_(made)
     if not last:
-        torch.add(normed, residual, out=out)
+        torch.add(made, residual, out=out)
 
 
 def is_plain(layer) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .card_layers import few_launches
+from .card_layers import few_launches, normed
 from .fast_autoencoder import Fast, replace_forward, rows_of_step, twice_as_large
 from .fast_layers import use_class
 
@@ -86,11 +86,11 @@ SMALLEST_LENGTH = 1e-12
 
 def _normed_on_card(x: torch.Tensor, weight, eps: float, activation, out: torch.Tensor) -> torch.Tensor:
     """A norm of one kernel, and an activation that writes where its result is wanted."""
-    normed = functional.rms_norm(x.movedim(1, -1), x.shape[1:2], weight, eps).movedim(-1, 1)
+    made = normed(x.movedim(1, -1), weight, eps).movedim(-1, 1)
     if type(activation) is torch.nn.SiLU:
-        torch.ops.aten.silu.out(normed, out=out)
+        torch.ops.aten.silu.out(made, out=out)
     else:
-        out.copy_(activation(normed))
+        out.copy_(activation(made))
     return out
 
 

@@ -17,7 +17,7 @@ from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
 from ...networks.prompt_cache import PromptCache, weights_probe
-from ...networks.text_encoder import memory_of_tokens
+from ...networks.text_encoder import memory_of_tokens, use_fast_text_encoder
 from ..errors import spoken
 from . import packed
 from .modules import log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
@@ -141,7 +141,7 @@ def build_clip(
     kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
     dequantised = {name: value for name, value in loaded.quantised.items() if name not in kept}
     set_values(loaded.module, dequantised, precision.floating(wanted) or compute)
-    use_comfy_ops(loaded.module, wanted, compute)
+    use_fast_text_encoder(use_comfy_ops(loaded.module, wanted, compute))
     packed.use_packed_layers(loaded.module, kept, compute, load_device, products)
     log_compute_dtype("SANA's Gemma-2", compute)
     target = SimpleNamespace(

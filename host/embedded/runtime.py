@@ -24,7 +24,7 @@ from ...networks.long_video import check_run, state_bytes
 from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
-from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens
+from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens, use_fast_text_encoder
 from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
 from ...samplers import SAMPLERS
 from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
@@ -86,6 +86,7 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: D
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TEXT_ENCODER_DTYPES)
     device = torch.device("cpu") if where == "cpu" else default_device()
     prepare(loaded, wanted, device, "SANA's Gemma-2")
+    use_fast_text_encoder(loaded.module)
     return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, PromptCache(loaded.spec.new_cache, disk))
 
 

@@ -40,8 +40,8 @@ def test_layers_carry_comfys_operations(parts):
         layers = [m for m in module.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
         assert len(layers) > 5
         assert all(isinstance(layer, comfy.ops.CastWeightBiasOp) for layer in layers)
-        stored = {layer.weight.dtype for layer in layers}
-        assert not any(layer.comfy_cast_weights for layer in layers) or len(stored) > 1, "nothing is cast in vain"
+        of_text = hasattr(module, "embed_tokens")  # ComfyUI itself makes every text encoder's layers cast
+        assert of_text or not any(layer.comfy_cast_weights for layer in layers), "stored as it is computed in"
 
 
 @pytest.mark.parametrize("budget", [1, 60_000, 200_000], ids=["novram", "lowvram", "most"])

@@ -152,3 +152,20 @@ def test_one_time_for_all_samples():
         theirs = network(**given)[0]
         mine = fast(**{**given, "timestep": torch.tensor([0.4]), "guidance": torch.tensor([0.45])})[0]
     assert (mine - theirs).abs().max() < 1e-5
+
+
+def test_gemmas_norms():
+    from sana_nodes.networks.text_encoder import use_fast_text_encoder
+
+    theirs = tiny.text_encoder().requires_grad_(False)
+    mine, ids = use_fast_text_encoder(copy.deepcopy(theirs)), torch.randint(800, (1, 12))
+    with torch.no_grad():
+        assert (mine(ids)[0] - theirs(ids)[0]).abs().max() < 1e-5
+        half = use_fast_text_encoder(copy.deepcopy(theirs).bfloat16())
+        x = torch.randn(2, 5, 48).bfloat16()
+        norms = zip(half.modules(), copy.deepcopy(theirs).bfloat16().modules())
+        pairs = [(a(x), b(x)) for a, b in norms if type(a).__name__ == "Gemma2RMSNorm"]
+        assert len(pairs) == 13 and all((a - b).abs().max() < 0.05 for a, b in pairs)
+    x = torch.randn(1, 3, 48, requires_grad=True)
+    mine.norm(x).sum().backward()
+    assert x.grad is not None

@@ -306,6 +306,8 @@ class _Functions(TorchFunctionMode):
             isinstance(t, CardTensor) for t in tree_leaves((args, kwargs))
         ):
             return _attention(*args, **kwargs)
+        elif func is torch.nn.functional.rms_norm and isinstance(args[0], CardTensor):
+            return _rms_norm(*args, **kwargs)
         try:
             return func(*args, **kwargs)
         except RuntimeError as error:  # a method that asks a real device before it calls its operator
@@ -321,6 +323,15 @@ def _with_index(name: str, args: tuple) -> tuple:
         return (args[0], card)
     numbers = (torch.device("cuda", a) if type(a) is int else a for a in args[1:])
     return (args[0], *(card if a in ("cuda", torch.device("cuda")) else a for a in numbers))
+
+
+def _rms_norm(x, shape, weight=None, eps=None):
+    """One kernel, as torch 2.9 has it on cards, and no maps in memory beside its result."""
+    check_devices("rms_norm", "rms_norm", [t for t in (x, weight) if t is not None], [x])
+    _machine.count.launch("rms_norm")
+    with _disable_current_modes():
+        out = torch.nn.functional.rms_norm(real(x), shape, real(weight), eps)
+    return CardTensor(out, x.card)
 
 
 def _attention(query, key, value, attn_mask=None, **options):

@@ -48,7 +48,7 @@ EXCEPTIONS = {
     ("model_loaders/gemma_config.py", "windows?|windowed"): "sliding_window of transformers' Gemma2Config",
     ("samplers/noise.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "draw from a random distribution",
     ("host/comfyui/long_video.py", "windows?|windowed"): "ComfyUI's context windows along time",
-    ("README.md", "windows?|windowed"): "ComfyUI's context windows along time",
+    ("docs/nodes.md", "windows?|windowed"): "ComfyUI's context windows along time",
     ("web/docs/SanaLongVideoSample/en.md", "windows?|windowed"): "ComfyUI's context windows along time",
     ("samplers/block_causal.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",
     ("nodes/latents.py", "draws?|drawn|drew|drawings?|paint(?:s|ed|ing)?"): "noise.draw",

@@ -27,7 +27,8 @@ pytestmark = [
 ]
 CONTROL = {"num_layers": 2, "num_attention_heads": 5, "num_cross_attention_heads": 5, "cross_attention_dim": 160}
 ADD = """([type, values]) => {
-    const node = LiteGraph.createNode(type);
+    const node = LiteGraph.createNode(type), count = app.graph._nodes.length;
+    node.pos = [(count % 5) * 440, Math.floor(count / 5) * 520];
     app.graph.add(node);
     for (const [name, value] of Object.entries(values)) {
         const widget = node.widgets.find(each => each.name === name);
