@@ -73,7 +73,7 @@ OURS = node("SanaLongVideoSampler", block_frames=2, cached_blocks=0, recache=Tru
 
 def files(server, graph) -> list:
     """The paths of what a run saved."""
-    entry = server.run(graph)
+    entry = server.wait(server.queue(graph), 400)
     assert entry["status"]["status_str"] == "success", json.dumps(entry["status"])[:3000]
     shown = [item for out in entry["outputs"].values() for key in ("images", "files") for item in out.get(key, [])]
     return [server.home / "output" / item["subfolder"] / item["filename"] for item in shown]
@@ -221,11 +221,11 @@ def test_an_interrupt_leaves_the_blocks_so_far_and_the_next_run_is_right(server)
     expected = frames_of(server, streamed(25, "3"))
     before = set(folder.iterdir())
     prompt_id = server.queue(streamed(4001, "3"))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not _part_grows(folder):
         time.sleep(0.05)
     server.post("/interrupt", {})
-    entry = server.wait(prompt_id, 60)
+    entry = server.wait(prompt_id, 300)
     assert [event for event, _ in entry["status"]["messages"] if event == "execution_interrupted"]
     (left,) = set(folder.iterdir()) - before
     frames = decoded(left)
@@ -234,7 +234,7 @@ def test_an_interrupt_leaves_the_blocks_so_far_and_the_next_run_is_right(server)
 
 
 def _part_grows(folder) -> bool:
-    return any(path.name.startswith(".") and path.stat().st_size > 300_000 for path in folder.iterdir())
+    return any(path.name.startswith(".") and path.stat().st_size > 120_000 for path in folder.iterdir())
 
 
 def test_a_core_vae_is_refused_where_it_cannot_stream(server, home):
