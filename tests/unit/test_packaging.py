@@ -25,6 +25,7 @@ DISTRIBUTIONS = {
 """The distribution that brings a module, where their names differ."""
 
 COMFYUI = {
+    "comfy_api",
     "aiohttp",
     "comfy",
     "comfy_execution",
