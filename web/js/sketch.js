@@ -173,6 +173,28 @@ class Sketch {
   }
 }
 
+/**
+ * The latest sketch wins: a stroke that ends just as the editor queues a run can be missed by its Run (On Change). When
+ * the queue is empty and the sketch is not the one that ran last, the editor is told once more of the change.
+ */
+function followUp(node, sketch) {
+  const before = sketch.saved.serializeValue;
+  sketch.saved.serializeValue = function (...args) {
+    sketch.queued = sketch.saved.value;
+    return before ? before.apply(this, args) : sketch.saved.value;
+  };
+  const missed = () => sketch.queued !== undefined && sketch.queued !== sketch.saved.value && !sketch.stroke;
+  const status = ({ detail }) => {
+    if (detail?.exec_info?.queue_remaining !== 0 || !missed()) return;
+    setTimeout(() => missed() && api.dispatchEvent(new CustomEvent("autoQueueGraphChanged")), 300);
+  };
+  api.addEventListener("status", status);
+  onRemoval(node, () => {
+    api.removeEventListener("status", status);
+    sketch.saved.serializeValue = before;
+  });
+}
+
 function hide(widget) {
   widget.hidden = true;
   widget.options ??= {};
@@ -186,6 +208,7 @@ export async function created(node) {
   hide(widgetOf(node, "sketch"));
   const sketch = new Sketch(node);
   sketches.set(node, sketch);
+  followUp(node, sketch);
   onRemoval(node, () => sketches.delete(node));
   onRemoval(node, after(node, "onExecuted", (output) => sketch.show(output?.sana_underlay?.[0])));
   for (const name of ["width", "height"]) watch(node, name, () => sketch.read());
