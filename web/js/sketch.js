@@ -162,6 +162,7 @@ class Sketch {
     this.node.graph?.setDirtyCanvas?.(true, true);
     const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+    this.changed?.();
   }
 
   /** The image under the sketch, as the last run saw it; null where none is connected. */
@@ -173,9 +174,15 @@ class Sketch {
   }
 }
 
+/** The editor's mode of the Run button, "change" for Run (On Change); undefined where its store is another one. */
+const runMode = () => {
+  const page = document.querySelector("#vue-app")?.__vue_app__?.config?.globalProperties;
+  return page?.$pinia?._s?.get("queueSettingsStore")?.mode;
+};
+
 /**
- * The latest sketch wins: a stroke that ends just as the editor queues a run can be missed by its Run (On Change). When
- * the queue is empty and the sketch is not the one that ran last, the editor is told once more of the change.
+ * The latest sketch wins: a stroke that ends just as the editor queues a run can be missed by its Run (On Change), whose
+ * count of runs then stays above 0. When the queue is empty and the sketch is not the one that ran last, it is queued.
  */
 function followUp(node, sketch) {
   const before = sketch.saved.serializeValue;
@@ -184,12 +191,21 @@ function followUp(node, sketch) {
     return before ? before.apply(this, args) : sketch.saved.value;
   };
   const missed = () => sketch.queued !== undefined && sketch.queued !== sketch.saved.value && !sketch.stroke;
+  let idle = true;
+  let timer;
+  const later = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => idle && missed() && runMode() === "change" && app.queuePrompt(0, 1), 400);
+  };
+  sketch.changed = later;
   const status = ({ detail }) => {
-    if (detail?.exec_info?.queue_remaining !== 0 || !missed()) return;
-    setTimeout(() => missed() && api.dispatchEvent(new CustomEvent("autoQueueGraphChanged")), 300);
+    if (detail?.exec_info?.queue_remaining === 0) idle = true;
+    else if (detail?.exec_info) idle = false;
+    later();
   };
   api.addEventListener("status", status);
   onRemoval(node, () => {
+    clearTimeout(timer);
     api.removeEventListener("status", status);
     sketch.saved.serializeValue = before;
   });
