@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import filming
 import watching
-from drawing import call
 from in_process import start_comfyui
-from sana_nodes import host
+from sana_nodes import NODE_CLASS_MAPPINGS, host
 
 FIRST = 0.05
 """The share of the schedule in which every step is computed: with 50 steps the first 3."""
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
             (Path(home) / name).mkdir()
         start_comfyui(Path(home))
         host.use("comfyui")
-        parts = call("SanaLoadPipeline", pipeline="sana-video-demo")
+        parts = NODE_CLASS_MAPPINGS["SanaLoadPipeline"]().load("sana-video-demo", "default")
         for name in ("EasyCache", "LazyCache"):
             share, mean, largest, right = compare(name, parts, given.threshold, given.steps, given.videos)
             print(
