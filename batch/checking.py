@@ -43,12 +43,12 @@ class Rows:
             raise BadRow(row.problem)
         if not isinstance(row.cells, Mapping):
             raise BadRow("it is not a mapping of columns")
+        key = self.columns.key_of(row.cells, number + 1)
         try:
             changes = self.columns.changes(row.cells)
         except BadCall as error:
             raise BadTable(f"{self.where(row)}: {error}") from error
         kinds = {(t.node, t.name): t.kind for t in self.columns.targets.values() if t}
-        key = self.columns.key_of(row.cells, number + 1)
         return Task(number, key, self._inputs(changes), inputs_hash(changes, kinds, self.folders))
 
     def _inputs(self, changes: Changes) -> Changes:

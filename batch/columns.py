@@ -117,7 +117,9 @@ class Columns:
         name = self.key or next((column for column in KEY_COLUMNS if column in cells), None)
         if name is None or self.mapped.get(name):
             return f"{number:06}"
-        cell = cells.get(name)
+        if name not in cells:
+            raise BadRow(f"it has no column {name!r}, which names the rows")
+        cell = cells[name]
         if isinstance(cell, bool) or not isinstance(cell, (str, int)):
             raise BadRow(f"the key in column {name!r} is {str(cell)[:100]!r}; give a text or a whole number")
         return checked_key(str(cell))

@@ -58,7 +58,9 @@ class Place:
         return self.table("points.csv", "\n".join(["key,2.x,2.y", *lines, ""]).encode())
 
     def manifest(self) -> list[dict]:
-        return [json.loads(line) for line in (self.output / "manifest.jsonl").read_text().splitlines()]
+        """The lines that are whole."""
+        lines = (self.output / "manifest.jsonl").read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
 
     def assert_complete(self, count: int) -> None:
         """Every row of ``points`` once, its file whole and its own, and nothing else in the output folder."""
