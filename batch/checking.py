@@ -66,7 +66,9 @@ class Rows:
 
 def read_all(rows: Rows, checks: Checks) -> Keys:
     """The keys and hashes of a table whose every row was checked; BadTable names the rows that are wrong."""
-    keys, problems, seen = Keys(), [], set()
+    keys = Keys()
+    problems: list[str] = []
+    seen: set[str] = set()
     for row, number in rows:
         try:
             task = rows.task(number, row)
@@ -95,7 +97,9 @@ def _combination(columns: Columns, inputs: Changes) -> str:
 
 def _duplicates(rows: Rows, keys: Keys) -> list[str]:
     """Rows with the key of an earlier row. The table is read again only where short hashes are equal."""
-    twins, first, found = keys.twins(), {}, []
+    twins = keys.twins()
+    first: dict[bytes, tuple[int, str]] = {}
+    found: list[str] = []
     for row, number in rows if twins else ():
         key = rows.columns.key_of(row.cells, number + 1)
         if short_hash(key) not in twins:
