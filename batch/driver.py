@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.calls import BadCall
-from ..cli.workflows import apply_settings, declared_inputs, read_workflow
+from ..cli.workflows import apply_settings, read_workflow
 from .checking import EmbeddedChecks, Rows, read_all
 from .cluster import RayEngine
 from .columns import Columns, digest
 from .lock import Lock
 from .manifest import DONE, FAILED, MISSING, Keys, Manifest, sync_folder
-from .tables import BadRow, BadTable, open_table
-from .worker import Job, Local, Made, Task, embedded_folders, with_inputs
+from .servers import ServerChecks, ServersEngine
+from .tables import BadRow, BadTable, Table, open_table
+from .worker import Job, Local, Made, Stopped, Task, with_inputs
 
-ENGINES: dict[str, Callable[..., Any]] = {"local": Local, "ray": RayEngine}
+ENGINES: dict[str, Callable[..., Any]] = {"local": Local, "ray": RayEngine, "comfyui": ServersEngine}
 CHANGED = ("stop", "again", "keep")
 WHAT_THEN = {"again": "are made again", "keep": "stay as they are"}
 SAME, OTHER_WORKFLOW, OTHER_INPUTS, LOST = range(4)
@@ -30,10 +31,6 @@ SAME, OTHER_WORKFLOW, OTHER_INPUTS, LOST = range(4)
 
 HIDDEN = ".sana-batch"
 """A folder in the output folder for files that are not whole yet, and for the lock."""
-
-
-class Stopped(RuntimeError):
-    """A batch that cannot continue: the disk is full. What is done stays done."""
 
 
 class Batch:
@@ -48,7 +45,7 @@ class Batch:
         rows: Rows,
         keys: Keys,
         job: Job,
-        engine: Callable[[Job], Any],
+        engine: Callable[[], Any],
         manifest: Manifest,
         lock: Lock,
         options: dict,
@@ -267,16 +264,17 @@ def run(
     ``settings``: NODE.INPUT=VALUE texts. ``columns``: what a column sets, NODE.INPUT, or "" for nothing. ``key``: the
     column that names a row's files (else key or id, else the row's number). ``limit``: rows of this call. ``retry``:
     how often a failed row is tried again.
-    ``engine``: local, or ray with ``workers`` on a cluster at ``address`` (None:
-    one on this machine). ``changed``: stop, again or keep rows that were made of something else.
+    ``engine``: local; ray with ``workers`` on a cluster at ``address`` (None: one on this machine); comfyui on the
+    servers at ``address`` (HOST:PORT, …). ``changed``: stop, again or keep rows that were made of something else.
 
-    Raises BadCall (a ValueError) before anything loads; iterating raises Stopped where the disk is full.
+    Raises BadCall (a ValueError) before anything loads; iterating raises Stopped where the disk is full or no server answers.
     """
     _check_options(engine, limit, retry, changed, workers)
     output = Path(output).absolute()
     graph = read_workflow(Path(workflow)) if isinstance(workflow, (str, Path)) else _copied(workflow)
     base = Job(graph, frozenset(), output / HIDDEN / "work", output, _path(models), _path(input), metadata)
-    rows, keys = _read(base, open_table(table), settings, columns or {}, key)
+    servers = (address or "") if engine == "comfyui" else None
+    rows, keys = _read(base, open_table(table), settings, columns or {}, key, servers)
     job = Job(**{**vars(base), "varied": frozenset(rows.columns.varied())})
     _make_folder(output)
     lock = Lock(output / HIDDEN / "lock")
@@ -289,15 +287,12 @@ def run(
         raise
 
 
-def _read(job: Job, table, settings, columns, key) -> tuple[Rows, Keys]:
-    from .. import NODE_CLASS_MAPPINGS
-    from ..host.embedded import graph as executor
-
-    folders = embedded_folders(job, "check")
-    known = declared_inputs(job.graph, executor.known_classes(NODE_CLASS_MAPPINGS))
-    apply_settings(job.graph, list(settings), known)
-    rows = Rows(table, Columns(job.graph, known, columns, key, table.texts), (folders.input,))
-    keys = read_all(rows, EmbeddedChecks(job.graph, folders))
+def _read(job: Job, table: Table, settings, columns, key, address: str | None) -> tuple[Rows, Keys]:
+    """Every row, checked; ``address``: the servers whose declarations count, None for the embedded host's."""
+    checks = EmbeddedChecks(job) if address is None else ServerChecks(job.graph, address, job.input)
+    apply_settings(job.graph, list(settings), checks.declared)
+    rows = Rows(table, Columns(job.graph, checks.declared, columns, key, table.texts), checks.files)
+    keys = read_all(rows, checks)
     if unknown := [name for name in [*columns, *([key] if key else [])] if name not in rows.columns.targets]:
         raise BadTable(f"{table.name} has no column {unknown[0]!r}; its columns are {', '.join(rows.columns.targets)}")
     return rows, keys

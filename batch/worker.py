@@ -18,6 +18,10 @@ from .columns import Changes
 from .manifest import sync_file
 
 
+class Stopped(RuntimeError):
+    """A batch that cannot continue: the disk is full, no server answers. What is done stays done."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A row to make: its number in the table from 0, its key, and the inputs of the nodes that the table sets."""
@@ -103,7 +107,7 @@ class Worker:
         try:
             folder.mkdir(parents=True)
             self.folders.staging = folder
-            made.files = [_described(path) for path in self._run(task)]
+            made.files = [described(path) for path in self._run(task)]
         except Exception as error:
             made.error, made.full = str(error) or type(error).__name__, _is_full(error, self.job.output)
         made.seconds = round(time.perf_counter() - begin, 4)
@@ -131,7 +135,7 @@ def with_inputs(graph: Mapping[str, dict], inputs: Mapping[str, Mapping]) -> dic
     return {**graph, **{key: {**graph[key], "inputs": dict(values)} for key, values in inputs.items()}}
 
 
-def _described(path: Path) -> dict:
+def described(path: Path) -> dict:
     """A file that is whole on the disk, with its bytes and sha256."""
     hashed, size = hashlib.sha256(), 0
     with path.open("rb") as file:
