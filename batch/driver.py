@@ -267,7 +267,7 @@ def run(
     ``engine``: local; ray with ``workers`` on a cluster at ``address`` (None: one on this machine); comfyui on the
     servers at ``address`` (HOST:PORT, …). ``changed``: stop, again or keep rows that were made of something else.
 
-    Raises BadCall (a ValueError) before anything loads; iterating raises Stopped where the disk is full or no server answers.
+    Raises BadCall (a ValueError) before anything loads; iterating Stopped where the disk is full or no server answers.
     """
     _check_options(engine, limit, retry, changed, workers)
     output = Path(output).absolute()
