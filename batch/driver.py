@@ -107,7 +107,8 @@ class Batch:
                 self._again.append(Task(task.number, task.key, task.inputs, task.hash, task.attempt + 1))
             else:
                 yield self._commit(made)
-            shutil.rmtree(made.folder, ignore_errors=True)
+            if made.folder:
+                shutil.rmtree(made.folder, ignore_errors=True)
 
     def _take(self) -> Task | None:
         """The next row to make."""

@@ -34,12 +34,19 @@ class Fake(ThreadingHTTPServer):
     """A server that makes the rows of small_batch. ``dies_after`` rows it forgets all and answers no more."""
 
     daemon_threads = True
+    started: list = []
 
     def __init__(self, dies_after: int | None = None, forgets: int = 0, fails: str = ""):
         super().__init__(("127.0.0.1", 0), Handler)
         self.history, self.rows, self.uploads = {}, [], []
         self.dies_after, self.forgets, self.fails = dies_after, forgets, fails
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+        Fake.started.append(self)
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
 
     @property
     def address(self) -> str:
@@ -101,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(b"")
         limit = self.server.dies_after
         if limit is not None and len(self.server.rows) >= limit:
-            self.server.socket.close()
+            threading.Thread(target=self.server.end).start()
             return self.connection.close()
         answer = self.server.run(json.loads(body)["prompt"])
         self.answer(answer, 400 if "error" in answer else 200)
@@ -112,6 +119,8 @@ def _quick(monkeypatch):
     monkeypatch.setattr(servers, "PAUSE", 0.002)
     yield
     host._current = None
+    while Fake.started:
+        Fake.started.pop().end()
 
 
 @pytest.fixture
