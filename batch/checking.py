@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..cli.calls import BadCall
+from ..cli.workflows import declared_inputs
 from .columns import Changes, Columns, digest, folded, inputs_hash
 from .manifest import Keys, short_hash
 from .tables import BadRow, BadTable, Row, Table
-from .worker import Task, with_inputs
+from .worker import Job, Task, embedded_folders, with_inputs
 
 MOST_PROBLEMS = 20
 """Rows that are named; reading ends there."""
@@ -23,7 +24,13 @@ FREE = ("seed", "noise_seed")
 
 
 class Checks(Protocol):
-    """What an engine has against the inputs of a row."""
+    """What an engine has against the inputs of a row.
+
+    ``declared``: see Columns. ``files``: folders in which a row's input files are.
+    """
+
+    declared: Mapping[str, Mapping[str, tuple]]
+    files: tuple
 
     def check(self, inputs: Changes, whole: bool) -> None:
         """BadRow says what is wrong; with ``whole`` every node is checked and not only those whose inputs are given."""
@@ -116,8 +123,16 @@ def _duplicates(rows: Rows, keys: Keys) -> list[str]:
 class EmbeddedChecks:
     """The checks of the embedded host: those of every node, as ``run`` makes them."""
 
-    def __init__(self, graph: dict[str, dict], folders: Any):
-        self.graph, self.folders, self.plan = graph, folders, None
+    def __init__(self, job: Job):
+        from .. import NODE_CLASS_MAPPINGS
+        from ..host.embedded import graph as executor
+
+        self.graph, self.folders = job.graph, embedded_folders(job, "check")
+        self.files: tuple = (self.folders.input,)
+        self.declared: Mapping[str, Mapping[str, tuple]] = declared_inputs(
+            job.graph, executor.known_classes(NODE_CLASS_MAPPINGS)
+        )
+        self.plan: Any = None
 
     def check(self, inputs: Changes, whole: bool) -> None:
         from ..host.embedded import graph as executor

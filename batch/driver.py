@@ -8,19 +8,22 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..cli.calls import BadCall
-from ..cli.workflows import apply_settings, declared_inputs, read_workflow
+from ..cli.workflows import apply_settings, read_workflow
 from .checking import EmbeddedChecks, Rows, read_all
+from .cluster import RayEngine
 from .columns import Columns, digest
 from .lock import Lock
 from .manifest import DONE, FAILED, MISSING, Keys, Manifest, sync_folder
-from .tables import BadRow, BadTable, open_table
-from .worker import Job, Local, Made, Task, embedded_folders, with_inputs
+from .servers import ServerChecks, ServersEngine
+from .tables import BadRow, BadTable, Table, open_table
+from .worker import Job, Local, Made, Stopped, Task, with_inputs
 
-ENGINES: dict[str, Callable[[Job], Any]] = {"local": Local}
+ENGINES: dict[str, Callable[..., Any]] = {"local": Local, "ray": RayEngine, "comfyui": ServersEngine}
 CHANGED = ("stop", "again", "keep")
 WHAT_THEN = {"again": "are made again", "keep": "stay as they are"}
 SAME, OTHER_WORKFLOW, OTHER_INPUTS, LOST = range(4)
@@ -28,10 +31,6 @@ SAME, OTHER_WORKFLOW, OTHER_INPUTS, LOST = range(4)
 
 HIDDEN = ".sana-batch"
 """A folder in the output folder for files that are not whole yet, and for the lock."""
-
-
-class Stopped(RuntimeError):
-    """A batch that cannot continue: the disk is full. What is done stays done."""
 
 
 class Batch:
@@ -46,7 +45,7 @@ class Batch:
         rows: Rows,
         keys: Keys,
         job: Job,
-        engine: Callable[[Job], Any],
+        engine: Callable[[], Any],
         manifest: Manifest,
         lock: Lock,
         options: dict,
@@ -54,7 +53,7 @@ class Batch:
         self.rows, self.keys, self.job, self.manifest = rows, keys, job, manifest
         self.notes: list[str] = []
         self.total, self._lock, self._options = len(keys), lock, options
-        self._engine: Callable[[Job], Any] | None = engine
+        self._engine: Callable[[], Any] | None = engine
         self._workflow = digest({key: _plain(node) for key, node in job.graph.items()})
         self._state, self._offsets = bytearray(self.total), array("q", [-1]) * self.total
         self._gone: list[int] = []
@@ -84,7 +83,7 @@ class Batch:
         start, self._engine = self._engine, None
         try:
             if self.left:
-                engine = start(self.job)
+                engine = start()
                 try:
                     yield from self._results(engine)
                 finally:
@@ -101,13 +100,15 @@ class Batch:
 
     def _results(self, engine) -> Iterator[dict]:
         for made in engine.results(self._take):
-            if made.full:
+            if made.full:  # the row's files go with the staging folder
                 raise Stopped(f"no space is left for {self.job.output}: free some, and give the same command again")
             if made.error is not None and made.task.attempt <= self._options["retry"]:
                 task = made.task
                 self._again.append(Task(task.number, task.key, task.inputs, task.hash, task.attempt + 1))
             else:
                 yield self._commit(made)
+            if made.folder:
+                shutil.rmtree(made.folder, ignore_errors=True)
 
     def _take(self) -> Task | None:
         """The next row to make."""
@@ -251,6 +252,8 @@ def run(
     models: str | Path | None = None,
     input: str | Path | None = None,
     engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
     limit: int | None = None,
     retry: int = 0,
     changed: str = "stop",
@@ -261,48 +264,50 @@ def run(
     ``workflow``: an API-format file or graph. ``table``: a csv, tsv, jsonl or parquet file, or a sequence of mappings.
     ``settings``: NODE.INPUT=VALUE texts. ``columns``: what a column sets, NODE.INPUT, or "" for nothing. ``key``: the
     column that names a row's files (else key or id, else the row's number). ``limit``: rows of this call. ``retry``:
-    how often a failed row is tried again. ``changed``: stop, again or keep rows that were made of something else.
+    how often a failed row is tried again.
+    ``engine``: local; ray with ``workers`` on a cluster at ``address`` (None: one on this machine); comfyui on the
+    servers at ``address`` (HOST:PORT, …). ``changed``: stop, again or keep rows that were made of something else.
 
-    Raises BadCall (a ValueError) before anything loads; iterating raises Stopped where the disk is full.
+    Raises BadCall (a ValueError) before anything loads; iterating Stopped where the disk is full or no server answers.
     """
-    _check_options(engine, limit, retry, changed)
-    output = Path(output)
+    _check_options(engine, limit, retry, changed, workers)
+    output = Path(output).absolute()
     graph = read_workflow(Path(workflow)) if isinstance(workflow, (str, Path)) else _copied(workflow)
     base = Job(graph, frozenset(), output / HIDDEN / "work", output, _path(models), _path(input), metadata)
-    rows, keys = _read(base, open_table(table), settings, columns or {}, key)
+    servers = (address or "") if engine == "comfyui" else None
+    rows, keys = _read(base, open_table(table), settings, columns or {}, key, servers)
     job = Job(**{**vars(base), "varied": frozenset(rows.columns.varied())})
     _make_folder(output)
     lock = Lock(output / HIDDEN / "lock")
     try:
         shutil.rmtree(job.staging, ignore_errors=True)
         options = {"limit": limit, "retry": retry, "changed": changed}
-        return Batch(rows, keys, job, ENGINES[engine], Manifest(output), lock, options)
+        return Batch(rows, keys, job, partial(ENGINES[engine], job, workers, address), Manifest(output), lock, options)
     except BaseException:
         lock.release()
         raise
 
 
-def _read(job: Job, table, settings, columns, key) -> tuple[Rows, Keys]:
-    from .. import NODE_CLASS_MAPPINGS
-    from ..host.embedded import graph as executor
-
-    folders = embedded_folders(job, "check")
-    known = declared_inputs(job.graph, executor.known_classes(NODE_CLASS_MAPPINGS))
-    apply_settings(job.graph, list(settings), known)
-    rows = Rows(table, Columns(job.graph, known, columns, key, table.texts), (folders.input,))
-    keys = read_all(rows, EmbeddedChecks(job.graph, folders))
+def _read(job: Job, table: Table, settings, columns, key, address: str | None) -> tuple[Rows, Keys]:
+    """Every row, checked; ``address``: the servers whose declarations count, None for the embedded host's."""
+    checks = EmbeddedChecks(job) if address is None else ServerChecks(job.graph, address, job.input)
+    apply_settings(job.graph, list(settings), checks.declared)
+    rows = Rows(table, Columns(job.graph, checks.declared, columns, key, table.texts), checks.files)
+    keys = read_all(rows, checks)
     if unknown := [name for name in [*columns, *([key] if key else [])] if name not in rows.columns.targets]:
         raise BadTable(f"{table.name} has no column {unknown[0]!r}; its columns are {', '.join(rows.columns.targets)}")
     return rows, keys
 
 
-def _check_options(engine: str, limit: int | None, retry: int, changed: str) -> None:
+def _check_options(engine: str, limit: int | None, retry: int, changed: str, workers: int | None) -> None:
     for name, value, choices in (("engine", engine, ENGINES), ("changed", changed, CHANGED)):
         if value not in choices:
             raise BadCall(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     for name, number in (("limit", limit), ("retry", retry)):
         if number is not None and number < 0:
             raise BadCall(f"{name} is {number}; give 0 or more")
+    if workers is not None and workers < 1:
+        raise BadCall(f"workers is {workers}; give 1 or more")
 
 
 def _copied(graph: Mapping[str, dict]) -> dict[str, dict]:
@@ -310,7 +315,7 @@ def _copied(graph: Mapping[str, dict]) -> dict[str, dict]:
 
 
 def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
+    return None if value is None else Path(value).absolute()
 
 
 def _make_folder(output: Path) -> None:

@@ -179,14 +179,14 @@ class Csv(_File):
 
 
 def _reason(error: csv.Error) -> str:
-    said = str(error)
-    if "field larger" in said:
+    message = str(error)
+    if "field larger" in message:
         return f"a cell has more than {csv.field_size_limit():,} characters (is a quote not closed?)"
-    if "new-line character" in said:
+    if "new-line character" in message:
         return "a CR stands alone in it: save the table again with one kind of line end, LF or CRLF"
-    if "unexpected end" in said:
+    if "unexpected end" in message:
         return "a quote that is opened here is not closed"
-    return f"it is not csv: {said}"
+    return f"it is not csv: {message}"
 
 
 def _header(path: Path, names: list[str]) -> list[str]:

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..cli.calls import BadCall
 from ..host.embedded.folders import Folders
 from .columns import Changes
 from .manifest import sync_file
+
+
+class Stopped(RuntimeError):
+    """A batch that cannot continue: the disk is full, no server answers. What is done stays done."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Task:
 
 @dataclass
 class Made:
-    """What became of a task: the files in the staging folder, each with bytes and sha256, or an error."""
+    """What became of a task: files below ``folder`` with bytes and sha256, or an error; ``full``: no space is left."""
 
     task: Task
     files: list[dict] = field(default_factory=list)
@@ -39,6 +44,7 @@ class Made:
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     full: bool = False
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,18 +94,20 @@ class Worker:
         from ..host.embedded.kept import Kept
 
         self.job, self.folders = job, embedded_folders(job, name)
+        self.base = self.folders.staging
         self.kept = Kept(job.varied)
         self.device, self.versions = _device(), _versions()
         self._plan: Any = None
 
     def make(self, task: Task) -> Made:
-        """Make a row. What fails is in the result; nothing of an earlier row is left in the staging folder."""
-        shutil.rmtree(self.folders.staging, ignore_errors=True)
-        self.folders.staging.mkdir(parents=True)
-        begin = time.perf_counter()
-        made = Made(task, device=self.device, versions=self.versions)
+        """Make a row. What fails is in the result; its folder is the caller's to remove."""
+        begin, folder = time.perf_counter(), self.base / f"row-{task.number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        made = Made(task, device=self.device, versions=self.versions, folder=str(folder))
         try:
-            made.files = [_described(path) for path in self._run(task)]
+            folder.mkdir(parents=True)
+            self.folders.staging = folder
+            made.files = [described(path) for path in self._run(task)]
         except Exception as error:
             made.error, made.full = str(error) or type(error).__name__, _is_full(error, self.job.output)
         made.seconds = round(time.perf_counter() - begin, 4)
@@ -127,7 +135,7 @@ def with_inputs(graph: Mapping[str, dict], inputs: Mapping[str, Mapping]) -> dic
     return {**graph, **{key: {**graph[key], "inputs": dict(values)} for key, values in inputs.items()}}
 
 
-def _described(path: Path) -> dict:
+def described(path: Path) -> dict:
     """A file that is whole on the disk, with its bytes and sha256."""
     hashed, size = hashlib.sha256(), 0
     with path.open("rb") as file:
@@ -173,7 +181,11 @@ def _versions() -> dict[str, str]:
 class Local:
     """The engine of one process."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, workers: int | None = None, address: str | None = None):
+        if workers not in (None, 1) or address is not None:
+            raise BadCall(
+                "--workers and --address are for the engines ray and comfyui; the engine local is one process"
+            )
         self.worker = Worker(job, "0")
 
     def results(self, take):

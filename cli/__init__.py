@@ -87,6 +87,9 @@ def _add_batch(commands) -> None:
     batch.add_argument("--models", type=Path, metavar="DIR", help="models folder (default: ./models)")
     batch.add_argument("--input", type=Path, metavar="DIR", help="input folder (default: ./input)")
     batch.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="files and manifest.jsonl")
+    batch.add_argument("--engine", choices=("local", "ray", "comfyui"), default="local", help="where rows are made")
+    batch.add_argument("--workers", type=int, metavar="N", help="ray: processes that hold the models")
+    batch.add_argument("--address", metavar="ADDRESS", help="ray: a cluster's; comfyui: HOST:PORT, …")
     batch.add_argument("--limit", type=int, metavar="N", help="make at most N rows in this call")
     batch.add_argument("--retry", type=int, default=0, metavar="N", help="try a row that fails N times again")
     batch.add_argument(

@@ -24,7 +24,7 @@ def batch_command(options: argparse.Namespace) -> int:
     from ..batch.driver import Stopped, run
 
     columns = _columns(options.column)
-    names = ("output", "key", "models", "input", "limit", "retry", "changed")
+    names = ("output", "key", "models", "input", "limit", "retry", "changed", "engine", "workers", "address")
     batch = run(
         options.workflow,
         options.table,
