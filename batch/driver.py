@@ -277,12 +277,17 @@ def run(
     servers = (address or "") if engine == "comfyui" else None
     rows, keys = _read(base, open_table(table), settings, columns or {}, key, servers)
     job = Job(**{**vars(base), "varied": frozenset(rows.columns.varied())})
-    _make_folder(output)
-    lock = Lock(output / HIDDEN / "lock")
+    start = partial(ENGINES[engine], job, workers, address)
+    return _begin(rows, keys, job, start, {"limit": limit, "retry": retry, "changed": changed})
+
+
+def _begin(rows: Rows, keys: Keys, job: Job, engine: Callable[[], Any], options: dict) -> Batch:
+    """The Batch, which holds the output folder's lock; nothing was written before."""
+    _make_folder(job.output)
+    lock = Lock(job.output / HIDDEN / "lock")
     try:
         shutil.rmtree(job.staging, ignore_errors=True)
-        options = {"limit": limit, "retry": retry, "changed": changed}
-        return Batch(rows, keys, job, partial(ENGINES[engine], job, workers, address), Manifest(output), lock, options)
+        return Batch(rows, keys, job, engine, Manifest(job.output), lock, options)
     except BaseException:
         lock.release()
         raise
