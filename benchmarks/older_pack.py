@@ -34,6 +34,8 @@ SETTINGS = {
     "Sprint 0.6B": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
     "Sprint 1.6B": {"depth": 20, "hidden_size": 2240, "num_heads": 20},
 }
+UNUSED = ("pos_embed", "logvar_linear.", "y_embedder.y_embedding")
+"""What NVlabs' files have beside the weights that a step reads."""
 
 
 def older_module(folder: Path, comfyui: Path, name: str, weights: dict) -> torch.nn.Module:
@@ -57,8 +59,9 @@ def older_module(folder: Path, comfyui: Path, name: str, weights: dict) -> torch
         if entry["target"] == "SanaMSCM" and {key: entry["unet_config"][key] for key in wanted} == wanted
     ]
     made = importlib.import_module("older_sana.models.sana_multi_scale").SanaMSCM(**found[0])
-    missing, unknown = made.load_state_dict(layouts.nvlabs(weights), strict=False)
-    left = set(missing) - {"pos_embed"} | (set(unknown) - {"pos_embed", "logvar_linear.weight", "logvar_linear.bias"})
+    renamed = {key: value for key, value in layouts.nvlabs(weights).items() if not key.startswith(UNUSED)}
+    missing, unknown = made.load_state_dict(renamed, strict=False)
+    left = {key for key in missing if not key.startswith(UNUSED)} | set(unknown)
     if left:
         raise ValueError(f"the older pack's model has other weights: {sorted(left)[:5]}")
     made.dtype = torch.bfloat16

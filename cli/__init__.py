@@ -1,4 +1,4 @@
-"""The command line: sana-nodes run | models | get | migrate | quantize | demo."""
+"""The command line: sana-nodes run | batch | models | get | migrate | quantize | demo."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sana-nodes", description="Run SANA workflows from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="run | models | get | migrate | quantize | demo")
+    commands = parser.add_subparsers(required=True, metavar="run | batch | models | get | migrate | quantize | demo")
     run = commands.add_parser("run", help="run an API-format workflow to its end")
     run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
     run.add_argument(
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--no-metadata", action="store_true", help="leave the workflow out of the files that are saved")
     run.add_argument("--json", action="store_true", help="print one JSON object instead of a line per file")
     run.set_defaults(command=_run)
+    _add_batch(commands)
     models = commands.add_parser("models", help="what is found where, and what each example workflow lacks")
     models.add_argument("--models", type=Path, metavar="DIR")
     models.set_defaults(command=_models)
@@ -74,10 +75,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_batch(commands) -> None:
+    batch = commands.add_parser("batch", help="run a table of rows through one workflow; given again, it continues")
+    batch.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    batch.add_argument("table", type=Path, metavar="TABLE", help="csv, tsv, jsonl or parquet; a column is NODE.INPUT")
+    batch.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="for all rows")
+    batch.add_argument(
+        "--column", action="append", default=[], metavar="NAME=NODE.INPUT", help="what a column sets; NAME= for nothing"
+    )
+    batch.add_argument("--key", metavar="COLUMN", help="names each row's files (default: key or id, else its number)")
+    batch.add_argument("--models", type=Path, metavar="DIR", help="models folder (default: ./models)")
+    batch.add_argument("--input", type=Path, metavar="DIR", help="input folder (default: ./input)")
+    batch.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="files and manifest.jsonl")
+    batch.add_argument("--engine", choices=("local", "ray", "comfyui"), default="local", help="where rows are made")
+    batch.add_argument("--workers", type=int, metavar="N", help="ray: processes that hold the models")
+    batch.add_argument("--address", metavar="ADDRESS", help="ray: a cluster's; comfyui: HOST:PORT, …")
+    batch.add_argument("--limit", type=int, metavar="N", help="make at most N rows in this call")
+    batch.add_argument("--retry", type=int, default=0, metavar="N", help="try a row that fails N times again")
+    batch.add_argument(
+        "--changed", choices=("stop", "again", "keep"), default="stop", help="rows made of another workflow or row"
+    )
+    batch.add_argument("--no-metadata", action="store_true", help="leave the workflow out of the files that are saved")
+    batch.add_argument("--json", action="store_true", help="print each row's line of the manifest")
+    batch.set_defaults(command=_batch)
+
+
 def _run(options: argparse.Namespace) -> int:
     from .run import run_command
 
     return run_command(options)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from .batch import batch_command
+
+    return batch_command(options)
 
 
 def _demo(options: argparse.Namespace) -> int:

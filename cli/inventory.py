@@ -39,7 +39,7 @@ def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> li
     searched, notes = _places(roots, comfyui)
     problems: list[folders.Problem] = []
     lines = [f"  {kind}/{name}: {what}" for kind in KINDS for name, what in found(searched, kind, problems)]
-    if all(line.split(":")[0].endswith("-demo") for line in lines):
+    if all("-demo" in line.split(":")[0] for line in lines):
         lines.append("  none: sana-nodes get lists the published models and downloads them here")
     lines = [f"models in {', '.join(str(root) for root in searched.models)}", *notes, *lines]
     unread = dict.fromkeys(f"  skipped: {problem.path}: {problem.reason}" for problem in problems)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .calls import PACK, BadCall, failure, find_comfyui
-from .workflows import apply_settings, read_workflow
+from .workflows import apply_settings, declared_inputs, read_workflow
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -40,7 +40,8 @@ def run_embedded(graph: dict, options: argparse.Namespace) -> int:
     folders.models = [options.models] if options.models else folders.models
     folders.input, folders.output = options.input or folders.input, options.output or folders.output
     _check_output(folders.output)
-    apply_settings(graph, options.set, _declared(graph, executor.known_classes(NODE_CLASS_MAPPINGS), options.set))
+    if options.set:
+        apply_settings(graph, options.set, declared_inputs(graph, executor.known_classes(NODE_CLASS_MAPPINGS)))
     try:
         outcome = executor.run(graph, NODE_CLASS_MAPPINGS, folders, _started, _noted, not options.no_metadata)
     except executor.BadWorkflow as error:
@@ -60,7 +61,8 @@ def _run_in_comfyui(graph: dict, options: argparse.Namespace, comfyui: Path) -> 
         loop, server = process.start(comfyui, PACK, _comfyui_arguments(options))
         if options.models:
             process.add_models(options.models.resolve())
-        apply_settings(graph, options.set, _declared(graph, process.known_classes(), options.set))
+        if options.set:
+            apply_settings(graph, options.set, declared_inputs(graph, process.known_classes()))
         try:
             outputs = process.check(loop, graph)
         except ValueError as error:
@@ -80,15 +82,6 @@ def _check_output(folder: Path) -> None:
         check_folder(folder)
     except OSError as error:
         raise BadCall(f"the output folder cannot be used: {error}") from error
-
-
-def _declared(graph: Mapping, classes: Mapping[str, Any], settings: list[str]) -> dict[str, dict[str, tuple]]:
-    """The inputs of the graph's node classes, where there are settings to read by them."""
-    found = {}
-    for name in {node["class_type"] for node in graph.values()} & set(classes) if settings else ():
-        inputs = classes[name].INPUT_TYPES()
-        found[name] = {**inputs.get("required", {}), **inputs.get("optional", {})}
-    return found
 
 
 def _comfyui_arguments(options: argparse.Namespace) -> list[str]:

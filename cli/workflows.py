@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..model_loaders.files.nesting import DEEPEST, is_shallow
 from .calls import BadCall
@@ -19,7 +20,7 @@ def read_workflow(path: Path) -> dict[str, dict]:
     BadCall says what is wrong with a file that holds anything else.
     """
     try:
-        graph = _parse(path.read_bytes())
+        graph = parse_json(path.read_bytes())
     except OSError as error:
         raise BadCall(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -39,7 +40,7 @@ def read_workflow(path: Path) -> dict[str, dict]:
     return {node_id: _checked(path, node_id, node) for node_id, node in graph.items()}
 
 
-def _parse(data: bytes):
+def parse_json(data: bytes):
     """JSON as the standard has it: no NaN, and no key twice in one object, of which one would be lost."""
     text = data.decode(json.detect_encoding(data))
     return json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number, object_pairs_hook=_unique)
@@ -86,6 +87,15 @@ def title(node: Mapping) -> str:
     return str(node.get("_meta", {}).get("title", node["class_type"]))
 
 
+def declared_inputs(graph: Mapping, classes: Mapping[str, Any]) -> dict[str, dict[str, tuple]]:
+    """The inputs of the graph's node classes, as far as those are known: by class name, name to its declaration."""
+    found = {}
+    for name in {node["class_type"] for node in graph.values()} & set(classes):
+        inputs = classes[name].INPUT_TYPES()
+        found[name] = {**inputs.get("required", {}), **inputs.get("optional", {})}
+    return found
+
+
 def apply_settings(graph: dict, settings: list[str], declared: Mapping[str, Mapping[str, tuple]]) -> None:
     """Apply ``NODE.INPUT=VALUE`` texts to a graph in place; NODE is an id or a title.
 
@@ -97,13 +107,13 @@ def apply_settings(graph: dict, settings: list[str], declared: Mapping[str, Mapp
         name, dot, key = target.rpartition(".")
         if not equals or not dot or not name or not key:
             raise BadCall(f"--set {setting!r} is not of the form NODE.INPUT=VALUE")
-        node = graph[_node_called(graph, name)]
+        node = graph[node_called(graph, name, f"--set {name}")]
         specs = declared.get(node["class_type"])
         if specs is not None and key not in specs:
             inputs = ", ".join(specs) or "none"
             raise BadCall(f"--set {target}: a {title(node)} node has no input {key!r}; its inputs are {inputs}")
         kind = specs[key][0] if specs else _kind_of(node["inputs"].get(key))
-        node["inputs"][key] = _value(target, text, kind)
+        node["inputs"][key] = value_of(target, text, kind)
 
 
 def _kind_of(value: object) -> str | None:
@@ -112,7 +122,7 @@ def _kind_of(value: object) -> str | None:
     return kinds.get(type(value))
 
 
-def _value(target: str, text: str, kind: str | list | None) -> object:
+def value_of(target: str, text: str, kind: str | list | None) -> object:
     """A text as a value for an input of a kind (a list: its choices); what cannot be one is left for the check."""
     if kind == "STRING":
         return text
@@ -141,13 +151,14 @@ def _json_or_text(target: str, text: str) -> object:
     return value
 
 
-def _node_called(graph: dict, name: str) -> str:
+def node_called(graph: Mapping, name: str, where: str) -> str:
+    """The id of the node with an id or a title; BadCall, which begins with ``where``, if not one node has it."""
     if name in graph:
         return name
     titled = [node_id for node_id, node in graph.items() if title(node) == name]
     if len(titled) == 1:
         return titled[0]
     if titled:
-        raise BadCall(f"--set {name}: the nodes {', '.join(titled)} all have this title; use an id")
+        raise BadCall(f"{where}: the nodes {', '.join(titled)} all have this title; use an id")
     known = ", ".join(f"{node_id} ({title(node)})" for node_id, node in list(graph.items())[:30])
-    raise BadCall(f"--set {name}: no node has this id or title; the workflow has {known}")
+    raise BadCall(f"{where}: no node has this id or title; the workflow has {known}")

@@ -31,6 +31,7 @@ def network_inputs(
     this context and its mask need not compute again (fast_model.py). ``block``: of a long video, whose state the
     call reads.
     """
+    _check_shape(spec, x)
     inputs = {
         "hidden_states": x,
         "encoder_hidden_states": context.expand(x.shape[0], -1, -1),
@@ -46,6 +47,15 @@ def network_inputs(
         inputs["timestep"] = token_times(spec, time, _like(mask, x))
     more = {"kept": kept, "encoder_attention_mask": context_mask, "block": block}
     return {**inputs, **{name: value for name, value in more.items() if value is not None}}
+
+
+def _check_shape(spec: TransformerSpec, x) -> None:
+    wanted = "[batch, channels, frames, height, width]" if spec.family.video else "[batch, channels, height, width]"
+    if x.ndim != wanted.count(",") + 1:
+        raise ValueError(
+            f"the latent has the shape {list(x.shape)} and {spec.name} takes {wanted}: make it with "
+            f"{spec.family.latent_node}"
+        )
 
 
 def padded_contexts(contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -207,7 +207,8 @@ def _packed_layer(made_class: type, layer: Any, value: QuantisedWeight) -> torch
     made.floating_shape = value.shape
     options = {name: value.options[name] for name in ("format", "full_precision_matrix_mult") if name in value.options}
     made.load_state_dict({**(_parts(value) or {}), MARK: _mark(options)}, strict=False)
-    made.bias = layer.bias
+    if layer.bias is not None:  # ComfyUI 0.8.0 adds it to native products as it is
+        made.bias = torch.nn.Parameter(layer.bias.to(made.factory_kwargs["dtype"]), requires_grad=False)
     in_float8 = value.format.name in FLOAT8 and not made._full_precision_mm
     made.scales_input = in_float8 and "input_scale" not in value.parts
     return made.requires_grad_(False)

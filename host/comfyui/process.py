@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
 import time
@@ -10,8 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from .. import before_run
 
 ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
 """Where ComfyUI looks for a kind of model, in its order, if not only in the folder of the kind's name."""
@@ -85,7 +84,7 @@ def check(loop, graph: Mapping) -> list[str]:
     """
     import execution
 
-    before_run.remember(graph)
+    _remember(graph)
     valid, error, outputs, node_errors = loop.run_until_complete(
         execution.validate_prompt(str(uuid.uuid4()), graph, None)
     )
@@ -95,6 +94,12 @@ def check(loop, graph: Mapping) -> list[str]:
     if problems := problems or _dropped(graph, outputs):
         raise ValueError("\n".join(problems))
     return outputs
+
+
+def _remember(graph: Mapping) -> None:
+    """Note a graph for the nodes' checks: those of the pack as ComfyUI imported it, under another name than ours."""
+    package = known_classes()["SanaSCMSample"].__module__.rpartition(".nodes.")[0]
+    importlib.import_module(f"{package}.host.before_run").remember(graph)
 
 
 def _dropped(graph: Mapping, outputs: list[str]) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from .. import before_run
 from .core_nodes import CORE_NODES
@@ -52,6 +52,19 @@ class Plan:
     declared: dict[str, Declaration]
     order: list[str]
     notes: list[str] = field(default_factory=list)
+
+
+class Results(Protocol):
+    """Values of nodes by signature that outlive a run (host.embedded.kept)."""
+
+    def begin(self, plan: Plan, signatures: Mapping[str, str]) -> None:
+        """A run of a plan begins, whose nodes have these signatures."""
+
+    def get(self, signature: str) -> tuple | None:
+        """The values of a node, None where they are not kept."""
+
+    def put(self, key: str, signature: str, values: tuple) -> None:
+        """A node was run."""
 
 
 def known_classes(classes: Mapping[str, type]) -> dict[str, type]:
@@ -202,20 +215,52 @@ def run(
     ``started(node id, name)`` is called before each node and ``noted(text)`` for what is ignored; without ``metadata``
     nothing of the workflow is written into files. Raises BadWorkflow before any node runs, NodeFailed after.
     """
-    plan, outcome = check(graph, classes, folders), Outcome()
+    plan = check(graph, classes, folders)
     if noted:
         for note in plan.notes:
             noted(note)
+    return perform(plan, folders, started, metadata)
+
+
+def varied(plan: Plan, inputs: Mapping[str, Mapping[str, Any]], folders: Folders | None = None) -> Plan:
+    """A plan with other inputs of some nodes, by node id; BadWorkflow says what is wrong with those.
+
+    ``inputs`` has all inputs of such a node. Its links are those of the plan: the order of the nodes stays.
+    """
+    changed = {key: {**plan.graph[key], "inputs": dict(values)} for key, values in inputs.items()}
+    new = replace(plan, graph={**plan.graph, **changed}, notes=[])
+    before_run.remember(new.graph)
+    _raise_if_any(problem for key in changed for problem in _node_problems(key, new, folders))
+    return new
+
+
+def perform(
+    plan: Plan,
+    folders: Folders,
+    started: Callable[[str, str], None] | None = None,
+    metadata: bool = True,
+    kept: Results | None = None,
+) -> Outcome:
+    """Run a checked plan, see :func:`run`; nodes whose results are ``kept`` from an earlier run are not run again."""
+    outcome = Outcome()
     signatures: dict[str, str] = {}
+    for key in plan.order:
+        _sign(key, plan.graph[key], signatures)
+    if kept:
+        kept.begin(plan, signatures)
     first: dict[str, str] = {}
     for key in plan.order:
-        twin = first.setdefault(_sign(key, plan.graph[key], signatures), key)
+        twin = first.setdefault(signatures[key], key)
         if twin != key:
             _repeat(twin, key, outcome)
-            continue
-        if started:
-            started(key, plan.declared[key].name)
-        _run_node(key, plan, outcome, _hidden(plan.declared[key], folders, plan.graph if metadata else None))
+        elif kept and (values := kept.get(signatures[key])) is not None:
+            outcome.values[key] = values
+        else:
+            if started:
+                started(key, plan.declared[key].name)
+            _run_node(key, plan, outcome, _hidden(plan.declared[key], folders, plan.graph if metadata else None))
+            if kept:
+                kept.put(key, signatures[key], outcome.values[key])
     return outcome
 
 

@@ -81,7 +81,7 @@ def test_every_frame_stays_and_sound_is_as_long_as_the_video(server, format, sec
 
 def test_sound_for_a_gif_is_refused(server):
     graph = with_sound(saving(format="gif"), server.home / "input", 1.0)
-    assert "gif has no sound" in server.error(graph)
+    assert "gif has no sound" in server.refusal(graph)
 
 
 KINDS = {

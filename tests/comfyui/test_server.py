@@ -31,7 +31,7 @@ def test_every_node_is_there_with_our_inputs(server):
 
 
 def test_help_pages_texts_and_templates_are_served(server):
-    page = server.get("/extensions/sana-nodes/docs/SanaSCMSample.md").decode()
+    page = server.get("/extensions/sana-nodes/docs/SanaSCMSample/en.md").decode()
     assert page.startswith("# Sana SCM Sample")
     texts = json.loads(server.get("/i18n"))
     assert texts["en"]["nodeDefs"]["SanaSCMSample"]["display_name"] == "Sana SCM Sample"

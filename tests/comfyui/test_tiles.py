@@ -100,7 +100,7 @@ def test_what_the_device_cannot_hold_goes_into_tiles_at_once(exact, sides, monke
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: min(needed) - 1)
     assert drawing.difference(exact.decode(LATENT), pixels) < 1e-4
     assert drawing.difference(exact.encode(IMAGE), latents) < 1e-4
-    assert sides == [1024] * 4
+    assert len(sides) == 4 and max(sides) < 160, "one tile as large as the image would not fit either"
 
 
 @torch.inference_mode()

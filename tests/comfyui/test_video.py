@@ -249,21 +249,21 @@ def test_models_and_vaes_that_do_not_belong(server):
     sprint_in_video = lossless()
     sprint_in_video["30"] = graphs.node("SanaLoadPipeline", pipeline="tiny", weight_dtype="default")
     sprint_in_video["4"]["inputs"]["model"] = ["30", 0]
-    assert "use Sana SCM Sample" in server.error(sprint_in_video)
+    assert "the model whose latents it decodes has DC-AE" in server.problem(sprint_in_video)
     video_in_sprint = graphs.example(pipeline="tiny-video")
-    assert "sample it with Sana Flow Sample" in server.error(video_in_sprint)
+    assert "sample it with Sana Flow Sample" in server.problem(video_in_sprint)
     other_vae = lossless()
     other_vae["31"] = graphs.node("SanaLoadPipeline", pipeline="tiny-video-ltx2", weight_dtype="default")
     other_vae["3"]["inputs"]["vae"] = ["31", 2]
-    assert "the Wan 2.1 VAE" in server.error(other_vae)
+    assert "the Wan 2.1 VAE" in server.problem(other_vae)
     wrong_decoder = lossless()
     wrong_decoder["31"] = other_vae["31"]
     wrong_decoder["5"]["inputs"]["vae"] = ["31", 2]
-    assert "decode it with the Wan 2.1 VAE" in server.error(wrong_decoder)
+    assert "the Wan 2.1 VAE" in server.problem(wrong_decoder)
     pictures_vae = lossless()
     pictures_vae["30"] = sprint_in_video["30"]
     pictures_vae["3"]["inputs"]["vae"] = ["30", 2]
-    assert "DC-AE" in server.error(pictures_vae)
+    assert "DC-AE" in server.problem(pictures_vae)
 
 
 def test_no_metadata_where_comfyui_is_told_so(home, video_references):

@@ -176,8 +176,8 @@ def test_a_block_takes_its_input_output_and_a_strip(monkeypatch):
     sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
     from tracing import traced_peak
 
-    monkeypatch.setattr(fast_autoencoder, "STRIP", 2**14)
-    monkeypatch.setattr(fast_autoencoder, "STEP", 2**12)
+    monkeypatch.setattr(fast_autoencoder, "STRIP_ON_DEVICES", 2**14)  # meta stands for a card
+    monkeypatch.setattr(fast_autoencoder, "STEP_ON_DEVICES", 2**12)
     block = use_fast_autoencoder(tiny.autoencoder()).decoder.up_blocks[0][-1].to("meta")
     x = torch.empty(1, 8, 256, 128, device="meta").contiguous(memory_format=torch.channels_last)
     assert x.nbytes <= traced_peak(lambda: block(x)) < 1.5 * x.nbytes

@@ -115,6 +115,11 @@ class Server:
         assert said, f"no error: {entry['status']}"
         return f"{said[0]['node_type']}: {said[0]['exception_message']}"
 
+    def problem(self, graph: dict) -> str:
+        """What is said of a graph that cannot run: before it is queued, or by the node that fails."""
+        answer = self.post("/prompt", {"prompt": graph})
+        return json.dumps(answer["node_errors"]) if answer.get("node_errors") else self.error(graph)
+
     def pictures(self, graph: dict) -> np.ndarray:
         """The saved pictures of a run, uint8 [B, H, W, 3]."""
         entry = self.run(graph)

@@ -1,4 +1,4 @@
-"""Published sizes on cards of 4 to 12 GB: what is tried first, by the estimates, and the README's table of it.
+"""Published sizes on cards of 4 to 12 GB: what is tried first, by the estimates, and the documentation's table of it.
 
 Nothing is computed: weights and values are on the meta device, and memory is counted as on a card.
 """
@@ -26,7 +26,7 @@ CARDS = (4, 6, 8, 12)
 DRIVER = 0.6
 """GB that a driver and its libraries take of a card."""
 
-README = (tiny.REPOSITORY / "README.md").read_text(encoding="utf-8")
+DOCUMENT = (tiny.REPOSITORY / "docs" / "what-to-expect.md").read_text(encoding="utf-8")
 
 DECODED = {
     "1024 × 1024, DC-AE in bfloat16": ("DC-AE", torch.bfloat16, (1, 32, 32, 32)),
@@ -74,8 +74,8 @@ def row(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", DECODED)
-def test_the_readme_says_how_it_is_decoded(name):
-    assert row(name) in README, row(name)
+def test_the_documentation_says_how_it_is_decoded(name):
+    assert row(name) in DOCUMENT, row(name)
 
 
 @pytest.mark.parametrize("size", [4])

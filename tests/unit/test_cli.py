@@ -85,7 +85,7 @@ def test_set_by_title_keeps_texts_texts(run):
         ("3.breadth=3", "no input 'breadth'"),
         ("3.width=wide", "width is 'wide'; give a whole number"),
         ("3.width=100000", "from 32 to 16384"),
-        ("4.steps=0", "steps is 0; give a whole number from 1 to 1000"),
+        ("4.steps=0", "steps is 0; give a number from 1 to 1000"),
         ("4.denoise=NaN", "from 0.0 to 1.0"),
         ("4.add_noise=perhaps", "choose one of enable, disable"),
         ("1.pipeline=absent", "no pipeline folder called 'absent'; looked in"),

@@ -57,7 +57,8 @@ def test_extra_model_paths(comfyui, tmp_path):
     assert add_extra_paths(folders, comfyui) is None
     disk, big, own = tmp_path / "disk", tmp_path / "big", comfyui / "models"
     assert folders.roots("vae") == [big / "second", big / "first", own / "vae", disk / "VAE"]
-    assert folders.roots("loras") == [own / "loras", disk / "Lora", disk / "LyCORIS"]
+    demo = tiny.REPOSITORY / "demo" / "models"
+    assert folders.roots("loras") == [own / "loras", disk / "Lora", disk / "LyCORIS", demo / "loras"]
     assert folders.roots("diffusion_models") == [big / "unet", own / "unet", own / "diffusion_models"]
     assert folders.roots("text_encoders") == [big / "encoders", own / "text_encoders", own / "clip"]
 

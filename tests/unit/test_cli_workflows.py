@@ -96,8 +96,8 @@ def test_unusable_files_end_with_2_and_a_sentence(run, data, expected):
 @pytest.mark.parametrize(
     "changes,expected",
     [
-        ({"n1": {"pipeline": 5}}, "node 1 (Sana Load Pipeline): pipeline is 5; give a name"),
-        ({"n1": {"pipeline": None}}, "node 1 (Sana Load Pipeline): pipeline is None; give a name"),
+        ({"n1": {"pipeline": 5}}, "node 1 (Sana Load Pipeline): pipeline is 5; choose one of"),
+        ({"n1": {"pipeline": None}}, "node 1 (Sana Load Pipeline): pipeline is None; choose one of"),
         ({"n4": {"seed": 10**400}}, "node 4 (Sana SCM Sample): seed is 1000"),
         ({"n4": {"max_timesteps": 5e-324, "steps": 1, "denoise": 0.5}}, "node 4 (Sana SCM Sample): "),
         ({"n4": {"model": ["4", 0]}}, "the workflow runs in a circle: 4 -> 4"),

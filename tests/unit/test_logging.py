@@ -8,7 +8,7 @@ import logging
 import pytest
 import tiny
 
-ROOMS = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "tools")
+ROOMS = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "batch", "tools")
 FILES = sorted(
     file for pattern in ("*.py", *(f"{room}/**/*.py" for room in ROOMS)) for file in tiny.REPOSITORY.glob(pattern)
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
 import shutil
@@ -420,11 +421,11 @@ def test_one_wrong_input_is_one_message_before_any_model_loads(home, video_refer
     assert not embedded.folders.output.exists()
 
 
-def test_comfyui_reads_one_name_of_a_saving_node():
+def test_comfyui_reads_at_most_one_name_of_a_saving_node():
     """It repeats the message for every name in VALIDATE_INPUTS (execution.validate_inputs)."""
     for name in SAVERS:
         check = NODE_CLASS_MAPPINGS[name].VALIDATE_INPUTS
-        assert check.__code__.co_varnames[1 : check.__code__.co_argcount] == ("filename_prefix",)
+        assert list(inspect.signature(check).parameters) in ([], ["filename_prefix"])
         assert check() is True and check(filename_prefix=None) is True, "what another node gives is checked later"
 
 

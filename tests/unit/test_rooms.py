@@ -30,7 +30,7 @@ ALLOWED = {
 LAZILY = {"networks": {"diffusers", "bitsandbytes", "bs4", "ftfy"}}
 """What it may import inside functions too."""
 
-EVERYTHING = ("cli", "tools", "")
+EVERYTHING = ("cli", "batch", "tools", "")
 """Rooms that may know all others; "" are the files beside pyproject.toml."""
 
 HEAVY = {"diffusers", "transformers", "bitsandbytes", "peft"}

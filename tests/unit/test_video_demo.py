@@ -63,8 +63,12 @@ def test_demo_command_films_in_time(tmp_path):
 
 
 def test_the_examples_are_set_to_the_demo():
-    for file in (tiny.REPOSITORY / "example_workflows" / "api").glob("sana_video_*.json"):
-        nodes = json.loads(file.read_text()).values()
+    from sana_nodes.tools.templates import templates
+
+    names = [name for name, template in templates().items() if template.demo and name.startswith("sana_video_")]
+    assert len(names) >= 3
+    for name in names:
+        nodes = json.loads((tiny.REPOSITORY / "example_workflows" / "api" / f"{name}.json").read_text()).values()
         assert "sana-video-demo" in [n["inputs"].get("pipeline") for n in nodes]
         for node in nodes:
             if node["class_type"] == "SanaFlowSample":

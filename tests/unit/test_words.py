@@ -13,7 +13,8 @@ import tiny
 from sana_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 ROOT = tiny.REPOSITORY
-CODE = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "tools", "demo", "benchmarks")
+CODE = ("nodes", "samplers", "networks", "model_loaders", "media", "host", "cli", "batch", "tools")
+CODE += ("demo", "benchmarks")
 DOCUMENTS = ("*.md", "docs/**/*.md", "demo/*.md", "web/**/*.md", "model_loaders/*.json", "locales/en/*.json")
 WORKFLOWS = ("example_workflows/*.json", "example_workflows/api/*.json")
 

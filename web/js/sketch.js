@@ -162,6 +162,7 @@ class Sketch {
     this.node.graph?.setDirtyCanvas?.(true, true);
     const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+    this.changed?.();
   }
 
   /** The image under the sketch, as the last run saw it; null where none is connected. */
@@ -171,6 +172,43 @@ class Sketch {
     const query = new URLSearchParams({ filename: name, type: "temp", subfolder: "" });
     this.under.src = api.apiURL(`/view?${query}`);
   }
+}
+
+/** The editor's mode of the Run button, "change" for Run (On Change); undefined where its store is another one. */
+const runMode = () => {
+  const page = document.querySelector("#vue-app")?.__vue_app__?.config?.globalProperties;
+  return page?.$pinia?._s?.get("queueSettingsStore")?.mode;
+};
+
+/**
+ * The latest sketch wins: a stroke that ends just as the editor queues a run can be missed by its Run (On Change), whose
+ * count of runs then stays above 0. When the queue is empty and the sketch is not the one that ran last, it is queued.
+ */
+function followUp(node, sketch) {
+  const before = sketch.saved.serializeValue;
+  sketch.saved.serializeValue = function (...args) {
+    sketch.queued = sketch.saved.value;
+    return before ? before.apply(this, args) : sketch.saved.value;
+  };
+  const missed = () => sketch.queued !== undefined && sketch.queued !== sketch.saved.value && !sketch.stroke;
+  let idle = true;
+  let timer;
+  const later = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => idle && missed() && runMode() === "change" && app.queuePrompt(0, 1), 400);
+  };
+  sketch.changed = later;
+  const status = ({ detail }) => {
+    if (detail?.exec_info?.queue_remaining === 0) idle = true;
+    else if (detail?.exec_info) idle = false;
+    later();
+  };
+  api.addEventListener("status", status);
+  onRemoval(node, () => {
+    clearTimeout(timer);
+    api.removeEventListener("status", status);
+    sketch.saved.serializeValue = before;
+  });
 }
 
 function hide(widget) {
@@ -186,6 +224,7 @@ export async function created(node) {
   hide(widgetOf(node, "sketch"));
   const sketch = new Sketch(node);
   sketches.set(node, sketch);
+  followUp(node, sketch);
   onRemoval(node, () => sketches.delete(node));
   onRemoval(node, after(node, "onExecuted", (output) => sketch.show(output?.sana_underlay?.[0])));
   for (const name of ["width", "height"]) watch(node, name, () => sketch.read());

@@ -1,0 +1,170 @@
+"""The first reading of a table: every row is checked before anything loads, and keys and hashes are remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..cli.calls import BadCall
+from ..cli.workflows import declared_inputs
+from .columns import Changes, Columns, digest, folded, inputs_hash
+from .manifest import Keys, short_hash
+from .tables import BadRow, BadTable, Row, Table
+from .worker import Job, Task, embedded_folders, with_inputs
+
+MOST_PROBLEMS = 20
+"""Rows that are named; reading ends there."""
+
+WHOLE_CHECKS = 100
+"""Combinations of sizes, models and choices with which the whole workflow is checked, and not only what changes."""
+
+FREE = ("seed", "noise_seed")
+"""Numbers that no check of another node looks at."""
+
+
+class Checks(Protocol):
+    """What an engine has against the inputs of a row.
+
+    ``declared``: see Columns. ``files``: folders in which a row's input files are.
+    """
+
+    declared: Mapping[str, Mapping[str, tuple]]
+    files: tuple
+
+    def check(self, inputs: Changes, whole: bool) -> None:
+        """BadRow says what is wrong; with ``whole`` every node is checked and not only those whose inputs are given."""
+
+
+@dataclass
+class Rows:
+    """A table's rows as tasks."""
+
+    table: Table
+    columns: Columns
+    folders: tuple = ()
+
+    def task(self, number: int, row: Row) -> Task:
+        """A row as a task; BadRow where its cells do not fit, BadTable where a column does not."""
+        if row.problem:
+            raise BadRow(row.problem)
+        if not isinstance(row.cells, Mapping):
+            raise BadRow("it is not a mapping of columns")
+        key = self.columns.key_of(row.cells, number + 1)
+        try:
+            changes = self.columns.changes(row.cells)
+        except BadCall as error:
+            raise BadTable(f"{self.where(row)}: {error}") from error
+        kinds = {(t.node, t.name): t.kind for t in self.columns.targets.values() if t}
+        return Task(number, key, self._inputs(changes), inputs_hash(changes, kinds, self.folders))
+
+    def _inputs(self, changes: Changes) -> Changes:
+        """All inputs of every node that a column sets: what a row leaves out has the workflow's own value."""
+        graph = self.columns.graph
+        return {key: {**graph[key]["inputs"], **changes.get(key, {})} for key in sorted(self.columns.varied())}
+
+    def where(self, row: Row) -> str:
+        return f"{self.table.name}, {self.table.line_word} {row.line}"
+
+    def __iter__(self) -> Iterator[tuple[Row, int]]:
+        for number, row in enumerate(self.table):
+            yield row, number
+
+
+def read_all(rows: Rows, checks: Checks) -> Keys:
+    """The keys and hashes of a table whose every row was checked; BadTable names the rows that are wrong."""
+    keys = Keys()
+    problems: list[str] = []
+    seen: set[str] = set()
+    for row, number in rows:
+        try:
+            task = rows.task(number, row)
+            fresh = _combination(rows.columns, task.inputs)
+            whole = fresh not in seen and len(seen) < WHOLE_CHECKS
+            checks.check(task.inputs, whole)
+            seen.update({fresh} if whole else ())
+            keys.add(task.key, task.hash)
+        except BadRow as error:
+            problems += [f"{rows.where(row)}: {line}" for line in str(error).splitlines()]
+        if len(problems) >= MOST_PROBLEMS:
+            problems[MOST_PROBLEMS:] = ["reading ended there; correct these rows first"]
+            break
+    if not problems and len(keys) == 0:
+        raise BadTable(f"{rows.table.name} has no rows")
+    if problems := problems or _duplicates(rows, keys):
+        raise BadTable("\n".join(problems))
+    return keys
+
+
+def _combination(columns: Columns, inputs: Changes) -> str:
+    """What the check of another node may depend on: everything but texts and seeds."""
+    targets = [t for t in columns.targets.values() if t and t.kind != "STRING" and t.name not in FREE]
+    return digest([[t.node, t.name, inputs[t.node].get(t.name)] for t in targets if t.node in inputs])
+
+
+def _duplicates(rows: Rows, keys: Keys) -> list[str]:
+    """Rows with the key of an earlier row. The table is read again only where short hashes are equal."""
+    twins = keys.twins()
+    first: dict[bytes, tuple[int, str]] = {}
+    found: list[str] = []
+    for row, number in rows if twins else ():
+        key = rows.columns.key_of(row.cells, number + 1)
+        if short_hash(key) not in twins:
+            continue
+        earlier = first.setdefault(folded(key), (row.line, key))
+        if earlier[0] != row.line:
+            also = "" if earlier[1] == key else f" ({earlier[1]!r}, which some systems take for the same name)"
+            found.append(f"{rows.where(row)}: the key {key[:100]!r} is also that of line {earlier[0]}{also}")
+        if len(found) >= MOST_PROBLEMS:
+            break
+    return found
+
+
+class EmbeddedChecks:
+    """The checks of the embedded host: those of every node, as ``run`` makes them."""
+
+    def __init__(self, job: Job):
+        from .. import NODE_CLASS_MAPPINGS
+        from ..host.embedded import graph as executor
+
+        self.graph, self.folders = job.graph, embedded_folders(job, "check")
+        self.files: tuple = (self.folders.input,)
+        self.declared: Mapping[str, Mapping[str, tuple]] = declared_inputs(
+            job.graph, executor.known_classes(NODE_CLASS_MAPPINGS)
+        )
+        self.plan: Any = None
+
+    def check(self, inputs: Changes, whole: bool) -> None:
+        from ..host.embedded import graph as executor
+
+        try:
+            if whole or self.plan is None:
+                self.plan = self._whole(inputs)
+            else:
+                executor.varied(self.plan, inputs, self.folders)
+        except executor.BadWorkflow as error:
+            raise BadRow(str(error)) from error
+
+    def _whole(self, inputs: Changes):
+        from .. import NODE_CLASS_MAPPINGS
+        from ..host.embedded import graph as executor
+
+        try:
+            plan = executor.check(with_inputs(self.graph, inputs), NODE_CLASS_MAPPINGS, self.folders)
+        except executor.BadWorkflow as error:
+            self._blame_workflow(str(error))
+            raise
+        if unused := [key for key in inputs if key not in plan.order]:
+            raise BadCall(f"a column sets node {unused[0]}, which no output of the workflow needs")
+        return plan
+
+    def _blame_workflow(self, reason: str) -> None:
+        """BadCall where the workflow is as wrong without the row."""
+        from .. import NODE_CLASS_MAPPINGS
+        from ..host.embedded import graph as executor
+
+        try:
+            executor.check(self.graph, NODE_CLASS_MAPPINGS, self.folders)
+        except executor.BadWorkflow as error:
+            if str(error) == reason:
+                raise BadCall(reason) from error

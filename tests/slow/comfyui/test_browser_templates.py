@@ -1,0 +1,73 @@
+"""Every template in ComfyUI's editor, classic and Nodes 2.0: what it exports, and what it makes on the demo weights."""
+
+from __future__ import annotations
+
+import shutil
+
+import browser
+import pytest
+import tiny
+from sana_nodes.tools import workflows
+from sana_nodes.tools.templates import templates
+from server import Server
+
+pytestmark = pytest.mark.skipif(browser.why_not() is not None, reason=str(browser.why_not()))
+ALL = templates()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A fresh ComfyUI: the pack, ComfyUI's own example image, and no models."""
+    home = tmp_path_factory.mktemp("fresh")
+    for name in ("models", "input", "output", "custom_nodes", "user", "temp"):
+        (home / name).mkdir()
+    shutil.copy(tiny.COMFYUI / "input" / "example.png", home / "input")
+    (home / "custom_nodes" / "sana-nodes").symlink_to(tiny.REPOSITORY, target_is_directory=True)
+    with Server(home) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=browser.RENDERINGS)
+def editor(server, request):
+    with browser.Editor(server, request.param) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_the_editor_exports_is_the_twin(editor, name):
+    editor.template(ALL[name].title)
+    exported = editor.api()
+    for node in exported.values():
+        node.pop("_meta", None)
+    wanted = {key: {k: v for k, v in node.items() if k != "_meta"} for key, node in ALL[name].graph.items()}
+    assert exported == wanted
+
+
+@pytest.mark.parametrize("name", [name for name, template in ALL.items() if template.demo])
+def test_a_fresh_install_generates(editor, name):
+    editor.errors.clear()
+    editor.template(ALL[name].title)
+    entry = editor.run(300)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert entry["outputs"] and not [error for error in editor.errors if "sana" in error.lower()]
+
+
+@pytest.mark.parametrize("name", [name for name, template in ALL.items() if template.models])
+def test_missing_files_are_offered_with_their_addresses(editor, name):
+    graph = workflows.editor(ALL[name])
+    editor.load(graph)
+    editor.page.wait_for_timeout(1500)
+    assert any(
+        "error" in text.lower() or "missing" in text.lower()
+        for text in [*editor.toasts(), editor.page.inner_text("body")]
+    )
+
+
+def test_the_template_browser_lists_them(editor):
+    editor.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    editor.page.wait_for_selector("text=sana-nodes", timeout=15_000)
+    editor.page.click("text=sana-nodes")
+    editor.page.wait_for_timeout(1500)
+    shown = editor.page.inner_text("body")
+    assert "SANA-Sprint text to image" in shown
+    editor.page.keyboard.press("Escape")

@@ -1,0 +1,151 @@
+"""Batches for longer: kills with a real model, Ray with two workers and lost actors, a million rows read."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import small_batch
+import tiny
+from PIL import Image
+from sana_nodes import batch, host
+from sana_nodes.batch.checking import EmbeddedChecks, Rows, read_all
+from sana_nodes.batch.columns import Columns
+from sana_nodes.batch.tables import open_table
+from sana_nodes.batch.worker import Job
+
+WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
+SETTINGS = ["--set", "3.width=32", "--set", "3.height=32"]
+
+
+@pytest.fixture(autouse=True)
+def _forget_host():
+    yield
+    host._current = None
+
+
+@pytest.fixture
+def place(tmp_path):
+    return small_batch.Place(tmp_path)
+
+
+def lines_of(output) -> list[dict]:
+    path = output / "manifest.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def command(table, output, *more):
+    return [
+        sys.executable,
+        "-m",
+        "sana_nodes",
+        "batch",
+        str(WORKFLOW),
+        str(table),
+        *SETTINGS,
+        "--output",
+        str(output),
+        *more,
+    ]
+
+
+def test_killed_twenty_times_with_a_model(tmp_path):
+    table, count = tmp_path / "t.csv", 120
+    rows = [f"r{i},a red ring on the left of a blue background,{i}" for i in range(count)]
+    table.write_text("\n".join(["key,2.text,4.seed", *rows]) + "\n")
+    subprocess.run(command(table, tmp_path / "whole"), check=True, capture_output=True)
+    moment, output = random.Random(1), tmp_path / "killed"
+    for _ in range(20):
+        running = subprocess.Popen(
+            command(table, output, "--limit", "10"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        before, deadline = len(lines_of(output)), time.monotonic() + moment.uniform(1, 15)
+        while time.monotonic() < deadline and running.poll() is None and len(lines_of(output)) < before + 6:
+            time.sleep(0.02)
+        running.kill()
+        running.communicate()
+        keys = [line["key"] for line in lines_of(output)]
+        assert len(set(keys)) == len(keys)
+    subprocess.run(command(table, output), check=True, capture_output=True)
+    whole, killed = lines_of(tmp_path / "whole"), lines_of(output)
+    times = ("seconds", "ended", "files")
+    assert [{k: v for k, v in line.items() if k not in times} for line in whole] == [
+        {k: v for k, v in line.items() if k not in times} for line in killed
+    ]
+    assert {path.name for path in output.glob("*.png")} == {f"r{i}.png" for i in range(count)}
+    for i in range(count):
+        pair = [np.asarray(Image.open(folder / f"r{i}.png")).astype(int) for folder in (tmp_path / "whole", output)]
+        assert np.abs(pair[0] - pair[1]).max() <= 2
+
+
+def test_a_million_rows_are_read_in_flat_memory(place):
+    """Per row 16 bytes: its key and its inputs, each as a hash."""
+
+    def peak(count):
+        table = open_table(place.points(count))
+        job = Job(place.graph, frozenset(), place.root, place.root, None, place.root / "input")
+        checks = EmbeddedChecks(job)
+        rows = Rows(table, Columns(place.graph, checks.declared, texts=True), ())
+        tracemalloc.start()
+        try:
+            assert len(read_all(rows, checks)) == count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(50_000) - peak(10_000) < 40_000 * 50, "what sorting a million hashes takes is in it"
+
+
+# ---- Ray
+
+
+@pytest.fixture
+def ray():
+    found = pytest.importorskip("ray", reason="ray is not installed: pip install sana-nodes[ray]")
+    yield found
+    found.shutdown()
+
+
+def test_ray_with_two_workers_makes_what_one_process_makes(place, ray):
+    table = place.points(40)
+    records = list(batch.run(place.workflow, table, engine="ray", workers=2, **place.folders))
+    place.assert_complete(40)
+    alone = small_batch_elsewhere(place)
+    times = ("seconds", "ended")
+    assert [{k: v for k, v in line.items() if k not in times} for line in alone] == [
+        {k: v for k, v in line.items() if k not in times} for line in place.manifest()
+    ]
+    assert len(records) == 40
+
+
+def small_batch_elsewhere(place) -> list[dict]:
+    options = {**place.folders, "output": place.root / "alone"}
+    return list(batch.run(place.workflow, place.root / "points.csv", **options))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="workers are killed with a signal")
+def test_ray_replaces_workers_that_are_killed(place, ray):
+    count, killed = 120, 0
+    running = batch.run(place.workflow, place.points(count), engine="ray", workers=2, **place.folders)
+    for number, _ in enumerate(running):
+        if number in (10, 40, 70):
+            for process in workers_of(os.getpid()):
+                os.kill(process, signal.SIGKILL)
+                killed += 1
+                break
+    assert killed == 3
+    place.assert_complete(count)
+
+
+def workers_of(_) -> list[int]:
+    """Processes of Ray's actors, by the title that Ray gives them."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in listed if "ray::Worker" in line]

@@ -1,0 +1,217 @@
+"""``sana-nodes batch --engine comfyui`` against servers that speak as much of ComfyUI's API as it uses."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+import small_batch
+from PIL import Image
+from sana_nodes import batch, host
+from sana_nodes.batch import servers
+from sana_nodes.batch.worker import Stopped
+from sana_nodes.cli.calls import BadCall
+
+LIST = [["back.png", "mark.png"], {"image_upload": True}]
+NUMBER = ["INT", {"default": 0, "min": 0, "max": 16384}]
+INFO = {
+    "LoadImage": {"input": {"required": {"image": ["COMBO", {"options": LIST[0], "image_upload": True}]}}},
+    "ImageCompositeMasked": {
+        "input": {"required": {"destination": ["IMAGE"], "source": ["IMAGE"], "x": NUMBER, "y": NUMBER,
+                               "resize_source": ["BOOLEAN", {}]}}
+    },
+    "SaveImage": {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {}]}}},
+    "SolidMask": {"input": {"required": {"value": ["FLOAT", {}], "width": NUMBER, "height": NUMBER}}},
+}  # fmt: skip
+
+
+class Fake(ThreadingHTTPServer):
+    """A server that makes the rows of small_batch. ``dies_after`` rows it forgets all and answers no more."""
+
+    daemon_threads = True
+    started: list = []
+
+    def __init__(self, dies_after: int | None = None, forgets: int = 0, fails: str = ""):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.history, self.rows, self.uploads = {}, [], []
+        self.dies_after, self.forgets, self.fails = dies_after, forgets, fails
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+        Fake.started.append(self)
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    def run(self, graph: dict) -> dict:
+        inputs = graph["2"]["inputs"]
+        if inputs["y"] == 31 and self.fails == "refuse":
+            error = {"details": "y: Value too big", "message": "no"}
+            nodes = {"2": {"class_type": "ImageCompositeMasked", "errors": [error]}}
+            return {"error": {"message": "invalid"}, "node_errors": nodes}
+        number = str(len(self.rows))
+        self.rows.append((inputs["x"], inputs["y"]))
+        if self.forgets:
+            self.forgets -= 1
+            return {"prompt_id": "lost"}
+        messages = []
+        if inputs["y"] == 31 and self.fails == "run":
+            failed = {"node_id": "2", "node_type": "ImageCompositeMasked", "exception_message": "too far\n"}
+            messages = [["execution_error", failed]]
+        shown = {"filename": f"{inputs['x']}_{inputs['y']}.png", "subfolder": "", "type": "output"}
+        preview = {"filename": "p.png", "subfolder": "", "type": "temp"}
+        outputs = {"3": {"images": [shown]}, "9": {"images": [preview], "animated": [False]}}
+        self.history[number] = {"outputs": outputs, "status": {"messages": messages}}
+        return {"prompt_id": number}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def answer(self, data, status: int = 200):
+        data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        path = urlparse(self.path)
+        if path.path == "/view":
+            x, y = map(int, parse_qs(path.query)["filename"][0].removesuffix(".png").split("_"))
+            image, file = Image.new("RGB", (small_batch.SIDE,) * 2), BytesIO()
+            image.putpixel((x, y), (255, 255, 255))
+            image.save(file, "png")
+            return self.answer(file.getvalue())
+        name = path.path.rpartition("/")[2]
+        found = {name: self.server.history[name]} if name in self.server.history else {}
+        answers = {"/system_stats": {"system": {"comfyui_version": "0.0"}, "devices": [{"name": "cpu"}]}}
+        answers |= {"/object_info": INFO, "/queue": {"queue_running": [], "queue_pending": []}}
+        self.answer(answers.get(path.path, found))
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/upload/image":
+            self.server.uploads.append(body)
+            return self.answer({})
+        if self.path != "/prompt":
+            return self.answer(b"")
+        limit = self.server.dies_after
+        if limit is not None and len(self.server.rows) >= limit:
+            threading.Thread(target=self.server.end).start()
+            return self.connection.close()
+        answer = self.server.run(json.loads(body)["prompt"])
+        self.answer(answer, 400 if "error" in answer else 200)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(servers, "PAUSE", 0.002)
+    yield
+    host._current = None
+    while Fake.started:
+        Fake.started.pop().end()
+
+
+@pytest.fixture
+def place(tmp_path):
+    return small_batch.Place(tmp_path)
+
+
+def made(place, table, *fakes, **options):
+    address = ",".join(fake.address for fake in fakes)
+    return list(batch.run(place.workflow, table, engine="comfyui", address=address, **place.folders, **options))
+
+
+def test_two_servers_share_the_rows(place):
+    one, two = Fake(), Fake()
+    records = made(place, place.points(40), one, two)
+    place.assert_complete(40)
+    assert len(one.rows) + len(two.rows) == 40 and min(len(one.rows), len(two.rows)) >= 5
+    assert records[0]["device"] == "cpu" and records[0]["versions"] == {"comfyui": "0.0"}
+    assert made(place, place.points(40), one) == []
+
+
+def test_rows_of_a_server_that_dies_go_to_the_other(place):
+    one, two = Fake(dies_after=4), Fake()
+    made(place, place.points(20), one, two)
+    place.assert_complete(20)
+    assert len(one.rows) <= 4
+
+
+def test_a_row_that_a_server_forgot_is_made_again(place):
+    fake = Fake(forgets=2)
+    made(place, place.points(6), fake)
+    place.assert_complete(6)
+    assert len(fake.rows) == 8
+
+
+def test_no_server_left(place):
+    with pytest.raises(Stopped, match="no server answers any more"):
+        made(place, place.points(9), Fake(dies_after=3))
+    made(place, place.points(9), Fake())
+    place.assert_complete(9)
+
+
+@pytest.mark.parametrize(("fails", "reason"), [("refuse", "y: Value too big"), ("run", "too far")])
+def test_a_row_that_fails_on_a_server(place, fails, reason):
+    rows = [{"key": "a", "2.y": 31}, {"key": "b", "2.y": 1}]
+    errors = {record["key"]: record["error"] for record in made(place, rows, Fake(fails=fails))}
+    assert errors == {"a": f"node 2 (ImageCompositeMasked): {reason}", "b": None}
+
+
+def test_input_images_are_sent_once(place):
+    fake = Fake()
+    Image.new("RGB", (1, 1)).save(place.root / "input" / "new.png")
+    made(place, [{"key": str(i), "2.x": i, "1.image": "new.png"} for i in range(4)], fake)
+    names = [body.split(b'filename="')[1].split(b'"')[0] for body in fake.uploads]
+    assert names.count(b"new.png") in (1, 2), "two rows at once may both find it missing"
+    assert (place.root / "input" / "new.png").read_bytes() in fake.uploads[names.index(b"new.png")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"2.x": -1}, "row 1: node 2: x is -1; give a number from 0 to 16384"),
+        ({"1.image": "absent.png"}, "'absent.png'; choose one of back.png, mark.png"),
+        ({"2.x": "1"}, "2.x is '1'; give a whole number"),
+    ],
+)
+def test_rows_are_checked_by_what_the_server_declares(place, row, reason):
+    fake = Fake()
+    with pytest.raises(BadCall) as raised:
+        made(place, [row], fake)
+    assert reason in str(raised.value) and not fake.rows
+
+
+def test_unusable_servers(place):
+    with pytest.raises(BadCall, match="needs --address HOST:PORT"):
+        made(place, place.points(1))
+    with pytest.raises(BadCall, match="no ComfyUI at 127.0.0.1:9"):
+        batch.run(place.workflow, place.points(1), engine="comfyui", address="127.0.0.1:9", **place.folders)
+    with pytest.raises(BadCall, match="not of the form HOST:PORT"):
+        batch.run(place.workflow, place.points(1), engine="comfyui", address="here", **place.folders)
+    place.graph["7"] = {"class_type": "Absent", "inputs": {}}
+    place.write_workflow()
+    with pytest.raises(BadCall, match="node 7 is a Absent"):
+        made(place, place.points(1), Fake())
+
+
+def test_an_end_of_the_batch_leaves_no_threads_waiting(place):
+    running = iter(
+        batch.run(place.workflow, place.points(9), engine="comfyui", address=Fake().address, **place.folders)
+    )
+    next(running)
+    begin = time.monotonic()
+    running.close()
+    assert time.monotonic() - begin < 2 and len(place.manifest()) == 1
