@@ -54,7 +54,7 @@ class RayEngine:
         local: dict = {} if address else {"num_cpus": max(workers or 1, os.cpu_count() or 1)}
         try:
             self.ray.init(address=address, include_dashboard=None if address else False, **common, **local)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a bare one where its processes do not start in time
             raise BadCall(f"no Ray cluster at {address or 'this machine'}: {error}") from error
 
     def _member(self) -> Member:

@@ -133,7 +133,7 @@ def test_every_wrong_row_is_named_up_to_twenty(place, capsys):
         (["--key", "name"], "line 2: it has no column 'name'"),
         (["--column", "2.x"], "is not of the form NAME=NODE.INPUT"),
         (["--limit", "-1"], "limit is -1; give 0 or more"),
-        (["--set", "9.x=1"], "no node has this id or title"),
+        (["--set", "9.x=1"], "--set 9: no node has this id or title"),
     ],
 )
 def test_wrong_calls(place, capsys, arguments, reason):
