@@ -65,7 +65,7 @@ LAUNCHES = {
 }
 """Operators of a step at most: there are three blocks, and fp8 and int8 are cast."""
 
-NOISE = "sana_nodes/samplers/noise.py"
+NOISE = "samplers/noise.py"
 """Where SCM's noise, which the CPU makes, is moved to the card."""
 
 
