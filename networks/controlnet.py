@@ -63,16 +63,13 @@ def hint_latent(spec: ControlNetSpec, images, shape, ratio: int, cover: Cover, e
     return hint if len(hint) == 1 else hint[torch.arange(shape[0]) % len(hint)]
 
 
-def acts_at(sigma: torch.Tensor, first: float, last: float) -> bool:
+def acts_at(sampling, sigma: torch.Tensor, first: float, last: float) -> bool:
     """Whether noise levels ``sigma`` [B] are in the part of a run from level ``first`` down to ``last``.
 
-    For a part of the run the program waits for the level; for the whole run it need not.
+    For a part of the run the program waits for the level; for the whole run it need not. ``sampling``: the
+    model_sampling object whose levels these are.
     """
-    return (first >= WHOLE_RUN and last <= 0) or last <= sigma[0].item() <= first
-
-
-WHOLE_RUN = 1.0
-"""What flow matching begins with; TrigFlow's first level is above every angle."""
+    return (first >= sampling.percent_to_sigma(0.0) and last <= 0) or last <= sigma[0].item() <= first
 
 
 def control_time(sampling, sigma):

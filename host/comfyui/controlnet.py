@@ -58,9 +58,9 @@ class SanaControlNet(comfy.controlnet.ControlNet):
         if self.previous_controlnet is not None:
             before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         check_latent(self.spec, x_noisy.shape)
-        if not acts_at(t, *self.timestep_range):
-            return before
         sampling, dtype = self.model_sampling_current, self.manual_cast_dtype or self.control_model.dtype
+        if not acts_at(sampling, t, *self.timestep_range):
+            return before
         context = cond.get("crossattn_controlnet", cond["c_crossattn"])
         added = self.control_model(
             x=sampling.calculate_input(t, x_noisy).to(dtype),

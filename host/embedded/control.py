@@ -56,7 +56,7 @@ class AppliedControl:
 
     def residuals(self, sampling: torch.nn.Module, x, sigma, context, hint) -> list:
         """What it adds to the transformer at x_t, noise level ``sigma`` [B]; nothing outside its part of the run."""
-        if not acts_at(sigma, sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)):
+        if not acts_at(sampling, sigma, sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)):
             return []
         time = control_time(sampling, sigma)
         scaled = sampling.calculate_input(sigma, x).to(self.net.dtype)
