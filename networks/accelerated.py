@@ -80,14 +80,18 @@ class CompiledBlocks:
                 part._compiled_call_impl = call
             yield
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise RuntimeError(NEEDS.format(reason[0][:200])) from error
+            raise RuntimeError(NEEDS.format(_reason(error))) from error
         finally:
             for (part, _), call in zip(self._calls, before):
                 part._compiled_call_impl = call
 
     def release(self) -> None:
         """A compiled block holds nothing: its weights are arguments."""
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 LENGTH = {2: 1, 3: -1}
@@ -121,9 +125,9 @@ class CudaGraphs:
         _with_graphs.add(self)
 
     def call(self, forward: Callable, inputs: dict) -> Any:
-        inputs = {name: value for name, value in inputs.items() if name != "kept"}  # a graph computes it again
-        if self._reason is not None:
+        if self._reason is not None or "block" in inputs:  # a long video's call changes its run's state
             return forward(**inputs)
+        given, inputs = inputs, {name: value for name, value in inputs.items() if name != "kept"}  # computed again
         weights = tuple(parameter.data_ptr() for parameter in self._module.parameters())
         if weights != self._weights:
             self.release()
@@ -134,9 +138,9 @@ class CudaGraphs:
             try:
                 self._graphs[key] = self._capture(forward, inputs, self._module)
             except (RuntimeError, AssertionError, NotImplementedError) as error:
-                self._reason = str(error).splitlines()[0][:200]
+                self._reason = _reason(error)
                 logger.warning(NO_GRAPHS.format(self._reason))
-                return forward(**inputs)
+                return forward(**given)
         return self._graphs[key](inputs)
 
     def release(self) -> None:
