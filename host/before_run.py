@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-_graph: ContextVar[Mapping | None] = ContextVar("sana_graph", default=None)
+_graph: ContextVar[tuple[Mapping, dict] | None] = ContextVar("sana_graph", default=None)
 
 
 def remember(graph: Mapping | None) -> None:
     """Note an API-format graph, for the checks of this request."""
-    _graph.set(graph if isinstance(graph, Mapping) else None)
+    _graph.set((graph, {}) if isinstance(graph, Mapping) else None)
 
 
 def graph() -> Mapping:
     """The graph that is being checked; an empty one where nobody noted it."""
-    return _graph.get() or {}
+    return (_graph.get() or ({}, {}))[0]
+
+
+def found() -> dict:
+    """What checks have found in that graph, by class: each is asked for several times in one request."""
+    return (_graph.get() or ({}, {}))[1]

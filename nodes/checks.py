@@ -16,9 +16,6 @@ from ..host import before_run
 Problem = tuple[str, str]
 """The name of an input and what is wrong with it."""
 
-MOST_STEPS = 1000
-"""Links that are followed from a node."""
-
 
 @dataclass(frozen=True)
 class GraphNode:
@@ -53,7 +50,7 @@ class GraphNode:
     def before(self, *names: str) -> Iterator[GraphNode]:
         """The nodes along the links of these inputs, the nearest first."""
         node, seen = self.source(*names), {self.key}
-        while node is not None and node.key not in seen and len(seen) < MOST_STEPS:
+        while node is not None and node.key not in seen:
             yield node
             seen.add(node.key)
             node = node.source(*names)
@@ -89,7 +86,13 @@ class Validation:
         return validate
 
     def _wrong(self, owner: type) -> dict[str, dict[str, str]]:
-        """Input to value to message, for the nodes of a class in the graph that is about to run."""
+        """Input to value to message, for the nodes of a class in the graph that is about to run; found once."""
+        known = before_run.found()
+        if owner not in known:
+            known[owner] = self._found(owner)
+        return known[owner]
+
+    def _found(self, owner: type) -> dict[str, dict[str, str]]:
         graph = before_run.graph()
         nodes = [GraphNode(graph, key) for key in graph]
         found: dict[str, dict[str, str]] = {}
@@ -124,7 +127,7 @@ def _within_limits(node: GraphNode, owner: type) -> dict[str, Any]:
 
 
 def converted(value: Any, spec: tuple) -> Any:
-    """A value as ComfyUI converts it for an input; as it is where that fails, which ComfyUI then says."""
+    """A value as ComfyUI converts it for an input; None where that fails, which ComfyUI then says."""
     make = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}.get(spec[0] if isinstance(spec[0], str) else "")
     try:
         return make(value) if make else value
