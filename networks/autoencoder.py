@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -226,8 +225,10 @@ class Autoencoder:
         """What decoding takes, by the size of its tiles."""
 
         def needed(side: int | None) -> int:
-            cells = [min(length, (side or math.inf) // self.spec.spatial_ratio) for length in raw.shape[3:]]
-            return self.memory.decode((*raw.shape[:3], *map(int, cells)), run.dtype.itemsize)
+            cells = [
+                length if side is None else min(length, side // self.spec.spatial_ratio) for length in raw.shape[3:]
+            ]
+            return self.memory.decode((*raw.shape[:3], *cells), run.dtype.itemsize)
 
         return needed
 

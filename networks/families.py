@@ -116,12 +116,11 @@ class TransformerSpec:
     """The parameters of a loaded transformer.
 
     ``width``: channels of a token. ``patch``: latent cells per token in frames, rows and columns.
-    ``guidance_scale``: the factor of SANA-Sprint's embedded guidance, None without one. ``flow_shift``: the
-    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000. ``fingerprint``: of its
-    weights, for the states of long videos.
-    model's own. ``time_scale``: the factor of the timesteps of flow matching, 0 to 1000. ``float16``: it was trained
-    in float16 (SANA 1.0) and can be computed in it; the others overflow. ``clips``: its weights are those of that
-    training, stored in float16, and need what self-attention gives clipped to float16's range in every dtype.
+    ``guidance_scale``: the factor of SANA-Sprint's embedded guidance, None without one. ``flow_shift``: the model's
+    own. ``fingerprint``: of its weights, for the states of long videos. ``time_scale``: the factor of the timesteps
+    of flow matching, 0 to 1000. ``float16``: it was trained in float16 (SANA 1.0) and can be computed in it; the
+    others overflow. ``clips``: its weights are those of that training, stored in float16, and need what
+    self-attention gives clipped to float16's range in every dtype.
     """
 
     family: Family
@@ -144,6 +143,11 @@ class TransformerSpec:
     def space(self) -> LatentSpace | None:
         """The latent space of its latents; None if no known autoencoder has this number of channels."""
         return space_of(self.latent_channels, self.family.video)
+
+    @property
+    def frame_ratio(self) -> int:
+        """Frames of a latent frame; 1 where the latent space is not known."""
+        return self.space.frames if self.space else 1
 
     def sampling(self) -> torch.nn.Module:
         """Its model_sampling object."""

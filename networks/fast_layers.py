@@ -97,7 +97,7 @@ def _attend(query, heads: int, weight, turns, sums, total) -> None:
         q32 = _positive(q, weight)
         divisor = (q32 * total).unflatten(1, (heads, -1)).sum(-1, keepdim=True)
         wide = _by_head(rotated(q32, turn, heads), heads) @ sums
-        q.unflatten(1, (heads, -1)).copy_(wide.transpose(0, 1) / (divisor + 1e-15))
+        q.unflatten(1, (heads, -1)).copy_(wide.transpose(0, 1) / (divisor + card_layers.EPS))
 
 
 def _positive(x: torch.Tensor, weight, eps: float | None = None) -> torch.Tensor:

@@ -122,7 +122,20 @@ def _axes(stride) -> dict[str, int]:
     return dict(zip("qpr", stride))
 
 
-class Ltx2Decoder:
+class _Coder:
+    """What the decoder and the encoder have in common: the cache of their run."""
+
+    run: _Run
+
+    def park(self, device) -> None:
+        self.run.park(device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.run.nbytes
+
+
+class Ltx2Decoder(_Coder):
     """AutoencoderKLLTX2Video's decoder, a few latent frames at a time."""
 
     def __init__(self, module):
@@ -145,15 +158,8 @@ class Ltx2Decoder:
         p = decoder.patch_size
         return rearrange(x, "b (c r p) f h w -> b c f (h p) (w r)", p=p, r=p)
 
-    def park(self, device) -> None:
-        self.run.park(device)
 
-    @property
-    def nbytes(self) -> int:
-        return self.run.nbytes
-
-
-class Ltx2Encoder:
+class Ltx2Encoder(_Coder):
     """AutoencoderKLLTX2Video's encoder, a few frames at a time."""
 
     def __init__(self, module):
@@ -173,10 +179,3 @@ class Ltx2Encoder:
             x = run.resnet(block, x, last)
         x = run.conv(encoder.conv_out, x, last, encoder.norm_out, encoder.conv_act)
         return x[:, : self.channels]
-
-    def park(self, device) -> None:
-        self.run.park(device)
-
-    @property
-    def nbytes(self) -> int:
-        return self.run.nbytes

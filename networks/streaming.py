@@ -36,8 +36,17 @@ class Coder(Protocol):
         """Bytes of the cache."""
 
 
-def _bytes_of(kept: Iterable) -> int:
-    return sum(t.numel() * t.itemsize for t in kept if isinstance(t, torch.Tensor))
+class _Caching:
+    """What Wan's decoder and encoder cache of the frames before a piece."""
+
+    memory: list
+
+    def park(self, device) -> None:
+        self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(m.numel() * m.itemsize for m in self.memory if isinstance(m, torch.Tensor))
 
 
 class _ReadOnce(list):
@@ -47,7 +56,7 @@ class _ReadOnce(list):
         super().__setitem__(index, value if isinstance(index, slice) else None)
 
 
-class WanDecoder:
+class WanDecoder(_Caching):
     """AutoencoderKLWan's decoder, one latent frame at a time."""
 
     def __init__(self, module):
@@ -65,15 +74,8 @@ class WanDecoder:
             self.first = False
         return torch.cat(frames, dim=2).clamp(-1.0, 1.0)
 
-    def park(self, device) -> None:
-        self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
 
-    @property
-    def nbytes(self) -> int:
-        return _bytes_of(self.memory)
-
-
-class WanEncoder:
+class WanEncoder(_Caching):
     """AutoencoderKLWan's encoder: the first frame, then four frames for each latent frame."""
 
     def __init__(self, module):
@@ -92,13 +94,6 @@ class WanEncoder:
             side = [s // 8 for s in piece.shape[-2:]]
             return piece.new_zeros(piece.shape[0], self.module.config.z_dim, 0, *side)
         return self.module.quant_conv(torch.cat(latents, dim=2))[:, : self.module.config.z_dim]
-
-    def park(self, device) -> None:
-        self.memory[:] = [m.to(device) if isinstance(m, torch.Tensor) else m for m in self.memory]
-
-    @property
-    def nbytes(self) -> int:
-        return _bytes_of(self.memory)
 
 
 @dataclass(frozen=True)

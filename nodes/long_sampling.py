@@ -92,7 +92,7 @@ def taken_up(state, spec, samples: torch.Tensor, cached_blocks: int) -> BlockSta
 
 def blocks_of_prompts(positive: list, spec, bounds) -> list[int]:
     """The block that each prompt begins with, told in the log; ValueError for prompts that do not fit the blocks."""
-    ratio = spec.space.frames if spec.space else 1
+    ratio = spec.frame_ratio
     blocks = prompt_blocks([start_of(options, ratio) for _, options in positive], bounds)
     for number, block in enumerate(blocks[1:], 2):
         frame = (bounds[block] - 1) * ratio + 1

@@ -57,6 +57,11 @@ FLOW_SOLVERS = tuple(
 """The solvers of flow matching, the default first."""
 
 
+def goes_by_blocks(function: Callable) -> bool:
+    """Whether a sampler function is one that samples long videos block by block."""
+    return any(row.function is function for row in SAMPLERS.values() if row.block_causal)
+
+
 def flow_solver(name: str) -> Sampler:
     """The row of a flow-matching solver; ValueError for an unknown name."""
     if name not in FLOW_SOLVERS:

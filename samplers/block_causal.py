@@ -7,6 +7,7 @@ none, and where the prompt changes, it is made with the new prompt (recaching).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,8 +115,12 @@ def block_lengths(frames: int, block: int = BLOCK) -> list[int]:
 
 def block_bounds(frames: int, block: int = BLOCK) -> tuple[int, ...]:
     """The latent frame that each block begins with, and the number of all."""
-    lengths = block_lengths(frames, block)
-    return tuple(sum(lengths[:number]) for number in range(len(lengths) + 1))
+    return (0, *itertools.accumulate(block_lengths(frames, block)))
+
+
+def longest_block(frames: int, block: int = BLOCK) -> int:
+    """The latent frames of the longest block that a video of ``frames`` may have: the first takes the remainder."""
+    return min(frames, 2 * block - 1)
 
 
 def prompt_blocks(starts: Sequence[float], bounds: Sequence[int]) -> list[int]:

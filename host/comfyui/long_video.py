@@ -6,8 +6,8 @@ import comfy.patcher_extension
 
 from ...networks.families import TransformerSpec
 from ...networks.long_video import check_run
-from ...samplers import SAMPLERS
-from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
+from ...samplers import goes_by_blocks
+from ...samplers.block_causal import BLOCK, call_in, longest_block, prompt_of, start_of
 from . import guidance
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -47,8 +47,7 @@ def watch(patcher, spec: TransformerSpec):
 
 
 def _goes_by_blocks(function) -> bool:
-    own = any(row.function is function for row in SAMPLERS.values() if row.block_causal)
-    return own or getattr(function, "__name__", "") == CORE_SAMPLER
+    return goes_by_blocks(function) or getattr(function, "__name__", "") == CORE_SAMPLER
 
 
 def _others(guider, function, denoise_mask) -> list[str]:
@@ -72,7 +71,7 @@ def _prepare(executor, model, noise_shape, conds, *args, **kwargs):
     """Memory is made ready for one block and not for the whole video."""
     options = kwargs.get("model_options") or next(iter(args), None) or {}
     block = options.get("transformer_options", {}).get(FRAMES, BLOCK)
-    longest = min(noise_shape[2], 2 * block - 1)
+    longest = longest_block(noise_shape[2], block)
     return executor(model, (*noise_shape[:2], longest, *noise_shape[3:]), conds, *args, **kwargs)
 
 
@@ -80,7 +79,7 @@ def _with_prompt_of_block(executor, model, conds, x_in, timestep, model_options)
     """Of several prompts (Sana Prompt Schedule) the one of the block is computed."""
     call = call_in(model_options.get("transformer_options"))
     if call is not None:
-        ratio = model.sana_spec.space.frames if model.sana_spec.space else 1
+        ratio = model.sana_spec.frame_ratio
         conds = [_prompt(entries, call, ratio) for entries in conds]
     return executor(model, conds, x_in, timestep, model_options)
 

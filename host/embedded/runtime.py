@@ -26,8 +26,8 @@ from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
 from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens, use_fast_text_encoder
 from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
-from ...samplers import SAMPLERS
-from ...samplers.block_causal import BLOCK, call_in, prompt_of, start_of
+from ...samplers import goes_by_blocks
+from ...samplers.block_causal import BLOCK, call_in, longest_block, prompt_of, start_of
 from . import progress
 from .devices import default_device, fits_free_memory, move_to_device, prepare
 
@@ -153,7 +153,6 @@ def sample(
 
 def _check_blocks(model: Model, guidance: Guidance, latent: dict, function) -> None:
     """ValueError where a long video is asked for of another model, or what does not go with one."""
-    blocks = any(row.function is function for row in SAMPLERS.values() if row.block_causal)
     mask = latent.get("noise_mask")
     masked = mask is not None and bool((mask < 1).any())
     others = [
@@ -161,7 +160,7 @@ def _check_blocks(model: Model, guidance: Guidance, latent: dict, function) -> N
         *(["a noise mask (image to video)"] if masked else []),
         *(["Sana PAG"] if model.perturbation is not None else []),
     ]
-    check_run(model.spec, blocks, guidance.cfg, others)
+    check_run(model.spec, goes_by_blocks(function), guidance.cfg, others)
 
 
 def _normalised(spec: TransformerSpec, samples: torch.Tensor) -> torch.Tensor:
@@ -276,7 +275,7 @@ def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
 def _denoiser_of_blocks(model: Model, prompts: list) -> Callable:
     """x0 of x_t for the block of a long video that a sampler's BlockCall names, with the prompt of that block."""
     conditions = [_condition(model, [prompt]) for prompt in prompts]
-    starts = [start_of(options, model.spec.space.frames if model.spec.space else 1) for _, options in prompts]
+    starts = [start_of(options, model.spec.frame_ratio) for _, options in prompts]
 
     def denoise(x, sigma, model_options=None, **_):
         block = call_in((model_options or {}).get("transformer_options"))
@@ -316,7 +315,7 @@ def _step_bytes(model: Model, guidance: Guidance, shape, mask) -> int:
 
 def _block_bytes(model: Model, guidance: Guidance, shape, options: dict) -> int:
     """The same of a long video, of which a call has one block, and its state."""
-    longest = min(shape[2], 2 * options.get("block_frames", BLOCK) - 1)
+    longest = longest_block(shape[2], options.get("block_frames", BLOCK))
     cells = math.prod(shape[3:]) // math.prod(model.spec.patch[1:])
     cached = options.get("cached_blocks", 0)
     kept = state_bytes(model.module.config, shape[0], cells, model.dtype.itemsize, cached)
