@@ -228,8 +228,10 @@ def varied(plan: Plan, inputs: Mapping[str, Mapping[str, Any]], folders: Folders
     ``inputs`` has all inputs of such a node. Its links are those of the plan: the order of the nodes stays.
     """
     changed = {key: {**plan.graph[key], "inputs": dict(values)} for key, values in inputs.items()}
-    new = replace(plan, graph={**plan.graph, **changed}, notes=[])
-    before_run.remember(new.graph)
+    graph = {**plan.graph, **changed}
+    before_run.remember(graph)
+    declared = {**plan.declared, **{key: plan.declared[key].checked_again() for key in changed}}
+    new = replace(plan, graph=graph, declared=declared, notes=[])
     _raise_if_any(problem for key in changed for problem in _node_problems(key, new, folders))
     return new
 

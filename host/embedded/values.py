@@ -6,7 +6,7 @@ import inspect
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
@@ -42,6 +42,10 @@ class Declaration:
         name = getattr(node_class, "DISPLAY_NAME", class_type)
         required, optional, hidden = (inputs.get(kind, {}) for kind in ("required", "optional", "hidden"))
         return cls(node_class, name, required, optional, hidden, _validated_names(node_class))
+
+    def checked_again(self) -> Declaration:
+        """The same for another graph, of which a node's own check may look at other inputs."""
+        return replace(self, own=_validated_names(self.cls))
 
     def spec(self, name: str) -> Any:
         """The kind and the options of an input, None for one that the class does not have."""

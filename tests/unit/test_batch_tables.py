@@ -183,3 +183,14 @@ def test_a_table_is_streamed(tmp_path):
 
     peak(10)
     assert peak(20_000) < 1.03 * peak(2_000)
+
+
+def test_a_nodes_own_check_sees_every_row(place, capsys):
+    """The first row is right: what a class has nothing against in it, it may have in another one."""
+    place.graph["3"] = {
+        "class_type": "SanaSaveFrames",
+        "inputs": {"images": ["2", 0], "format": "png", "filename_prefix": "frames/Sana"},
+    }
+    place.write_workflow()
+    table = place.table("t.csv", b"key,3.filename_prefix\na,frames/a\nb,../b\n")
+    assert_refused(place, capsys, table, "line 3: ")
