@@ -8,6 +8,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,17 @@ class Batch:
             if made.full:  # the row's files go with the staging folder
                 raise Stopped(f"no space is left for {self.job.output}: free some, and give the same command again")
             if made.error is not None and made.task.attempt <= self._options["retry"]:
-                task = made.task
-                self._again.append(Task(task.number, task.key, task.inputs, task.hash, task.attempt + 1))
+                self._again.append(replace(made.task, attempt=made.task.attempt + 1))
             else:
-                yield self._commit(made)
+                yield self._committed(made)
             if made.folder:
                 shutil.rmtree(made.folder, ignore_errors=True)
+
+    def _committed(self, made: Made) -> dict:
+        try:
+            return self._commit(made)
+        except OSError as error:
+            raise _stopped(error) from error
 
     def _take(self) -> Task | None:
         """The next row to make."""
@@ -216,8 +222,15 @@ class Batch:
 
     def _finish(self) -> None:
         """The manifest in the table's order, and as parquet where pyarrow is there."""
-        self.manifest.tidy([*self._offsets, *self._gone])
-        self.manifest.write_parquet()
+        try:
+            self.manifest.tidy([*self._offsets, *self._gone])
+            self.manifest.write_parquet()
+        except OSError as error:
+            raise _stopped(error) from error
+
+
+def _stopped(error: OSError) -> Stopped:
+    return Stopped(f"the results cannot be written: {error}; mend that, and give the same command again")
 
 
 def _is_there(folder: Path, file: dict) -> bool:
@@ -276,7 +289,7 @@ def run(
     base = Job(graph, frozenset(), output / HIDDEN / "work", output, _path(models), _path(input), metadata)
     servers = (address or "") if engine == "comfyui" else None
     rows, keys = _read(base, open_table(table), settings, columns or {}, key, servers)
-    job = Job(**{**vars(base), "varied": frozenset(rows.columns.varied())})
+    job = replace(base, varied=frozenset(rows.columns.varied()))
     start = partial(ENGINES[engine], job, workers, address)
     return _begin(rows, keys, job, start, {"limit": limit, "retry": retry, "changed": changed})
 

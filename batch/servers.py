@@ -17,7 +17,7 @@ from typing import Any
 from ..cli.calls import BadCall
 from .columns import Changes
 from .tables import BadRow
-from .worker import Job, Made, Stopped, Task, described, with_inputs
+from .worker import Job, Made, Stopped, Task, described, is_full, with_inputs
 
 QUEUED = 2
 """Rows that a server has: one at work and one in its queue, so that it never waits. People's own runs come between."""
@@ -150,8 +150,8 @@ class ServersEngine:
         except ServerLost:
             time.sleep(0 if self.ending.is_set() else 20 * PAUSE * (1 + server.failures))
             raise
-        except Refused as error:
-            made.error = str(error)
+        except Exception as error:
+            made.error, made.full = str(error) or type(error).__name__, is_full(error, self.job.output)
         made.seconds = round(time.perf_counter() - begin, 4)
         return made
 

@@ -111,7 +111,7 @@ class Worker:
             self.folders.staging = folder
             made.files = [described(path) for path in self._run(task)]
         except Exception as error:
-            made.error, made.full = str(error) or type(error).__name__, _is_full(error, self.job.output)
+            made.error, made.full = str(error) or type(error).__name__, is_full(error, self.job.output)
         made.seconds = round(time.perf_counter() - begin, 4)
         return made
 
@@ -148,7 +148,7 @@ def described(path: Path) -> dict:
     return {"path": str(path), "bytes": size, "sha256": hashed.hexdigest()}
 
 
-def _is_full(error: BaseException | None, folder: Path) -> bool:
+def is_full(error: BaseException | None, folder: Path) -> bool:
     """Whether a row failed because no space is left: the next one would too."""
     import errno
 

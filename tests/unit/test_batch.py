@@ -166,6 +166,21 @@ def test_a_line_that_cannot_be_written_leaves_the_manifest_whole(place, monkeypa
     assert (place.output / "manifest.jsonl").read_bytes() == before
 
 
+def test_a_manifest_that_cannot_be_written_ends_the_batch_in_words(place, monkeypatch, capsys):
+    table = place.points(3)
+
+    def refuse(self, record):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(manifest.Manifest, "append", refuse)
+        assert cli.main(["batch", *place.arguments(table)]) == 1
+    said = capsys.readouterr().err
+    assert "the results cannot be written" in said and "give the same command again" in said
+    assert cli.main(["batch", *place.arguments(table)]) == 0
+    place.assert_complete(3)
+
+
 # ---- changes
 
 
