@@ -18,7 +18,7 @@ from ..model_loaders.files.kinds import (
     of_variant,
 )
 from ..model_loaders.files.listing import kinds_of
-from ..model_loaders.files.open import checkpoint_keys, read_json
+from ..model_loaders.files.open import checkpoint_keys, config_of_file
 from ..model_loaders.pipeline import check_pipeline
 from .calls import EXAMPLES, find_comfyui
 from .console import printable
@@ -108,14 +108,9 @@ def _checkpoint(roots: list[Path], name: str) -> str:
     try:
         path = folders.find_model(roots, name, "model")
         found = describe(checkpoint_keys(path))
-        return of_variant(found, path, _config(path)).label if found else "not recognised"
+        return of_variant(found, path, config_of_file(path)).label if found else "not recognised"
     except (OSError, ValueError) as error:
         return f"unusable: {error}"
-
-
-def _config(path: Path) -> dict:
-    file = path / "config.json"
-    return read_json(file) if file.is_file() else {}
 
 
 def lacking(graph: dict, searched: Folders) -> list[str]:

@@ -105,7 +105,7 @@ def _sheet(images: list):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        for name in sys.argv[1:] or templates():
+        for name in sys.argv[1:] or [name for name, made in templates().items() if made.demo or name in SCENES]:
             image = thumbnail(name, templates()[name], Path(scratch))
             image.save(files(name)[0].with_suffix(".jpg"), quality=88)
             sys.stderr.write(f"{name}\n")

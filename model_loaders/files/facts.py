@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from ...networks.families import FAMILIES
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace, space_of
 from .checkpoint import UnusableFile
-from .kinds import PREFIX, Kind, describe
-from .open import PYTORCH_SUFFIXES, open_header, weight_files
+from .kinds import PREFIX, Description, Kind, describe, of_variant
+from .open import PYTORCH_SUFFIXES, config_of_file, open_header, weight_files
 
 PARTS = ("transformer", "text_encoder", "vae")
 """The parts of a pipeline folder that have weights."""
@@ -56,7 +56,10 @@ def facts_of(path: Path) -> Facts:
     """
     files = weight_files(Path(path))
     states = [file.stat() for file in files]
-    return _read(tuple(files), tuple((state.st_mtime_ns, state.st_size) for state in states))
+    found = _read(tuple(files), tuple((state.st_mtime_ns, state.st_size) for state in states))
+    if found.kind is None:
+        return found
+    return replace(found, kind=of_variant(Description(found.kind), Path(path), config_of_file(Path(path))).kind)
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import folders
 from .checkpoint import UnusableFile
 from .kinds import Description, Kind, describe, kinds_of_config, of_variant
-from .open import PYTORCH_SUFFIXES, header_keys, read_json, weight_files
+from .open import PYTORCH_SUFFIXES, config_of_file, header_keys, read_json, weight_files
 
 
 def models_of_kind(roots: Iterable[Path], kinds: tuple[Kind, ...]) -> list[str]:
@@ -36,8 +36,8 @@ def kinds_of(path: Path) -> tuple[Kind, ...] | None:
     try:
         if path.is_dir() and (named := kinds_of_config(read_json(path / "config.json"))):
             return named
-        found = _kinds_of_file(weight_files(path)[0])
-        return found and tuple(of_variant(Description(kind), path).kind for kind in found)
+        found, config = _kinds_of_file(weight_files(path)[0]), config_of_file(path)
+        return found and tuple(of_variant(Description(kind), path, config).kind for kind in found)
     except (OSError, UnusableFile):
         return None
 

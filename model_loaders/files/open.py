@@ -34,6 +34,16 @@ torch searches its error messages by a regular expression that takes the square 
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 
+def _config_file(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path.with_suffix(".json")
+
+
+def config_of_file(path: Path) -> dict | None:
+    """The config in a folder, or beside a file under its name; None where there is none, UnusableFile for a bad one."""
+    file = _config_file(path)
+    return read_json(file) if file.is_file() else None
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a safetensors or PyTorch file, or a folder of them, and identify quantised layers.
 
@@ -42,8 +52,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    config_file = path / "config.json" if path.is_dir() else path.with_suffix(".json")
-    config = read_json(config_file) if config_file.is_file() else None
+    config = config_of_file(path)
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
     for file in weight_files(path):
@@ -58,7 +67,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     if (longest := max(entries, key=len))[LONGEST_KEY:]:
         raise UnusableFile(f"{path} has a key of {len(longest):,} characters ({longest[:40]}…); download it again")
-    own_config = None if config is None else config_file
+    own_config = None if config is None else _config_file(path)
     return with_quantised_layers(Checkpoint(path, entries, config, metadata, own_config))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import save_file
-from sana_nodes.model_loaders.files import facts
+from sana_nodes.model_loaders.files import facts, listing
+from sana_nodes.model_loaders.files.kinds import Kind
 from sana_nodes.networks.latent_spaces import DC_AE, WAN
 from sana_nodes.nodes.describing import amount, describe
 
@@ -73,3 +76,15 @@ def test_no_tensor_is_read_and_it_is_quick(tmp_path):
 )
 def test_sizes_as_people_say_them(count, text):
     assert amount(count) == text
+
+
+def test_a_long_video_is_told_by_its_config_and_by_its_name(tmp_path):
+    """As the loaders and `sana-nodes models` do: its tensors are those of SANA-Video."""
+    weights = tiny.video_transformer().state_dict()
+    for name in ("any", "longlive"):
+        save_file(weights, tmp_path / f"{name}.safetensors")
+    assert facts.facts_of(tmp_path / "longlive.safetensors").kind is Kind.LONG_VIDEO
+    assert facts.facts_of(tmp_path / "any.safetensors").kind is Kind.VIDEO
+    (tmp_path / "any.json").write_text(json.dumps({"_class_name": "SanaVideoCausalTransformer3DModel"}))
+    assert facts.facts_of(tmp_path / "any.safetensors").kind is Kind.LONG_VIDEO
+    assert Kind.LONG_VIDEO in listing.kinds_of(tmp_path / "any.safetensors")
