@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for wor
 
 import gemma
 import platforms
+import small_batch
 import tiny
 from in_process import start_comfyui
 
@@ -145,3 +146,18 @@ def theirs(spiece, tmp_path_factory):
     tokenizer = gemma.converted(spiece, folder)
     tokenizer.folder = folder
     return tokenizer
+
+
+@pytest.fixture
+def no_host():
+    """No host is in use when the test ends."""
+    from sana_nodes import host as hosts
+
+    yield
+    hosts._current = None
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A workflow of core nodes, with folders for a batch of it."""
+    return small_batch.Place(tmp_path)

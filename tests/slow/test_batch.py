@@ -13,10 +13,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import small_batch
 import tiny
 from PIL import Image
-from sana_nodes import batch, host
+from sana_nodes import batch
 from sana_nodes.batch.checking import EmbeddedChecks, Rows, read_all
 from sana_nodes.batch.columns import Columns
 from sana_nodes.batch.tables import open_table
@@ -26,15 +25,7 @@ WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_
 SETTINGS = ["--set", "3.width=32", "--set", "3.height=32"]
 
 
-@pytest.fixture(autouse=True)
-def _forget_host():
-    yield
-    host._current = None
-
-
-@pytest.fixture
-def place(tmp_path):
-    return small_batch.Place(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_host")
 
 
 def lines_of(output) -> list[dict]:

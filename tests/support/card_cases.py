@@ -6,15 +6,29 @@ counted as a difference.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import controlling
 import drawing
 import filming
+import pretend_card
 import tiny
 import torch
+from sana_nodes.host.embedded import devices
 from sana_nodes.networks.previews import fit_preview
+
+
+@contextlib.contextmanager
+def a_card(**kind):
+    """A machine with a card, on which nothing is left behind."""
+    with pretend_card.cards(**kind) as machine:
+        try:
+            yield machine
+        finally:
+            devices.put_all_away()
+
 
 PROMPT = "a red ring on the left of a blue background"
 LORA = "card.safetensors"

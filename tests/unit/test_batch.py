@@ -16,7 +16,7 @@ import pytest
 import small_batch
 import tiny
 from PIL import Image
-from sana_nodes import batch, cli, host
+from sana_nodes import batch, cli
 from sana_nodes.batch import manifest, worker
 from sana_nodes.cli.calls import BadCall
 from sana_nodes.host.embedded import kept
@@ -25,15 +25,7 @@ WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_
 SETTINGS = ["1.pipeline=tiny", "3.width=64", "3.height=64"]
 
 
-@pytest.fixture(autouse=True)
-def _forget_host():
-    yield
-    host._current = None
-
-
-@pytest.fixture
-def place(tmp_path):
-    return small_batch.Place(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_host")
 
 
 def made(place, table, **options) -> list[dict]:

@@ -123,11 +123,6 @@ def _quick(monkeypatch):
         Fake.started.pop().end()
 
 
-@pytest.fixture
-def place(tmp_path):
-    return small_batch.Place(tmp_path)
-
-
 def made(place, table, *fakes, **options):
     address = ",".join(fake.address for fake in fakes)
     return list(batch.run(place.workflow, table, engine="comfyui", address=address, **place.folders, **options))

@@ -6,21 +6,11 @@ import json
 import tracemalloc
 
 import pytest
-import small_batch
-from sana_nodes import batch, cli, host
+from sana_nodes import batch, cli
 from sana_nodes.batch import tables
 from sana_nodes.cli.calls import BadCall
 
-
-@pytest.fixture(autouse=True)
-def _forget_host():
-    yield
-    host._current = None
-
-
-@pytest.fixture
-def place(tmp_path):
-    return small_batch.Place(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_host")
 
 
 GOOD = "key,2.x,2.y\na,1,2\nb,3,4\n"

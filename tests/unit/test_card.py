@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import cache
 
 import card_cases
 import drawing
-import pretend_card
 import pytest
 import torch
 from sana_nodes import host as hosts
@@ -34,16 +32,6 @@ def here(home, reference, sana_reference, video_references):
     chosen.folders.input, chosen.folders.output = home / "input", home / "output"
     yield chosen
     hosts._current = None
-
-
-@contextlib.contextmanager
-def a_card(**kind):
-    """A machine with a card, on which nothing is left behind."""
-    with pretend_card.cards(**kind) as machine:
-        try:
-            yield machine
-        finally:
-            devices.put_all_away()
 
 
 @cache
@@ -73,7 +61,7 @@ NOISE = "samplers/noise.py"
 def test_samplings(here, name):
     """Steps wait for nothing, move SCM's noise alone and launch no more than is known."""
     case, expected = sampling(name), on_the_cpu(name, here)
-    with a_card(capability=WITHOUT_BF16) as machine:
+    with card_cases.a_card(capability=WITHOUT_BF16) as machine:
         run = case.loaded(here)
         result = run(STEPS)
         asked = per_step(machine, run)
@@ -94,7 +82,7 @@ def per_step(machine, run) -> dict:
 @pytest.mark.parametrize("name", card_cases.CODINGS)
 def test_autoencoders(here, name):
     expected = card_cases.coded(here, *card_cases.CODINGS[name])
-    with a_card():
+    with card_cases.a_card():
         result = card_cases.coded(here, *card_cases.CODINGS[name])
     assert drawing.difference(result, expected) < BOUND
 
@@ -105,7 +93,7 @@ def test_a_step_takes_what_is_estimated(here, monkeypatch, name):
     true = runtime._call_bytes
     asked = []
     monkeypatch.setattr(runtime, "_call_bytes", lambda *given: asked.append(true(*given)) or asked[-1])
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         run = sampling(name).loaded(here)
         run(1)
         machine.begin()
@@ -116,7 +104,7 @@ def test_a_step_takes_what_is_estimated(here, monkeypatch, name):
 
 @pytest.mark.parametrize("half", ["encode", "decode"])
 def test_an_image_takes_what_is_estimated(here, half):
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         vae = drawing.call("SanaLoadPipeline", pipeline="tiny")[2]
         given = {"encode": torch.rand(1, 256, 256, 3), "decode": torch.randn(1, 32, 8, 8)}[half]
         getattr(vae, half)(given)
@@ -138,7 +126,7 @@ def test_previews(here):
     latent, decoder = torch.randn(1, 32, 2, 3), previews.TinyDecoder(weights, 1)
     vae = drawing.call("SanaLoadPipeline", pipeline="tiny")[2]
     expected = decoder(latent), previews.fit_preview(vae.encode, 32)
-    with a_card():
+    with card_cases.a_card():
         vae = drawing.call("SanaLoadPipeline", pipeline="tiny")[2]
         result = decoder(latent.to("cuda")).cpu(), previews.fit_preview(vae.encode, 32)
     assert drawing.difference(result[0], expected[0]) < BOUND
@@ -147,12 +135,12 @@ def test_previews(here):
 
 def test_prompts(here):
     expected = card_cases.encoded_prompt(here)
-    with a_card():
+    with card_cases.a_card():
         assert drawing.difference(card_cases.encoded_prompt(here), expected) < BOUND
 
 
 def test_a_table_that_is_left_on_the_cpu_is_found(here):
-    with a_card():
+    with card_cases.a_card():
         run = sampling("SCM").loaded(here)
         run(1)
         block = devices._resident[-1].module.transformer_blocks[1]
@@ -164,7 +152,7 @@ def test_a_table_that_is_left_on_the_cpu_is_found(here):
 def test_a_value_that_a_step_asks_for_is_found(here, monkeypatch):
     true = FlowMatch.timestep
     monkeypatch.setattr(FlowMatch, "timestep", lambda self, sigma: true(self, sigma) * (sigma[0].item() >= 0))
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         run = sampling("guidance").loaded(here)
         waits = per_step(machine, run)["waits"]
     assert list(waits.values()) == [1.0] and "tests/unit/test_card.py" in next(iter(waits))

@@ -7,7 +7,6 @@ import logging
 
 import card_cases
 import drawing
-import pretend_card
 import pytest
 import torch
 from sana_nodes import host as hosts
@@ -29,15 +28,6 @@ def here(home, reference, video_references):
     hosts._current = None
 
 
-@contextlib.contextmanager
-def a_card(**kind):
-    with pretend_card.cards(**kind) as machine:
-        try:
-            yield machine
-        finally:
-            devices.put_all_away()
-
-
 def a_vae(name: str):
     return drawing.call("SanaLoadPipeline", pipeline=card_cases.VAES[name])[2]
 
@@ -46,7 +36,7 @@ def a_vae(name: str):
 @pytest.mark.parametrize("half", ["encode", "decode"])
 def test_a_video_autoencoder_keeps_nothing_on_the_card(here, monkeypatch, half, how):
     """Its convolutions' caches are 3.6 GB at 832 x 480 in float32."""
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         vae = a_vae("Wan")
         given = card_cases.pixels("Wan") if half == "encode" else torch.randn(card_cases.LATENTS["Wan"])
         if how == "interrupted":
@@ -67,7 +57,7 @@ def stop_in_the_middle(*_):
 
 
 def test_models_that_fit_stay_on_the_card(here):
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         parts = drawing.call("SanaLoadPipeline", pipeline="tiny")
         expected = drawing.ours(parts, card_cases.PROMPT)
         modules = parts[1].module, parts[0].module, parts[2].autoencoder.module
@@ -79,13 +69,13 @@ def test_models_that_fit_stay_on_the_card(here):
 
 def test_models_that_do_not_fit_together_take_turns(here):
     """Each is the file's own tensors before and after: nothing is copied back from the card."""
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         parts = drawing.call("SanaLoadPipeline", pipeline="tiny")
         expected = drawing.ours(parts, card_cases.PROMPT)
     modules = parts[1].module, parts[0].module, parts[2].autoencoder.module
     before = [[p.data_ptr() for p in module.parameters()] for module in modules]
     largest = max(map(devices.weight_bytes, modules))
-    with a_card(memory=largest + MIB) as machine:
+    with card_cases.a_card(memory=largest + MIB) as machine:
         parts = drawing.call("SanaLoadPipeline", pipeline="tiny")
         modules = parts[1].module, parts[0].module, parts[2].autoencoder.module
         before = [[p.data_ptr() for p in module.parameters()] for module in modules]
@@ -98,7 +88,7 @@ def test_models_that_do_not_fit_together_take_turns(here):
 
 
 def test_gemmas_table_stays_in_main_memory(here):
-    with a_card() as machine:
+    with card_cases.a_card() as machine:
         clip = drawing.call("SanaLoadPipeline", pipeline="tiny")[1]
         drawing.call("SanaEncodePrompt", clip=clip, text=card_cases.PROMPT)
         assert clip.module.embed_tokens.weight.device.type == "cpu" and clip.module.norm.weight.is_cuda
@@ -123,12 +113,12 @@ def test_tiles_shrink_until_they_fit(here, monkeypatch, caplog, name, half):
     tried = sizes_tried(monkeypatch)
     for constant, pixels in {"IMAGE_TILE": 128, "VIDEO_TILE": 64, "LEAST_TILE": 32}.items():
         monkeypatch.setattr(autoencoder, constant, pixels)
-    with a_card() as machine, caplog.at_level(logging.WARNING):
+    with card_cases.a_card() as machine, caplog.at_level(logging.WARNING):
         vae = a_vae(name)
         forget_estimates(monkeypatch, vae)
         getattr(vae, half)(given)
         whole = machine.peak[0]
-    with a_card(memory=whole // 2) as machine:
+    with card_cases.a_card(memory=whole // 2) as machine:
         result = getattr(vae, half)(given)
         assert machine.used[0] == devices.weight_bytes(vae.autoencoder.module)
     assert tried[0] is None and tried[1] is None and len(tried) > 2 and tried[2:] == sorted(tried[2:], reverse=True)
@@ -156,7 +146,7 @@ def large(name: str, half: str) -> torch.Tensor:
 
 def test_what_cannot_fit_is_not_tried(here, monkeypatch):
     tried = sizes_tried(monkeypatch)
-    with a_card(memory=24 * MIB):
+    with card_cases.a_card(memory=24 * MIB):
         a_vae("DC-AE").decode(torch.randn(1, 32, 16, 16))
     assert len(tried) == 1 and tried[0] in (256, 512), "the whole image would take 42 MB"
 
@@ -202,7 +192,7 @@ def test_caches_of_tiles_stay_on_a_card_that_has_room(here):
     """Else they go over the bus twice for each piece and tile."""
     moved = {}
     for room in (80 << 30, 7 * MIB):
-        with a_card(memory=room) as machine:
+        with card_cases.a_card(memory=room) as machine:
             vae = a_vae("Wan")
             with vae._run("decode") as run:
                 frames = vae.autoencoder.decode(filming_latent(), run, 32)
