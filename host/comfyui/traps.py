@@ -8,6 +8,7 @@ import torch
 
 from ...networks.families import TransformerSpec
 from . import editor
+from .lora import NETWORK, network_shapes
 
 MOST_STEPS = 8
 """SANA-Sprint is made for 1 to 4 steps; from here on more cost time and details."""
@@ -63,7 +64,7 @@ def patcher_class(plain: type) -> type:
 
 def _misfit(patcher, patches) -> str | None:
     """The first weight whose LoRA has other dimensions."""
-    shapes = {key: tuple(value.shape) for key, value in patcher.model.state_dict().items()}
+    shapes = {f"{NETWORK}{name}": shape for name, shape in network_shapes(patcher).items()}
     for key, patch in patches.items():
         weights = getattr(patch, "weights", None) if getattr(patch, "name", "") == "lora" else None
         shape = shapes.get(key) if isinstance(key, str) else None
