@@ -19,7 +19,7 @@ MOST_PROBLEMS = 20
 WHOLE_CHECKS = 100
 """Combinations of sizes, models and choices with which the whole workflow is checked, and not only what changes."""
 
-FREE = ("seed", "noise_seed")
+SEEDS = ("seed", "noise_seed")
 """Numbers that no check of another node looks at."""
 
 
@@ -98,7 +98,7 @@ def read_all(rows: Rows, checks: Checks) -> Keys:
 
 def _combination(columns: Columns, inputs: Changes) -> str:
     """What the check of another node may depend on: everything but texts and seeds."""
-    targets = [t for t in columns.targets.values() if t and t.kind != "STRING" and t.name not in FREE]
+    targets = [t for t in columns.targets.values() if t and t.kind != "STRING" and t.name not in SEEDS]
     return digest([[t.node, t.name, inputs[t.node].get(t.name)] for t in targets if t.node in inputs])
 
 

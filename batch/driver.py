@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli.calls import BadCall
+from ..cli.calls import BadCall, check_output
 from ..cli.workflows import apply_settings, read_workflow
-from .checking import EmbeddedChecks, Rows, read_all
+from .checking import SEEDS, EmbeddedChecks, Rows, read_all
 from .cluster import RayEngine
 from .columns import Columns, digest
 from .lock import Lock
@@ -247,7 +247,7 @@ def _plain(node: Mapping) -> list:
 def seed_of(graph: Mapping[str, dict]) -> int | None:
     """The first seed in a workflow."""
     for node in graph.values():
-        for name in ("seed", "noise_seed"):
+        for name in SEEDS:
             value = node["inputs"].get(name)
             if isinstance(value, int):
                 return value
@@ -337,10 +337,8 @@ def _path(value: str | Path | None) -> Path | None:
 
 
 def _make_folder(output: Path) -> None:
-    from ..media.prefixes import check_folder
-
+    check_output(output)
     try:
-        check_folder(output)
         (output / HIDDEN).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadCall(f"the output folder cannot be used: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..cli.calls import BadCall
+from ..cli.calls import BadCall, sha256_of
 from ..host.embedded.folders import Folders
 from .columns import Changes
 from .manifest import sync_file
@@ -139,13 +138,9 @@ def with_inputs(graph: Mapping[str, dict], inputs: Mapping[str, Mapping]) -> dic
 
 def described(path: Path) -> dict:
     """A file that is whole on the disk, with its bytes and sha256."""
-    hashed, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-            size += len(block)
+    found = {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     sync_file(path)
-    return {"path": str(path), "bytes": size, "sha256": hashed.hexdigest()}
+    return found
 
 
 def is_full(error: BaseException | None, folder: Path) -> bool:

@@ -6,10 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from .calls import BadCall
+from .calls import INTERRUPTED, BadCall
 from .console import CannotPrint, tell, tolerant_streams
 
-INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
 
 

@@ -10,13 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .calls import BadCall, failure
+from .calls import INTERRUPTED, BadCall, failure
 from .console import printable, tell
 
 INTERVAL = 10.0
 """Seconds between two lines of progress where no terminal shows one line that changes."""
-
-INTERRUPTED = 130
 
 
 def batch_command(options: argparse.Namespace) -> int:

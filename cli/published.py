@@ -7,17 +7,13 @@ compares sizes alone, so the weights are held here against the sha256 that the h
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..model_loaders.published import Published, published
-from .calls import BadCall, failure, find_comfyui
-
-BLOCK = 1 << 22
-"""Bytes that are read at a time."""
+from .calls import BadCall, failure, find_comfyui, sha256_of
 
 NEEDED = re.compile(r"\.(json|safetensors|model|txt|jinja)$")
 WEIGHTS = re.compile(r"(?P<stem>.+?)(?:\.(?P<variant>[a-z]+\d+))?(?P<shard>-\d+-of-\d+)?\.safetensors$")
@@ -123,15 +119,7 @@ def _download_again(row: Published, name: str, commit: str, target: Path, expect
 
 def _damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
     """The files of a folder whose sha256 is not the one given."""
-    return [name for name, expected in sums.items() if _sha256(folder / name) != expected.lower()]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return [name for name, expected in sums.items() if sha256_of(folder / name) != expected.lower()]
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .calls import PACK, BadCall, failure, find_comfyui
+from .calls import PACK, BadCall, check_output, failure, find_comfyui
 from .workflows import apply_settings, declared_inputs, read_workflow
 
 
@@ -39,7 +39,7 @@ def run_embedded(graph: dict, options: argparse.Namespace) -> int:
     folders = embedded.folders
     folders.models = [options.models] if options.models else folders.models
     folders.input, folders.output = options.input or folders.input, options.output or folders.output
-    _check_output(folders.output)
+    check_output(folders.output)
     if options.set:
         apply_settings(graph, options.set, declared_inputs(graph, executor.known_classes(NODE_CLASS_MAPPINGS)))
     try:
@@ -55,7 +55,7 @@ def _run_in_comfyui(graph: dict, options: argparse.Namespace, comfyui: Path) -> 
     from ..host.comfyui import process
 
     if options.output:
-        _check_output(options.output)
+        check_output(options.output)
     output, sys.stdout = sys.stdout, sys.stderr
     try:
         loop, server = process.start(comfyui, PACK, _comfyui_arguments(options))
@@ -73,15 +73,6 @@ def _run_in_comfyui(graph: dict, options: argparse.Namespace, comfyui: Path) -> 
     finally:
         sys.stdout = output
     return _report(outcome.saved, outcome.previews, options.json)
-
-
-def _check_output(folder: Path) -> None:
-    from ..media.prefixes import check_folder
-
-    try:
-        check_folder(folder)
-    except OSError as error:
-        raise BadCall(f"the output folder cannot be used: {error}") from error
 
 
 def _comfyui_arguments(options: argparse.Namespace) -> list[str]:

@@ -17,6 +17,11 @@ HISTORY = 40
 """Latent frames before a frame on which it depends in Wan's decoder, rounded up."""
 
 
+def with_newest(known: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor:
+    """The last HISTORY frames of latents [B, C, f, h, w] that were ``known`` and those that follow; a copy."""
+    return (latents if known is None else torch.cat([known, latents], dim=2))[:, :, -HISTORY:].clone()
+
+
 class LiveDecoding:
     """One decoder for one video. ``needed``: bytes for latents of a shape; ``run``: networks.autoencoder.Run.
 
@@ -39,7 +44,7 @@ class LiveDecoding:
                     if number >= done:
                         done += 1
                         yield piece
-                self._remember(latents)
+                self.recent = with_newest(self.recent, latents.to("cpu"))
                 return
             except Exception as error:
                 if self.tiles is not None or not self.run.ran_out_of_memory(error):
@@ -51,11 +56,6 @@ class LiveDecoding:
         sides = latents.shape[3:] if self.tiles is None else [min(side, self.tiles.size) for side in latents.shape[3:]]
         self.run.make_room(self.needed((*latents.shape[:3], *sides), self.run.dtype.itemsize))
         yield from push_pieces(self.coder, latents, self.run.device, self.run.dtype, ends)
-
-    def _remember(self, latents: torch.Tensor) -> None:
-        latents = latents.to("cpu")
-        known = latents if self.recent is None else torch.cat([self.recent, latents], dim=2)
-        self.recent = known[:, :, -HISTORY:].clone()
 
     def _begin_again(self) -> None:
         self.run.free_memory()

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from .. import host
-from ..networks.live_decoding import HISTORY
+from ..networks.live_decoding import with_newest
 from ..samplers import SAMPLERS
 from ..samplers.block_causal import (
     BLOCK,
@@ -102,9 +102,7 @@ def blocks_of_prompts(positive: list, spec, bounds) -> list[int]:
 
 def remember(state: BlockState, samples: torch.Tensor, seed: int) -> None:
     """Note in a state what a later run needs beside the network's sums: the newest latents, and the seed."""
-    newest = samples.to("cpu", torch.float32)
-    known = newest if state.recent is None else torch.cat([state.recent, newest], dim=2)
-    state.recent, state.seed = known[:, :, -HISTORY:].clone(), seed
+    state.recent, state.seed = with_newest(state.recent, samples.to("cpu", torch.float32)), seed
 
 
 class SanaLongVideoSample:

@@ -55,7 +55,7 @@ def use_comfy_ops(
     ``called_whole``: every call begins with the module's own forward.
     """
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
-    own = []
+    own: dict[torch.nn.Module, None] = {}  # in order, and quick to ask
     for part in module.modules():
         if type(part) is TokenEmbedding:
             part.__class__ = CastingEmbedding
@@ -63,7 +63,7 @@ def use_comfy_ops(
             if all(parameter.dtype == compute_dtype for parameter in part.parameters(recurse=False)):
                 part.comfy_cast_weights = False  # ComfyUI sets it on what it offloads or patches at each use
         elif part._parameters or part._buffers:
-            own.append(part)
+            own[part] = None
     for followed in [module] if called_whole else module.modules():
         if followers := own if called_whole else [one for one in (followed, *followed.children()) if one in own]:
             followed.register_forward_pre_hook(partial(_follow_input, followers), with_kwargs=True)
