@@ -23,16 +23,6 @@ from ..model_loaders.pipeline import check_pipeline
 from .calls import EXAMPLES, find_comfyui
 from .console import printable
 
-WIDGETS = {
-    ("SanaLoadPipeline", "pipeline"): ("diffusers",),
-    ("SanaLoadTransformer", "model_name"): ("diffusion_models", "checkpoints"),
-    ("SanaLoadTextEncoder", "encoder_name"): ("text_encoders",),
-    ("SanaLoadVAE", "vae_name"): ("vae",),
-    ("SanaLoadLora", "lora_name"): ("loras",),
-    ("SanaLoadControlNet", "control_net_name"): ("controlnet",),
-}
-"""The loaders' inputs that name a file, and the kinds of folder where it is looked for."""
-
 
 def report(roots: list[Path] | None, comfyui: Path | None, examples: Path) -> list[str]:
     """Lines for a person: every model found, then what each example workflow lacks."""
@@ -117,7 +107,7 @@ def lacking(graph: dict, searched: Folders) -> list[str]:
     """The model files that a workflow names and that are not there."""
     missing = []
     for node in graph.values():
-        for (class_type, key), kinds in WIDGETS.items():
+        for class_type, (key, kinds) in folders.LOADERS.items():
             if node["class_type"] != class_type:
                 continue
             name = node["inputs"][key]

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from pathlib import Path
 
 from .. import host
 from ..model_loaders.files import facts, folders
-
-FOLDERS = {
-    "SanaLoadPipeline": ("diffusers",),
-    "SanaLoadTransformer": ("diffusion_models", "checkpoints"),
-    "SanaLoadTextEncoder": ("text_encoders",),
-    "SanaLoadVAE": ("vae",),
-    "SanaLoadLora": ("loras",),
-    "SanaLoadControlNet": ("controlnet",),
-}
-"""Loader to the kinds of folders that it loads from; a name outside of them is refused (folders.find_model)."""
+from .rules import named_model
 
 
 def describe(node: str, name: str, weight_dtype: str = "default") -> dict:
     """``parts``: a row of label, parameters, dtype and bytes in memory for each model; or ``error``."""
     try:
-        roots = [root for kind in FOLDERS[node] for root in host.current().roots(kind)]
-        path = folders.find_model(roots, name, "model")
-        return {"parts": [_row(part, weight_dtype) for part in _parts(node, path)]}
+        return {"parts": [_row(part, weight_dtype) for part in _parts(node, named_model(node, name))]}
     except KeyError:
         return {"error": f"{node[:100]} loads no file"}
     except (OSError, ValueError) as error:
@@ -34,13 +24,14 @@ def describe(node: str, name: str, weight_dtype: str = "default") -> dict:
 
 def announced(cls: type) -> type:
     """A loader that says what it loads while it does: the first one after a start imports its libraries too."""
-    if cls.__name__ not in FOLDERS:
+    if cls.__name__ not in folders.LOADERS:
         return cls
-    load = getattr(cls, cls.FUNCTION)  # type: ignore[attr-defined]
+    load, named = getattr(cls, cls.FUNCTION), folders.LOADERS[cls.__name__][0]  # type: ignore[attr-defined]
+    inputs = inspect.signature(load)
 
     @functools.wraps(load)
     def loading(self, *args, **kwargs):
-        name = next((value for value in (*args, *kwargs.values()) if isinstance(value, str)), "")
+        name = inputs.bind_partial(self, *args, **kwargs).arguments.get(named, "")
         first = "" if "diffusers" in sys.modules else "; this first time with diffusers and transformers"
         host.current().status(f"loading {name}{first}")
         try:

@@ -21,7 +21,7 @@ from ..networks.precision import (
 from . import checks, rules
 from .models import require_sana
 
-TRANSFORMER_FOLDERS = ("diffusion_models", "checkpoints")
+TRANSFORMER_FOLDERS = folders.LOADERS["SanaLoadTransformer"][1]
 DTYPE_TIP = (
     "How weights are stored in memory. default keeps the dtype of the file; fp8 halves the memory of bf16, int8_bnb "
     "that of its linear layers. ComfyUI chooses the compute dtype for your device."

@@ -11,12 +11,9 @@ from ..model_loaders.files import facts, folders
 from ..networks.latent_spaces import LatentSpace
 from .checks import GraphNode, Problem
 
-MODEL_LOADERS = {
-    "SanaLoadPipeline": ("pipeline", ("diffusers",), "transformer"),
-    "SanaLoadTransformer": ("model_name", ("diffusion_models", "checkpoints"), ""),
-}
-VAE_LOADERS = {"SanaLoadPipeline": ("pipeline", ("diffusers",), "vae"), "SanaLoadVAE": ("vae_name", ("vae",), "")}
-"""Loader to its input, the kinds of folders that the input names something in, and the part of a pipeline."""
+MODEL_LOADERS = {"SanaLoadPipeline": "transformer", "SanaLoadTransformer": ""}
+VAE_LOADERS = {"SanaLoadPipeline": "vae", "SanaLoadVAE": ""}
+"""Loader to the part of its folder."""
 
 SAMPLES = ("samples", "latent_image", "latent")
 DECODERS = ("VAEDecode", "VAEDecodeTiled", "SanaDecodeSaveVideo")
@@ -34,7 +31,7 @@ def sound_fits(node: GraphNode) -> Iterator[Problem]:
 
 def vae_fits(node: GraphNode) -> Iterator[Problem]:
     """A VAE that decodes latents of a model which has another VAE; ``node`` is the VAE's loader."""
-    input_name = VAE_LOADERS[node.kind][0]
+    input_name = folders.LOADERS[node.kind][0]
     own = _space(node, VAE_LOADERS)
     for decoder in (GraphNode(node.graph, key) for key in node.graph):
         if own and decoder.kind in DECODERS and next(decoder.before("vae"), None) == node:
@@ -63,13 +60,17 @@ def _space(loader: GraphNode | None, loaders: dict) -> LatentSpace | None:
 
 def loaded_path(loader: GraphNode, loaders: dict) -> Path | None:
     """The file or folder that a loader loads, or None."""
-    name, kinds, part = loaders[loader.kind]
-    roots = [root for kind in kinds for root in host.current().roots(kind)]
     try:
-        found = folders.find_model(roots, str(loader.inputs.get(name)), "model")
+        found = named_model(loader.kind, str(loader.inputs.get(folders.LOADERS[loader.kind][0])))
     except (OSError, ValueError):
         return None
-    return found / part if part else found
+    return found / loaders[loader.kind]
+
+
+def named_model(loader: str, name: str) -> Path:
+    """The file or folder that a loader's class means by a name; FileNotFoundError or ValueError if there is none."""
+    roots = [root for kind in folders.LOADERS[loader][1] for root in host.current().roots(kind)]
+    return folders.find_model(roots, name, "model")
 
 
 def selection_fits(node: GraphNode) -> Iterator[Problem]:

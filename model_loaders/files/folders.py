@@ -13,6 +13,16 @@ from ..published import how_to_get
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "models"
 """The demo weights that come with the pack, as a models folder."""
 
+LOADERS = {
+    "SanaLoadPipeline": ("pipeline", ("diffusers",)),
+    "SanaLoadTransformer": ("model_name", ("diffusion_models", "checkpoints")),
+    "SanaLoadTextEncoder": ("encoder_name", ("text_encoders",)),
+    "SanaLoadVAE": ("vae_name", ("vae",)),
+    "SanaLoadLora": ("lora_name", ("loras",)),
+    "SanaLoadControlNet": ("control_net_name", ("controlnet",)),
+}
+"""A loader's class to its input that names a model, and the kinds of folder where that is looked for."""
+
 OLDER_NAMES = ("unet", "clip")
 """Folders that ComfyUI still reads under an older name."""
 

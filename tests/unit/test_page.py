@@ -13,6 +13,7 @@ from reading import decoded
 from sana_nodes import NODE_CLASS_MAPPINGS
 from sana_nodes.host.contract import SaveTarget
 from sana_nodes.media.thumbnail import FRAMES, SIDE, Thumbnail
+from sana_nodes.model_loaders.files.folders import LOADERS
 from sana_nodes.tools import bins, locales
 
 ROOT = tiny.REPOSITORY
@@ -97,3 +98,12 @@ def test_a_thumbnail_is_small_and_as_long_as_the_video(tmp_path):
     assert len(shown) <= FRAMES and shown.shape[1:3] == (46, SIDE)
     assert abs(len(shown) / small.fps - 100 / 25) < 0.2
     assert (shown.flatten(1).mean(1) - frames[:: small.stride].flatten(1).mean(1)).abs().max() < 0.05
+
+
+def test_the_page_asks_for_the_facts_of_every_loader():
+    table = re.search(
+        r"const INPUTS = \{(.*?)\};", (ROOT / "web" / "js" / "facts.js").read_text(encoding="utf-8"), re.S
+    )
+    assert dict(re.findall(r"(\w+): \"(\w+)\"", table[1])) == {kind: name for kind, (name, _) in LOADERS.items()}
+    for kind, (name, _) in LOADERS.items():
+        assert name in NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()["required"]
