@@ -275,6 +275,7 @@ def build_model(
 
     Quantised weights stay packed with the default weight_dtype. ``products``: one of precision.PRODUCTS.
     """
+    mode = set_mode()
     wanted = precision.parse_weight_dtype(weight_dtype, precision.TRANSFORMER_DTYPES) or _flagged_dtype()
     load_device = comfy.model_management.get_torch_device()
     stored, cast = network_dtypes(loaded.module, wanted, load_device, loaded.spec.float16)
@@ -297,12 +298,11 @@ def build_model(
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
-    offload_device = comfy.model_management.unet_offload_device()
-    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
-    patcher = make_patcher(model, load_device=load_device, offload_device=offload_device)
+    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic and mode == "off"))
+    patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device())
     set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
     watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)
-    return watched if set_mode() == "off" else compiling.compiled(watched, set_mode())
+    return watched if mode == "off" else compiling.compiled(watched, mode)
 
 
 def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):
