@@ -128,16 +128,16 @@ def sample(
 
     ``steps``: how many the function tells, if there are others than between ``sigmas``.
     """
-    _check_blocks(model, guidance, latent, function)
+    mask = latent.get("noise_mask")
+    if mask is not None and not bool((mask < 1).any()):  # asked before it is on the device: nothing waits there
+        mask = None
+    _check_blocks(model, guidance, mask, function)
     samples = _normalised(model.spec, latent["samples"].to(torch.float32)).to(model.device)
     hints = {control: control.hint(samples) for control in guidance.controls()}
-    mask = latent.get("noise_mask")
     networks, shape = (model.module, *(control.net.module for control in hints)), latent["samples"].shape
     blocks = model.spec.family.block_causal
     room = _block_bytes(model, guidance, shape, options) if blocks else _step_bytes(model, guidance, shape, mask)
     move_to_device(model.device, *networks, room=room)
-    if mask is not None and not bool((mask < 1).any()):  # asked before they are on the device: nothing waits there
-        mask = None
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
     times = mask if mask is None or not model.spec.family.video else mask_of_times(mask)
     denoise = _guided(model, guidance, samples.shape, times, hints)
@@ -151,13 +151,11 @@ def sample(
     return {**latent, "samples": denormalise(model.spec.space, x).to("cpu", torch.float32)}
 
 
-def _check_blocks(model: Model, guidance: Guidance, latent: dict, function) -> None:
+def _check_blocks(model: Model, guidance: Guidance, mask, function) -> None:
     """ValueError where a long video is asked for of another model, or what does not go with one."""
-    mask = latent.get("noise_mask")
-    masked = mask is not None and bool((mask < 1).any())
     others = [
         *(["a ControlNet"] if guidance.controls() else []),
-        *(["a noise mask (image to video)"] if masked else []),
+        *(["a noise mask (image to video)"] if mask is not None else []),
         *(["Sana PAG"] if model.perturbation is not None else []),
     ]
     check_run(model.spec, goes_by_blocks(function), guidance.cfg, others)
