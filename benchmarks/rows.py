@@ -184,7 +184,7 @@ def prompt_case(size: Size, after_a_start: bool = False) -> Case:
 
     def ours(index: int) -> torch.Tensor:
         used = replace(clip, cache=PromptCache(DynamicCache, clip.cache.disk)) if after_a_start else clip
-        return used.condition(prompt_number(index))[0][0]
+        return used.conditions([prompts.Prompt(prompt_number(index))])[0][0][0]
 
     ours.folder = folder  # removed with the case
 

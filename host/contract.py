@@ -80,10 +80,8 @@ class Host(Protocol):
     def compile(self, model: Any, mode: str, vae: Any = None) -> tuple[Any, Any]:
         """A MODEL in a mode of networks.accelerated.MODES, and a VAE, if there is one; those given stay as they are."""
 
-    def encode_prompt(
-        self, clip: Any, prompt: str, *, instruction: str, max_sequence_length: int, clean_caption: bool
-    ) -> list:
-        """CONDITIONING of one prompt; ValueError for a CLIP that is not ours."""
+    def encode_prompts(self, clip: Any, prompts: Sequence[Any]) -> list[list]:
+        """CONDITIONING of each networks.prompts.Prompt, encoded together; ValueError for a CLIP that is not ours."""
 
     def model_spec(self, model: Any) -> Any | None:
         """The TransformerSpec of a MODEL of ours, else None."""

@@ -132,8 +132,7 @@ class CudaGraphs:
         if weights != self._weights:
             self.release()
             self._weights = weights
-        layers = tuple(type(block.attn1.processor) for block in self._module.transformer_blocks)  # perturbed attention
-        key = (layers, *sorted((name, _kind(value)) for name, value in inputs.items()))
+        key = (*_attention_of(self._module), *sorted((name, _kind(value)) for name, value in inputs.items()))
         if key not in self._graphs:
             try:
                 self._graphs[key] = self._capture(forward, inputs, self._module)
@@ -158,6 +157,13 @@ def release(module: torch.nn.Module) -> None:
     for graphs in list(_with_graphs):
         if graphs.belongs_to(module):
             graphs.release()
+
+
+def _attention_of(module: torch.nn.Module) -> tuple:
+    """What a graph depends on of the blocks: perturbed self-attention, and who computes cross-attention."""
+    blocks = module.transformer_blocks
+    perturbed = tuple(type(block.attn1.processor) for block in blocks)
+    return perturbed, tuple(getattr(getattr(block.attn2, "processor", None), "attend", None) for block in blocks)
 
 
 def _kind(value: Any) -> str:

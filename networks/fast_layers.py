@@ -13,7 +13,8 @@ Where gradients are asked for, diffusers' own forward runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -126,11 +127,13 @@ def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
 class CrossAttention:
     """Processor: scaled dot-product attention to the prompt; ``replaced``: diffusers' own, used with gradients.
 
-    In place of a prompt's states it takes their :func:`keys_and_values`.
+    In place of a prompt's states it takes their :func:`keys_and_values`. ``attend``: what computes it in place of
+    torch's scaled_dot_product_attention, with its arguments (:func:`attention_by`).
     """
 
     def __init__(self, replaced):
         self.replaced = replaced
+        self.attend: Callable | None = None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
         if torch.is_grad_enabled():
@@ -141,10 +144,25 @@ class CrossAttention:
         query = _heads(attn, rms_norm(attn.norm_q, attn.to_q(hidden_states)))
         if attention_mask is not None:
             attention_mask = attention_mask[:, :, None]  # [B, 1, L] of the prompt, for all heads and tokens
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        attend = self.attend or functional.scaled_dot_product_attention
+        mixed = attend(query, key, value, attn_mask=attention_mask)
         mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](mixed))
         return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
+
+
+@contextmanager
+def attention_by(module: torch.nn.Module, attend: Callable | None) -> Iterator[None]:
+    """Within it, a transformer's cross-attention is computed by ``attend``; None: by torch."""
+    processors = [getattr(block.attn2, "processor", None) for block in module.transformer_blocks if attend]
+    ours = [processor for processor in processors if isinstance(processor, CrossAttention)]
+    try:
+        for processor in ours:
+            processor.attend = attend
+        yield
+    finally:
+        for processor in ours:
+            processor.attend = None
 
 
 def keys_and_values(attn, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,9 +52,12 @@ class Rotary:
     def with_past(self, past: LayerPast) -> Rotary:
         return Rotary(self.turns, past)
 
+    def cosines_and_sines(self) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = (part.repeat_interleave(2, dim=-1)[None, :, None] for part in (self.turns.real, self.turns.imag))
+        return cos, sin
+
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for part in (self.turns.real, self.turns.imag):
-            yield part.repeat_interleave(2, dim=-1)[None, :, None]
+        return iter(self.cosines_and_sines())
 
 
 class FastPositions:
@@ -116,7 +119,9 @@ class RotaryLinearAttention:
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Rotary | None = None
     ):
         if torch.is_grad_enabled() or not isinstance(rotary_emb, Rotary) or left_to_compiler(hidden_states):
-            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            # torch.compile of torch 2.9 cannot unpack a Rotary
+            pair = rotary_emb.cosines_and_sines() if isinstance(rotary_emb, Rotary) else rotary_emb
+            return self.replaced(attn, hidden_states, encoder_hidden_states, attention_mask, pair)
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         past = rotary_emb.past
         before = None if past is None else past.with_past

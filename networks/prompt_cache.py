@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from .prompts import PromptTokens
-from .text_encoder import encode_tokens
+from .text_encoder import TOGETHER
 
 FORMAT = "1"
 """Of what is kept on disk; another one is not read."""
@@ -26,7 +26,7 @@ FORMAT = "1"
 LONG = 0.5
 """Seconds of computing an instruction from which its keys and values are kept on disk."""
 
-PREFIXES, PROMPTS = 2, 16
+PREFIXES, PROMPTS = 2, 32
 """How many instructions and how many prompts are kept, the last used ones."""
 
 BLOCK = 64
@@ -48,12 +48,16 @@ class Prefix:
         """How many tokens from the first on are the same."""
         return next((n for n, (a, b) in enumerate(zip(self.ids, ids)) if a != b), min(len(self.ids), len(ids)))
 
-    def cut(self, length: int):
-        """A cache of the first tokens that may grow; the tensors are shared, since a cache grows by copies."""
+    def cut(self, length: int, prompts: int = 1):
+        """A cache of the first tokens, for so many prompts behind them.
+
+        It may grow; the tensors are shared, since a cache grows by copies.
+        """
         grown = copy.copy(self.cache)
         grown.layers = [copy.copy(layer) for layer in self.cache.layers]
         for layer in grown.layers:
-            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+            kept = (part[..., :length, :].expand(prompts, -1, -1, -1) for part in (layer.keys, layer.values))
+            layer.keys, layer.values = kept
         return grown
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -124,37 +128,56 @@ class PromptCache:
         self._prefixes.clear()
         self._states.clear()
 
-    @torch.no_grad()
     def encode(
         self, module, tokens: PromptTokens, device, weights: Hashable = None, patched: bool = False
     ) -> torch.Tensor:
-        """The kept hidden states of one prompt: [1, L, width] in the module's compute dtype.
+        """The states of one prompt [1, L, width]: as :meth:`encode_all`."""
+        return self.encode_all(module, [tokens], device, weights, patched)[0]
 
-        They are on the CPU where the prompt is a repeated one, else on ``device``. ``weights``: anything that
-        differs where the module's weights do; another one empties the cache. ``patched``: whether they may be
-        others than the module's tensors say; nothing is kept on disk then.
+    @torch.no_grad()
+    def encode_all(
+        self, module, prompts: Sequence[PromptTokens], device, weights: Hashable = None, patched: bool = False
+    ) -> list[torch.Tensor]:
+        """The kept hidden states of each prompt, [1, L, width] in the module's compute dtype.
+
+        They are on the CPU where the prompt is a repeated one, else on ``device``. Prompts behind the same
+        instruction are computed in one call. ``weights``: anything that differs where the module's weights do;
+        another one empties the cache. ``patched``: whether they may be others than the module's tensors say; nothing
+        is kept on disk then.
         """
         weights = (weights, str(device))
         if weights != self._weights:
             self.clear()
             self._weights = weights
-        if tokens in self._states:
+        different = list(dict.fromkeys(prompts))
+        computed: dict[PromptTokens, torch.Tensor] = {}
+        for some in _together([tokens for tokens in different if tokens not in self._states]):
+            computed.update(zip(some, self._computed(module, some, device, None if patched else self.disk)))
+        self._states.update((tokens, states.to("cpu", copy=True)) for tokens, states in computed.items())
+        found = {tokens: computed.get(tokens, self._states[tokens]) for tokens in different}
+        for tokens in different:
             self._states.move_to_end(tokens)
-            return self._states[tokens].clone()
-        states = self._computed(module, tokens, device, None if patched else self.disk)
-        self._states[tokens] = states.to("cpu", copy=True)
-        if len(self._states) > PROMPTS:
+        while len(self._states) > max(PROMPTS, len(different)):
             self._states.popitem(last=False)
-        return states
+        return [computed.pop(tokens) if tokens in computed else found[tokens].clone() for tokens in prompts]
 
-    def _computed(self, module, tokens: PromptTokens, device, disk: Disk | None) -> torch.Tensor:
-        length = min(tokens.first_kept, len(tokens.ids) - 1)
-        if length < SHORTEST:
-            return encode_tokens(module, tokens, device)
-        prefix, length = self._prefix(module, tokens.ids[:length], device, disk)
-        rest = torch.tensor([tokens.ids[length:]], device=device)
-        states = module(input_ids=rest, past_key_values=prefix.cut(length), use_cache=True)[0]
-        return torch.cat([prefix.first, states[:, tokens.first_kept - length :]], dim=1)
+    def _computed(self, module, prompts: Sequence[PromptTokens], device, disk: Disk | None) -> list[torch.Tensor]:
+        """Prompts with the same tokens before the kept ones in one call; shorter ones are filled up behind.
+
+        Gemma is causal, so what is behind a prompt does not change its states.
+        """
+        length, prefix, more = _length_before(prompts[0]), None, {}
+        if length:
+            prefix, length = self._prefix(module, prompts[0].ids[:length], device, disk)
+            more = {"past_key_values": prefix.cut(length, len(prompts))}
+        longest = max(len(tokens.ids) for tokens in prompts)
+        rest = [[*tokens.ids[length:], *[tokens.ids[-1]] * (longest - len(tokens.ids))] for tokens in prompts]
+        states = module(input_ids=torch.tensor(rest, device=device), use_cache=bool(more), **more)[0]
+        first = states[:, :1] if prefix is None else prefix.first.expand(len(prompts), -1, -1)
+        return [
+            torch.cat([start, own[tokens.first_kept - length : len(tokens.ids) - length]])[None]
+            for tokens, start, own in zip(prompts, first, states)
+        ]
 
     def _prefix(self, module, ids: tuple[int, ...], device, disk: Disk | None) -> tuple[Prefix, int]:
         """A kept prefix and how much of it is ``ids``: where text joins an instruction, its last tokens may differ."""
@@ -195,6 +218,20 @@ class PromptCache:
         cache = self._new_cache()
         states = module(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)[0]
         return Prefix(ids, cache, states[:, :1].clone())
+
+
+def _length_before(tokens: PromptTokens) -> int:
+    """Tokens before the kept ones that are worth keeping, or 0."""
+    length = min(tokens.first_kept, len(tokens.ids) - 1)
+    return length if length >= SHORTEST else 0
+
+
+def _together(prompts: Sequence[PromptTokens]) -> list[list[PromptTokens]]:
+    """Prompts that one call computes: behind the same tokens, those of about one length."""
+    groups: dict[tuple[int, ...], list[PromptTokens]] = {}
+    for tokens in sorted(prompts, key=lambda tokens: len(tokens.ids)):
+        groups.setdefault(tokens.ids[: _length_before(tokens)], []).append(tokens)
+    return [group[n : n + TOGETHER] for group in groups.values() for n in range(0, len(group), TOGETHER)]
 
 
 def _key(module, ids: tuple[int, ...], device) -> str:

@@ -65,6 +65,19 @@ INSTRUCTIONS = {
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A prompt to encode: its text, the instruction before it, and as in tokenize_prompt."""
+
+    text: str
+    instruction: str = IMAGE_INSTRUCTION
+    max_sequence_length: int = 300
+    clean_caption: bool = False
+
+    def tokens(self, tokenizer) -> PromptTokens:
+        return tokenize_prompt(tokenizer, self.text, self.instruction, self.max_sequence_length, self.clean_caption)
+
+
+@dataclass(frozen=True)
 class PromptTokens:
     """Token ids of instruction and prompt together, and the first index whose state is kept.
 

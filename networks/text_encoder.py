@@ -75,6 +75,14 @@ def encode_tokens(module, tokens: PromptTokens, device):
     return torch.cat([states[:, :1], states[:, tokens.first_kept :]], dim=1)
 
 
-def memory_of_tokens(spec: TextEncoderSpec, tokens: Sequence[int]) -> int:
-    """Bytes for encoding, without the weights: states, their products and the attention maps, in float32."""
-    return 4 * len(tokens) * (len(tokens) * 8 + spec.width * 16)
+TOGETHER = 16
+"""Prompts of one call at most."""
+
+
+def memory_of_tokens(spec: TextEncoderSpec, lengths: Sequence[int]) -> int:
+    """Bytes for encoding prompts of so many tokens each, without the weights.
+
+    States, their products and the attention maps, in float32; of more than TOGETHER prompts the longest.
+    """
+    longest = sorted(lengths)[-TOGETHER:]
+    return sum(4 * length * (length * 8 + spec.width * 16) for length in longest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import host
-from ..networks import prompts
+from ..networks.prompts import INSTRUCTIONS, Prompt, choose_instruction
 from ..samplers.block_causal import STARTS
 from . import checks
 
@@ -71,7 +71,7 @@ class SanaEncodePrompt:
             "required": {
                 "clip": ("CLIP", {"tooltip": "Gemma-2 from Sana Load Pipeline or Sana Load Text Encoder."}),
                 "text": ("STRING", text),
-                "instruction": (list(prompts.INSTRUCTIONS), instruction),
+                "instruction": (list(INSTRUCTIONS), instruction),
                 "guidance_scale": ("FLOAT", guidance),
                 "max_sequence_length": _length_input(),
                 "clean_caption": _clean_input(),
@@ -81,18 +81,16 @@ class SanaEncodePrompt:
 
     VALIDATE_INPUTS = checks.Validation(_check_instruction)
 
-    def encode(
-        self, clip, text, instruction, guidance_scale, max_sequence_length, clean_caption, custom_instruction=""
-    ):
+    @staticmethod
+    def prompts(text, instruction, max_sequence_length, clean_caption, custom_instruction="", **_) -> list[Prompt]:
+        """What is encoded with these inputs; others may be encoded with it beforehand (Host.encode_prompts)."""
+        chosen = choose_instruction(instruction, custom_instruction)
+        return [Prompt(text, chosen, max_sequence_length, clean_caption)]
+
+    def encode(self, clip, guidance_scale, **inputs):
         if not math.isfinite(guidance_scale) or guidance_scale < 0:
             raise ValueError(f"guidance_scale is {guidance_scale}; give a number of 0 or more, such as 4.5")
-        conditioning = host.current().encode_prompt(
-            clip,
-            text,
-            instruction=prompts.choose_instruction(instruction, custom_instruction),
-            max_sequence_length=max_sequence_length,
-            clean_caption=clean_caption,
-        )
+        (conditioning,) = host.current().encode_prompts(clip, self.prompts(**inputs))
         return ([[states, {**options, "guidance": float(guidance_scale)}] for states, options in conditioning],)
 
 
@@ -144,16 +142,17 @@ class SanaEncodeVideoPrompt:
             "optional": {"instruction": (["video", "long"], instruction)},
         }
 
-    def encode(
-        self, clip, prompt, negative_prompt, motion_score, max_sequence_length, clean_caption, instruction="video"
-    ):
-        limits = {"max_sequence_length": max_sequence_length, "clean_caption": clean_caption}
-        encode = host.current().encode_prompt
+    @staticmethod
+    def prompts(
+        prompt, negative_prompt, motion_score, max_sequence_length, clean_caption, instruction="video", **_
+    ) -> list[Prompt]:
+        """The prompt and the negative one; others may be encoded with them beforehand (Host.encode_prompts)."""
+        limits = max_sequence_length, clean_caption
         positive = f"{prompt} motion score: {motion_score}."
-        return (
-            encode(clip, positive, instruction=prompts.choose_instruction(instruction), **limits),
-            encode(clip, negative_prompt, instruction="", **limits),
-        )
+        return [Prompt(positive, choose_instruction(instruction), *limits), Prompt(negative_prompt, "", *limits)]
+
+    def encode(self, clip, **inputs):
+        return tuple(host.current().encode_prompts(clip, self.prompts(**inputs)))
 
 
 class SanaPromptSchedule:

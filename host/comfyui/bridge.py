@@ -57,14 +57,8 @@ class ComfyHost:
         made = None if vae_object is None else compiling.compiled_vae(vae_object, mode)
         return compiling.compiled(patcher, mode), made
 
-    def encode_prompt(self, clip_object, prompt, *, instruction, max_sequence_length, clean_caption):
-        return clip.encode_prompt(
-            clip_object,
-            prompt,
-            instruction=instruction,
-            max_sequence_length=max_sequence_length,
-            clean_caption=clean_caption,
-        )
+    def encode_prompts(self, clip_object, prompts):
+        return clip.encode_prompts(clip_object, prompts)
 
     def model_spec(self, patcher):
         return getattr(patcher.model, "sana_spec", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,8 @@ CORE_GEMMA = (
 )
 """So in ComfyUI 0.3.64, 0.8.0 and 0.33: comfy.text_encoders.llama computes Gemma-2's attention without them."""
 
-IDS, FIRST_KEPT, PLAIN = "gemma2", "gemma2_first_kept", "gemma2_plain"
+IDS, FIRST_KEPT, PLAIN, SOON = "gemma2", "gemma2_first_kept", "gemma2_plain", "gemma2_soon"
+"""Names in a prompt's tokens; SOON: prompts that are asked for next, and are computed with it."""
 
 
 class GemmaTokens(dict):
@@ -106,12 +108,15 @@ class SanaTextModel(torch.nn.Module):
         ids = tuple(pair[0] for pair in tokens[IDS][0])
         # ModelPatcher names the patches that a model was loaded with; hooks change weights under the same name
         weights = getattr(self, "current_weight_patches_uuid", None), weights_probe(self.gemma)
-        prompt = prompts.PromptTokens(ids, tokens[FIRST_KEPT])
-        states = self.cache.encode(self.gemma, prompt, device, weights, patched=not tokens.get(PLAIN))
+        wanted = [prompts.PromptTokens(ids, tokens[FIRST_KEPT]), *tokens.get(SOON, ())]
+        states = self.cache.encode_all(self.gemma, wanted, device, weights, patched=not tokens.get(PLAIN))[0]
         return states.to(comfy.model_management.intermediate_device()).float(), None, {ENCODER: self.fingerprint}
 
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
-        return memory_of_tokens(self.spec, tokens[IDS][0]) + self.cache.nbytes if tokens else 0
+        if not tokens:
+            return 0
+        lengths = [len(tokens[IDS][0]), *(len(soon.ids) for soon in tokens.get(SOON, ()))]
+        return memory_of_tokens(self.spec, lengths) + self.cache.nbytes
 
     def load_sd(self, state_dict):
         raise ValueError("SANA's text encoder is loaded by Sana Load Text Encoder or Sana Load Pipeline")
@@ -161,14 +166,20 @@ def _reload(path, weight_dtype: str, device: str, products: str, disable_dynamic
     return build_clip(load_text_encoder(path), weight_dtype, device, products, disable_dynamic=disable_dynamic).patcher
 
 
-def encode_prompt(clip, prompt: str, **options) -> list:
-    """CONDITIONING of a prompt by a CLIP of ours."""
+def encode_prompts(clip, wanted: Sequence[prompts.Prompt]) -> list[list]:
+    """CONDITIONING of each prompt by a CLIP of ours. The first call computes all; the others find theirs kept."""
     if not isinstance(getattr(clip, "tokenizer", None), SanaTokenizer):
         kind = type(getattr(clip, "tokenizer", clip)).__name__
         raise ValueError(
             f"this CLIP ({kind}) is not SANA's Gemma-2: load it with Sana Load Text Encoder or Sana Load Pipeline"
             f"{CORE_GEMMA if kind in CORE_GEMMA_TOKENIZERS else ''}"
         )
-    tokens = clip.tokenize(prompt, **options)
-    tokens[PLAIN] = not (clip.patcher.patches or clip.patcher.forced_hooks or clip.apply_hooks_to_conds)
-    return clip.encode_from_tokens_scheduled(tokens)
+    plain = not (clip.patcher.patches or clip.patcher.forced_hooks or clip.apply_hooks_to_conds)
+    soon = [prompt.tokens(clip.tokenizer.tokenizer) for prompt in wanted[1:]]
+    encoded: list[list] = []
+    for prompt in wanted:
+        options = {name: value for name, value in vars(prompt).items() if name != "text"}
+        tokens = clip.tokenize(prompt.text, **options)
+        tokens.update({PLAIN: plain, SOON: [] if encoded else soon})
+        encoded.append(clip.encode_from_tokens_scheduled(tokens))
+    return encoded

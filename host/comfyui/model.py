@@ -21,6 +21,7 @@ from ...model_loaders.transformer import LoadedTransformer, load_transformer
 from ...networks import int8, precision
 from ...networks.accelerated import called, set_mode
 from ...networks.families import TransformerSpec
+from ...networks.fast_layers import attention_by
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
 from ...networks.long_video import state_bytes
@@ -30,7 +31,7 @@ from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.block_causal import BlockCall, BlockState, call_in
 from ...samplers.flow_match import FlowMatch
 from ..errors import spoken
-from . import compiling, guidance, long_video, packed, patches, traps
+from . import attention, compiling, guidance, long_video, packed, patches, traps
 from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
@@ -108,7 +109,8 @@ class ComfyForward:
         kept = of_one_call(self, context, transformer_options) if block is None else None
         more = {"kept": kept, "block": block}
         inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, **more)
-        output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
+        with attention_by(self, attention.chosen(transformer_options)):
+            output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
         return velocity(self.sana_spec, output)
 
     def _block_of(self, transformer_options, timesteps):

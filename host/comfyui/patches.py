@@ -36,7 +36,6 @@ REPLACED = {
 }
 OPTIONS = {
     "rope_options": "rotary positions (ScaleROPE)",
-    "optimized_attention_override": "the attention function (ModelAttentionBackend)",
 }
 """Names in transformer_options to what they change and which core nodes set them."""
 

@@ -61,12 +61,12 @@ class EmbeddedHost:
         made = None if vae_object is None else vae_object.compiled(mode)
         return replace(model, acceleration=chosen), made
 
-    def encode_prompt(self, clip, prompt, *, instruction, max_sequence_length, clean_caption):
+    def encode_prompts(self, clip, prompts):
         if not isinstance(clip, runtime.Clip):
             raise ValueError(
                 f"this CLIP ({type(clip).__name__}) is not SANA's Gemma-2: load it with Sana Load Text Encoder"
             )
-        return clip.condition(prompt, instruction, max_sequence_length, clean_caption)
+        return clip.conditions(prompts)
 
     def model_spec(self, model):
         return getattr(model, "spec", None)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ...media import writer
 from ...media.prefixes import check_folder, check_prefix
+from ...networks.prompts import Prompt
 from . import control, runtime
 from .images import read_images
 
@@ -144,8 +145,12 @@ class CLIPTextEncode:
     def INPUT_TYPES(cls):
         return {"required": {"text": ("STRING", {}), "clip": ("CLIP", {})}}
 
+    @staticmethod
+    def prompts(text, **_) -> list[Prompt]:
+        return [Prompt(text)]
+
     def encode(self, text, clip: runtime.Clip):
-        return (clip.condition(text),)
+        return (clip.conditions(self.prompts(text))[0],)
 
 
 class ImageBatch:

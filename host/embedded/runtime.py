@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -15,7 +15,7 @@ from torch.nn import functional
 from ...model_loaders.lora import LoadedLora
 from ...model_loaders.text_encoder import LoadedTextEncoder
 from ...model_loaders.transformer import LoadedTransformer
-from ...networks import lora, precision, prompts
+from ...networks import lora, precision
 from ...networks.accelerated import Acceleration, by_setting, called
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
@@ -24,6 +24,7 @@ from ...networks.long_video import check_run, state_bytes
 from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
+from ...networks.prompts import Prompt
 from ...networks.text_encoder import TextEncoderSpec, memory_of_tokens, use_fast_text_encoder
 from ...networks.transformer import mask_of_times, network_inputs, padded_contexts, velocity
 from ...samplers import goes_by_blocks
@@ -56,12 +57,12 @@ class Clip:
     device: torch.device
     cache: PromptCache
 
-    def condition(self, prompt: str, instruction: str = prompts.IMAGE_INSTRUCTION, *limits) -> list:
-        """CONDITIONING of a prompt, states [1, L, width] in float32 on the CPU; ``limits``: see tokenize_prompt."""
-        tokens = prompts.tokenize_prompt(self.tokenizer, prompt, instruction, *limits)
-        move_to_device(self.device, self.module, room=memory_of_tokens(self.spec, tokens.ids))
-        states = self.cache.encode(self.module, tokens, self.device).to("cpu", torch.float32)
-        return [[states, {"pooled_output": None}]]
+    def conditions(self, prompts: Sequence[Prompt]) -> list[list]:
+        """CONDITIONING of each prompt, states [1, L, width] in float32 on the CPU."""
+        tokens = [prompt.tokens(self.tokenizer) for prompt in prompts]
+        move_to_device(self.device, self.module, room=memory_of_tokens(self.spec, [len(t.ids) for t in tokens]))
+        encoded = self.cache.encode_all(self.module, tokens, self.device)
+        return [[[states.to("cpu", torch.float32), {"pooled_output": None}]] for states in encoded]
 
 
 @dataclass(frozen=True)

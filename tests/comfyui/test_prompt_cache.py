@@ -42,11 +42,11 @@ def plain_states(clip, monkeypatch, prompt: str = PROMPT) -> torch.Tensor:
     from sana_nodes.networks import prompt_cache
     from sana_nodes.networks.text_encoder import encode_tokens
 
-    def plain(self, module, tokens, device, *_, **__):
-        return encode_tokens(module, tokens, device)
+    def plain(self, module, prompts, device, *_, **__):
+        return [encode_tokens(module, tokens, device) for tokens in prompts]
 
     with monkeypatch.context() as patch:
-        patch.setattr(prompt_cache.PromptCache, "encode", plain)
+        patch.setattr(prompt_cache.PromptCache, "encode_all", plain)
         return states(clip, prompt)
 
 
@@ -90,6 +90,23 @@ def test_a_weight_that_a_hook_changes_is_seen(clip, monkeypatch):
     assert (changed - plain_states(clip, monkeypatch)).abs().max() < 1e-5
     weight.data.copy_(kept)
     assert (changed - before).abs().max() > 1e-3 and (states(clip) - before).abs().max() < 1e-6
+
+
+def test_a_video_prompt_and_the_negative_one_are_asked_of_the_encoder_at_once(clip, monkeypatch):
+    """One load of the model, whose memory is that of both; the second finds its states kept."""
+    model, seen, estimates = clip.cond_stage_model, [], []
+    encode, estimate = model.cache.encode_all, model.memory_estimation_function
+    monkeypatch.setattr(model.cache, "encode_all", lambda m, p, *a, **k: seen.append(len(p)) or encode(m, p, *a, **k))
+    monkeypatch.setattr(
+        model, "memory_estimation_function", lambda t, device=None: estimates.append(estimate(t, device)) or 0
+    )
+    computed = []
+    model.gemma.register_forward_pre_hook(lambda m, a, k: computed.append(k["input_ids"].shape), with_kwargs=True)
+    positive, negative = drawing.call("SanaEncodeVideoPrompt", clip=clip, prompt=PROMPT)
+    assert seen == [2, 1] and len(computed) == 3, "the instruction, the prompt behind it, and the negative one"
+    for conditioning in (positive, negative):
+        assert torch.isfinite(conditioning[0][0]).all() and conditioning[0][1]["sana_encoder"]
+    assert not estimates or estimates[0] > estimates[-1]
 
 
 def test_what_is_kept_counts_as_memory(clip):

@@ -75,6 +75,46 @@ def test_tokens_that_merge_at_the_boundary(calls):
     assert calls.seen[0] == 3, "the merged token and the prompt's two"
 
 
+def several(choose: random.Random) -> list[PromptTokens]:
+    """Of two instructions and of none, of many lengths, one asked twice and one without a token of its own."""
+    other, none = tuple((id_ + 5) % 700 + 3 for id_ in PREFIX), (2,)
+    lengths = [(PREFIX, 9), (other, 4), (none, 12), (PREFIX, 1), (PREFIX, 80), (none, 1), (other, 30), (PREFIX, 0)]
+    asked = [
+        PromptTokens((*before, *(choose.randrange(3, 800) for _ in range(length))), len(before) - 1)
+        for before, length in lengths
+    ]
+    return [*asked, asked[0]]
+
+
+def test_several_prompts_are_one_call_for_each_instruction(calls):
+    """Shorter prompts are filled up behind; each has the states that it has alone."""
+    asked = several(random.Random(1))
+    together = new().encode_all(calls, asked, CPU)
+    assert calls.seen == [1 + 12, 89, 1 + 80, 89, 1 + 30]
+    for states, tokens in zip(together, asked):
+        alone = encode_tokens(calls, tokens, CPU)
+        assert states.shape == alone.shape and (states - alone).abs().max() < 1e-5
+    together[0].zero_()
+    assert together[-1].any(), "a prompt that was asked twice is two tensors"
+
+
+def test_prompts_that_were_encoded_together_are_free_afterwards(calls, monkeypatch):
+    monkeypatch.setattr(prompt_cache, "PROMPTS", 2)
+    cache, asked = new(), several(random.Random(2))
+    together = cache.encode_all(calls, asked, CPU)
+    calls.seen.clear()
+    for states, again in zip(together, cache.encode_all(calls, asked, CPU)):
+        assert torch.equal(states, again)
+    assert calls.seen == []
+
+
+def test_a_call_takes_so_many_prompts(calls, monkeypatch):
+    monkeypatch.setattr(prompt_cache, "TOGETHER", 3)
+    asked = [PromptTokens((*PREFIX, *range(3, 4 + n)), len(PREFIX)) for n in range(7)]
+    new().encode_all(calls, asked, CPU)
+    assert calls.seen == [90, 3, 6, 7], "sorted by length: 1 to 3, 4 to 6, and the longest"
+
+
 @pytest.mark.parametrize(
     ("ids", "first_kept"),
     [

@@ -352,12 +352,17 @@ def another_model_sampling(rig, name):
     "SkipLayerGuidanceDiTSimple",
     "SkipLayerGuidanceSD3",
     "ScaleROPE",
-    "ModelAttentionBackend",
 )
 def patch_inside(rig, name):
     always = {"start_percent": 0.0, "end_percent": 1.0} if name.startswith("SkipLayer") else {}
     patched = one(name, model=rig.model, **always, **({"scale_x": 2.0} if name == "ScaleROPE" else {}))
     rig.guided(patched)
+
+
+@node("ModelAttentionBackend")
+def attention_backend(rig):
+    """Torch's own, by which a MODEL samples anyway."""
+    assert same(rig.draw(one("ModelAttentionBackend", model=rig.model, attention="pytorch attention")), rig.base)
 
 
 @node("HypernetworkLoader")
