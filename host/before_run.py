@@ -6,7 +6,8 @@ at hand the nodes name the one input that is wrong (nodes.checks).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 _graph: ContextVar[tuple[Mapping, dict] | None] = ContextVar("sana_graph", default=None)
@@ -15,6 +16,16 @@ _graph: ContextVar[tuple[Mapping, dict] | None] = ContextVar("sana_graph", defau
 def remember(graph: Mapping | None) -> None:
     """Note an API-format graph, for the checks of this request."""
     _graph.set((graph, {}) if isinstance(graph, Mapping) else None)
+
+
+@contextmanager
+def checking(graph: Mapping) -> Iterator[None]:
+    """Within it the checks are of an API-format graph."""
+    before = _graph.set((graph, {}))
+    try:
+        yield
+    finally:
+        _graph.reset(before)
 
 
 def graph() -> Mapping:

@@ -85,13 +85,13 @@ def check(graph: Mapping, classes: Mapping[str, type], folders: Folders | None =
     nodes = {key: {**node, "inputs": dict(node.get("inputs", {}))} for key, node in graph.items()}
     if not nodes:
         raise BadWorkflow("the workflow has no nodes")
-    before_run.remember(nodes)
-    declared = _declarations(nodes, known_classes(classes))
-    outputs = [key for key, node in nodes.items() if getattr(declared[key].cls, "OUTPUT_NODE", False)]
-    if not outputs:
-        raise BadWorkflow("the workflow saves nothing: add a Save Image node")
-    plan = Plan(nodes, declared, _order(nodes, outputs, declared))
-    _raise_if_any(problem for key in plan.order for problem in _node_problems(key, plan, folders))
+    with before_run.checking(nodes):
+        declared = _declarations(nodes, known_classes(classes))
+        outputs = [key for key, node in nodes.items() if getattr(declared[key].cls, "OUTPUT_NODE", False)]
+        if not outputs:
+            raise BadWorkflow("the workflow saves nothing: add a Save Image node")
+        plan = Plan(nodes, declared, _order(nodes, outputs, declared))
+        _raise_if_any(problem for key in plan.order for problem in _node_problems(key, plan, folders))
     return plan
 
 
@@ -229,10 +229,10 @@ def varied(plan: Plan, inputs: Mapping[str, Mapping[str, Any]], folders: Folders
     """
     changed = {key: {**plan.graph[key], "inputs": dict(values)} for key, values in inputs.items()}
     graph = {**plan.graph, **changed}
-    before_run.remember(graph)
-    declared = {**plan.declared, **{key: plan.declared[key].checked_again() for key in changed}}
-    new = replace(plan, graph=graph, declared=declared, notes=[])
-    _raise_if_any(problem for key in changed for problem in _node_problems(key, new, folders))
+    with before_run.checking(graph):
+        declared = {**plan.declared, **{key: plan.declared[key].checked_again() for key in changed}}
+        new = replace(plan, graph=graph, declared=declared, notes=[])
+        _raise_if_any(problem for key in changed for problem in _node_problems(key, new, folders))
     return new
 
 

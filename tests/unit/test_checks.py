@@ -8,6 +8,7 @@ import graphs
 import pytest
 from sana_nodes import NODE_CLASS_MAPPINGS
 from sana_nodes.host import before_run
+from sana_nodes.host.embedded import graph as executor
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,16 @@ def test_a_vae_of_another_model(host, video_references):
     (found,) = problems(graph).items()
     assert found[0] == ("30", "vae_name")
     assert "this VAE is DC-AE, and the model whose latents it decodes has the Wan 2.1 VAE" in found[1]
+
+
+def test_a_graph_that_was_checked_is_forgotten(host):
+    """What the next check without a graph says is of its own input."""
+    graph = graphs.video()
+    graph["6"]["inputs"]["fps"] = 0.0
+    with pytest.raises(executor.BadWorkflow, match="fps"):
+        executor.check(graph, NODE_CLASS_MAPPINGS)
+    assert before_run.graph() == {}
+    assert "leads out" in NODE_CLASS_MAPPINGS["SanaSaveVideo"].VALIDATE_INPUTS(filename_prefix="../x")
 
 
 def test_hostile_graphs_are_only_refused(host):
