@@ -33,6 +33,10 @@ def build_empty(make: Callable):
 
         def __torch_function__(self, function, types, args=(), kwargs=None):
             kwargs = dict(kwargs or {})
+            if getattr(function, "__module__", "") == "torch.nn.init":
+                tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+                if tensor.is_meta:  # else torch works out what it would do to each weight
+                    return tensor
             if function in (torch.empty, torch.randn):
                 kwargs["device"] = "meta"
                 self.count += 1
@@ -126,7 +130,8 @@ def load_strictly(module, checkpoint: Checkpoint, rename: Callable[[str], str | 
     named = checkpoint.renamed(kept)
     expected = {key: tuple(value.shape) for key, value in module.state_dict(keep_vars=True).items()}
     _check_keys(named, expected)
-    others = placeholder_dtype(named)
+    quantised = any(entry.value is not None for entry in named.entries.values())
+    others = placeholder_dtype(named) if quantised else None
     state = {key: _stored(entry, others) for key, entry in named.entries.items()}
     module.requires_grad_(False)  # else torch refuses integers here, before they get their message below
     module.load_state_dict(state, strict=True, assign=True)
