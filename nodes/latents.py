@@ -50,7 +50,7 @@ def _video_size_message(width, height, frames, batch_size=1, step: int = VIDEO_S
             return f"{name} is {count}; give 1 or more"
     if frames is not None and frames > MOST_FRAMES:
         return f"frames is {frames}; give at most {MOST_FRAMES}"
-    return _side_message("width", width, step) or _side_message("height", height, step)
+    return sides_message(width, height, step)
 
 
 def _video_shape(spec: VaeSpec, width: int, height: int, frames: int, batch_size: int) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ def _video_spec(vae):
 
 
 def _check_sides(width=None, height=None, **_):
-    return _side_message("width", width) or _side_message("height", height) or True
+    return sides_message(width, height) or True
 
 
 def _check_video_size(width=None, height=None, frames=None, **_):
@@ -126,7 +126,7 @@ class SanaEmptyLatent:
     VALIDATE_INPUTS = checks.Validation(_check_sides)
 
     def make(self, width, height, batch_size):
-        if message := _side_message("width", width) or _side_message("height", height):
+        if message := sides_message(width, height):
             raise ValueError(message)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
@@ -135,7 +135,12 @@ class SanaEmptyLatent:
         return ({"samples": samples, "downscale_ratio_spacial": DC_AE.cell},)
 
 
-def _side_message(name: str, side: int | None, step: int = DC_AE.cell) -> str | None:
+def sides_message(width: int | None, height: int | None, step: int = DC_AE.cell) -> str | None:
+    """An error message for an image's or a frame's sides, or None; what another node gives is None."""
+    return _side_message("width", width, step) or _side_message("height", height, step)
+
+
+def _side_message(name: str, side: int | None, step: int) -> str | None:
     """An error message for a side, or None; a side that is connected to another node is None."""
     if side is None or (step <= side <= LARGEST and side % step == 0):
         return None

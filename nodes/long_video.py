@@ -15,6 +15,7 @@ from ..model_loaders import long_state
 from ..samplers.block_causal import STARTS, BlockState, block_bounds, block_lengths, parse_times
 from . import checks
 from .inputs import seed_input
+from .latents import VIDEO_STEP, sides_message
 from .long_sampling import (
     BLOCKS,
     block_inputs,
@@ -148,8 +149,8 @@ class UntilStopped:
             yield piece
 
 
-def _check_long_file(filename_prefix=None, timesteps=None, **_):
-    checked = check_file(filename_prefix)
+def _check_long_file(filename_prefix=None, timesteps=None, width=None, height=None, **_):
+    checked = sides_message(width, height, VIDEO_STEP) or check_file(filename_prefix)
     return validate_times(timesteps) if checked is True else checked
 
 

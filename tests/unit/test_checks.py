@@ -92,6 +92,17 @@ def test_a_prefix(host):
     assert found[0] == ("2", "filename_prefix") and "leads out" in found[1]
 
 
+@pytest.mark.parametrize(
+    "given,text",
+    [({"width": 100}, "the nearest are 96 and 112"), ({"height": 479}, "464"), ({"timesteps": "1, 2"}, "timesteps")],
+    ids=str,
+)
+def test_a_long_video_is_checked_before_anything_loads(host, given, text):
+    values = {"width": 832, "height": 480, "timesteps": "1000, 500", "filename_prefix": "video/x", **given}
+    (found,) = problems({"7": graphs.node("SanaLongVideoSave", **values)}).items()
+    assert found[0] == ("7", *given) and text in found[1]
+
+
 @pytest.mark.parametrize("start", [4, -5])
 def test_a_selection_out_of_range(host, start):
     graph = saving()
