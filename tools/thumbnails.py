@@ -14,8 +14,9 @@ from typing import Any
 from .. import NODE_CLASS_MAPPINGS, host
 from ..host.embedded import graph as executor
 from .templates import node, templates
+from .templates.parts import apps
 from .templates.source import Template, is_link
-from .workflows import files
+from .workflows import FOLDER
 
 SIDE = 560
 LINE = 4
@@ -107,5 +108,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         for name in sys.argv[1:] or [name for name, made in templates().items() if made.demo or name in SCENES]:
             image = thumbnail(name, templates()[name], Path(scratch))
-            image.save(files(name)[0].with_suffix(".jpg"), quality=88)
+            for title in (templates()[name].title, *(t for t, made in apps().items() if made.template == name)):
+                image.save(FOLDER / f"{title}.jpg", quality=88)
             sys.stderr.write(f"{name}\n")

@@ -30,6 +30,7 @@ FLAGS = [
 ]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
     "Comfy.Locale": "en",
     "Comfy.Workflow.Persist": False,
     "Comfy.Workflow.WarnBlueprintOverwrite": False,

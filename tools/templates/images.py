@@ -84,24 +84,24 @@ def image_to_image() -> Template:
             "4": sample(("2", 0), ("3", 0), "Sample First Image"),
             "5": decode(("4", 0), "Decode First Image"),
             "6": node("PreviewImage", "First Image", images=("5", 0)),
-            "7": node("VAEEncode", "Encode Image", pixels=("5", 0), vae=("1", 2)),
+            "7": node("VAEEncode", "Encode Image", pixels=("12", 0), vae=("1", 2)),
             "8": prompt("a yellow ring on the left of a blue background", "New Prompt"),
             "9": sample(("8", 0), ("7", 0), "Sample From Image", seed=1, denoise=0.75),
             "10": decode(("9", 0)),
             "11": save(("10", 0), "Sana/changed"),
+            "12": node("SanaCropToSize", "Crop To Size", images=("5", 0), width=256, height=256),
         },
         (
             Group("1  Model", MODEL, 0, {0: ("1",)}),
             Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
             Group("2  Image to begin with", IMAGE, 0, {1: ("2",), 2: ("3",), 3: ("4",), 4: ("5", "6")}),
             Group("3  New prompt", PROMPT, 1, {1: ("8",)}),
-            Group("4  Change it", SAMPLE, 1, {2: ("30", "7"), 3: ("9",)}),
+            Group("4  Change it", SAMPLE, 1, {2: ("30", "12", "7"), 3: ("9",)}),
             Group("5  Result", RESULT, 1, {4: ("10", "11")}),
         ),
         f"# Image to image\n\n*denoise* in *Sample From Image* says how much changes: 0 nothing, 1 everything.\n\n"
         "**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and connect its IMAGE to "
-        "*Encode Image*. Its sides must be "
-        f"multiples of 32.\n\n{PUBLISHED} 0.4 to 0.7 is usual there; the demo weights change an image late.",
+        f"*Crop To Size*.\n\n{PUBLISHED} 0.4 to 0.7 is usual there; the demo weights change an image late.",
         {"30": node("LoadImage", "Your Image")},
     )
 

@@ -30,6 +30,7 @@ SIZES = {
     "SanaEmptyLatent": (260, 150),
     "SanaEmptyVideoLatent": (260, 180),
     "SanaImageToVideoLatent": (280, 200),
+    "SanaCropToSize": (250, 110),
     "SanaSCMSample": (280, 270),
     "SanaFlowSample": (290, 310),
     "SanaSaveVideo": (320, 350),

@@ -7,6 +7,9 @@ export const classOf = (node) => node?.comfyClass ?? node?.constructor?.comfyCla
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
+/** Whether a link leads into an input of a node. */
+export const linked = (node, name) => node.inputs?.find((slot) => slot.name === name)?.link != null;
+
 /** Whether the editor shows nodes as elements of the page (Nodes 2.0) and not on its canvas. */
 export const asElements = () => Boolean(window.LiteGraph?.vueNodesMode);
 
