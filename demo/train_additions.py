@@ -1,7 +1,7 @@
 """Train the demo's ControlNet and LoRA for the SANA-Sprint of the demo.
 
-    python demo/train_additions.py controlnet --output demo/models/controlnet/sana-sprint-demo-sketch
-    python demo/train_additions.py lora --output demo/models/loras/sana-sprint-demo-large.safetensors
+    python demo/train_additions.py controlnet --steps 700 --examples 900 --rate 6e-4 --output FOLDER
+    python demo/train_additions.py lora --output FILE.safetensors
 
 The ControlNet takes a white outline on black: the shape appears where the outline is and as large, and not at the place
 that the prompt names. It begins as a copy of the transformer's first blocks with closed gates (SanaControlNetModel, as
@@ -90,7 +90,7 @@ def add_lora(transformer, rank: int = 8) -> list[torch.nn.Parameter]:
 
 
 def optimisers_of(net, weights: list, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon and AdamW for a ControlNet, which learns no places from AdamW alone; AdamW for a LoRA."""
+    """Muon and AdamW for a ControlNet, as for the transformer that it begins as; AdamW for a LoRA."""
     if net is not None:
         return build_optimisers([net], rate)
     found = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=1e-3)
@@ -192,7 +192,7 @@ def main() -> None:
         if step % 20 == 0:
             error = (found - x0).abs().mean().item()
             print(f"{step} loss {loss.item():.4f} error {error:.4f} {time.time() - started:.0f} s", flush=True)
-        if step % 200 == 199:
+        if step % 200 == 199 or step == arguments.steps - 1:
             save(net, transformer, arguments.output)
 
 

@@ -18,7 +18,7 @@ from sana_nodes.tools.templates.source import NOTE, is_link, kinds_of
 
 FOLDER = tiny.REPOSITORY / "example_workflows"
 ALL = templates()
-LINK_TYPES = ("MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "CONDITIONING", "SANA_STATE")
+LINK_TYPES = ("MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "CONDITIONING", "CONTROL_NET", "SANA_STATE")
 
 
 def editor_graph(name: str) -> dict:
