@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -45,12 +46,12 @@ def migrate(graph: dict) -> tuple[dict, list[str]]:
 
 
 def _editor_nodes(graph: dict) -> Iterator[tuple[str, Node]]:
-    links = {link[0]: (str(link[1]), int(link[2])) for link in graph.get("links", [])}
+    links = {link[0]: (str(link[1]), int(link[2])) for link in graph.get("links") or []}
     for raw in graph["nodes"]:
         names = _widgets_of(raw["type"])
         saved = raw.get("widgets_values") or []
         values = dict(zip(names, saved)) if isinstance(saved, list) else dict(saved)
-        given = {entry["name"]: links[entry["link"]] for entry in raw.get("inputs", []) if entry.get("link") in links}
+        given = {entry["name"]: links[entry["link"]] for entry in raw.get("inputs") or [] if entry.get("link") in links}
         yield str(raw["id"]), Node(raw["type"], values, given, raw)
 
 
@@ -149,13 +150,13 @@ def _editor(graph: dict, nodes: dict[str, Node]) -> dict:
     saved = [_saved(one, links) for one in nodes.values()]
     by_id = {str(one["id"]): one for one in saved}
     for one in saved:
-        for output in one.get("outputs", []):
+        for output in one.get("outputs") or []:
             output["links"] = []
     for number, source, output, *_ in links:
-        outputs = by_id.get(str(source), {}).get("outputs", [])
+        outputs = by_id.get(str(source), {}).get("outputs") or []
         if output < len(outputs):
             outputs[output]["links"].append(number)
-    extra = {k: v for k, v in graph.get("extra", {}).items() if k not in ("reroutes", "linkExtensions")}
+    extra = {k: v for k, v in (graph.get("extra") or {}).items() if k not in ("reroutes", "linkExtensions")}
     return {**graph, "nodes": saved, "links": links, "last_link_id": len(links), "extra": extra}
 
 
@@ -170,7 +171,7 @@ def _saved(one: Node, links: list[list]) -> dict:
     if one.new is not None:
         raw |= _shape(one)
         sources = {new: one.sources[old] for old, new in one.new.links.items() if old in one.sources}
-    for index, entry in enumerate(raw.get("inputs", [])):
+    for index, entry in enumerate(raw.get("inputs") or []):
         entry["link"] = None
         if entry["name"] in sources:
             entry["link"] = len(links) + 1
@@ -204,6 +205,18 @@ def _shape(one: Node) -> dict:
     }
 
 
+def _write(path: Path, text: str) -> None:
+    """Write a file under another name and rename it, so that none is left half written. BadCall where it cannot be."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise BadCall(f"cannot write {path}: {error.strerror}") from error
+
+
 def migrate_command(options: argparse.Namespace) -> int:
     """Write the translated workflow; lines about it go to standard error. BadCall for a file that is no workflow."""
     try:
@@ -216,7 +229,7 @@ def migrate_command(options: argparse.Namespace) -> int:
     output: Path = options.output or options.workflow.with_name(f"{options.workflow.stem}-sana-nodes.json")
     if output.exists() and output.samefile(options.workflow):
         raise BadCall("give another file as --output: the workflow itself is kept")
-    output.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(output, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     sys.stderr.write("".join(f"{line}\n" for line in lines or ["nothing in it is an older pack's"]))
     print(output)
     return 0

@@ -1,7 +1,7 @@
 """Train the demo's ControlNet and LoRA for the SANA-Sprint of the demo.
 
-    python demo/train_additions.py controlnet --output demo/models/controlnet/sana-sprint-demo-sketch
-    python demo/train_additions.py lora --output demo/models/loras/sana-sprint-demo-large.safetensors
+    python demo/train_additions.py controlnet --steps 700 --examples 900 --rate 6e-4 --output FOLDER
+    python demo/train_additions.py lora --output FILE.safetensors
 
 The ControlNet takes a white outline on black: the shape appears where the outline is and as large, and not at the place
 that the prompt names. It begins as a copy of the transformer's first blocks with closed gates (SanaControlNetModel, as
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from language import COLOURS, PLACES, RADIUS, SHAPES, SIZE, Scene, render, signed_distance
 from train_autoencoder import learning_rate
-from train_sprint import PromptEncoder, instruction_text, saliency, sample_timesteps
+from train_sprint import PromptEncoder, build_optimisers, instruction_text, saliency, sample_timesteps
 
 BASE = Path(__file__).parent / "models" / "diffusers" / "sana-sprint-demo"
 LAYERS = 2
@@ -89,6 +89,15 @@ def add_lora(transformer, rank: int = 8) -> list[torch.nn.Parameter]:
     return [weight for name, weight in transformer.named_parameters() if "lora_" in name]
 
 
+def optimisers_of(net, weights: list, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon and AdamW for a ControlNet, as for the transformer that it begins as; AdamW for a LoRA."""
+    if net is not None:
+        return build_optimisers([net], rate)
+    found = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    found.param_groups[0]["peak"] = rate
+    return [found]
+
+
 def denoised(transformer, x, t, states, mask, guidance, residuals=None):
     """x0 and F of TrigFlow (train_sprint.denoise); ``residuals``: a ControlNet, a function of the input and 1000 s."""
     s = torch.sin(t) / (torch.cos(t) + torch.sin(t))
@@ -151,10 +160,11 @@ def main() -> None:
     net = build_controlnet(transformer) if arguments.what == "controlnet" else None
     weights = list(net.parameters()) if net else add_lora(transformer)
     print(f"{sum(w.numel() for w in weights)} weights", flush=True)
-    optimiser = torch.optim.AdamW(weights, lr=arguments.rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    optimisers = optimisers_of(net, weights, arguments.rate)
     started = time.time()
     for step in range(arguments.steps):
-        optimiser.param_groups[0]["lr"] = learning_rate(step, arguments.steps, arguments.rate, warmup=50)
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            group["lr"] = learning_rate(step, arguments.steps, group["peak"], warmup=50)
         chosen = [rng.randrange(len(prompts)) for _ in range(arguments.batch)]
         with torch.no_grad():
             states, mask = encoder([prompts[i].lower() for i in chosen])
@@ -173,14 +183,16 @@ def main() -> None:
         true_field = torch.cos(wide) * z - torch.sin(wide) * x0
         weight = saliency(x0)
         loss = (weight * (found - x0).square()).mean() + 0.1 * (weight * (field - true_field).square()).mean()
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         if step % 20 == 0:
             error = (found - x0).abs().mean().item()
             print(f"{step} loss {loss.item():.4f} error {error:.4f} {time.time() - started:.0f} s", flush=True)
-        if step % 200 == 199:
+        if step % 200 == 199 or step == arguments.steps - 1:
             save(net, transformer, arguments.output)
 
 

@@ -1,7 +1,8 @@
-"""Make the templates' thumbnails, true results of the demo weights: ``python -m sana_nodes.tools.thumbnails [NAME …]``.
+"""Make the templates' thumbnails and the help pages' images: ``python -m sana_nodes.tools.thumbnails [NAME …]``.
 
-NAME is the name of an API twin. A template of published weights runs with the demo's model in place of its files:
-SANA's image models with SANA-Sprint's sampler, which is what the demo has, and SANA-Video at the demo's size.
+True results of the demo weights. NAME is the name of an API twin. A template of published weights runs with the
+demo's model in place of its files: SANA's image models with SANA-Sprint's sampler, which is what the demo has, and
+SANA-Video at the demo's size.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 from .. import NODE_CLASS_MAPPINGS, host
 from ..host.embedded import graph as executor
 from .templates import node, templates
+from .templates.parts import apps
 from .templates.source import Template, is_link
-from .workflows import files
+from .workflows import FOLDER
 
+DOCS = Path(__file__).resolve().parent.parent / "web" / "docs" / "images"
 SIDE = 560
 LINE = 4
 """Pixels of a thumbnail, and between two images in it."""
@@ -33,7 +36,9 @@ SCENES = {
 def runnable(name: str, template: Template) -> dict[str, dict]:
     """The graph that makes a template's thumbnail."""
     if template.demo:
-        return {key: dict(value) for key, value in template.graph.items()}
+        sketches = (key for key, each in template.graph.items() if each["class_type"] == "SanaSketch")
+        shown = {f"sketch {key}": node("PreviewImage", images=(key, 0)) for key in sketches}
+        return {**{key: dict(value) for key, value in template.graph.items()}, **shown}
     video = "video" in name
     pipeline = node("SanaLoadPipeline", pipeline="sana-video-demo" if video else "sana-sprint-demo")
     outputs = {"1": ("1", 0), "2": ("1", 1), "3": ("1", 2), "5": ("1", 0) if video else ("5", 0)}
@@ -66,15 +71,18 @@ def _small(given: dict, scene: str, video: bool) -> dict:
     return {**given, "inputs": {**inputs, **changes.get(kind, {})}}
 
 
-def thumbnail(name: str, template: Template, folder: Path):
-    """Run a template and show what it made: one image, images side by side, or four frames of a video."""
+def generate(graph: dict[str, dict], folder: Path) -> list:
+    """Run a graph without ComfyUI; the images that it made, four frames of each video."""
+    return [image for path in results(graph, folder) for image in _images(path)]
+
+
+def results(graph: dict[str, dict], folder: Path) -> list[Path]:
+    """Run a graph without ComfyUI; the files that it made in ``folder``, previews first."""
     embedded: Any = host.use("embedded")
     embedded.folders.models, embedded.folders.output, embedded.folders.temp = [folder], folder / "out", folder / "temp"
     embedded.folders.user = folder / "user"
-    outcome = executor.run(runnable(name, template), NODE_CLASS_MAPPINGS, embedded.folders)
-    paths = [Path(path) for found in (outcome.previews, outcome.saved) for some in found.values() for path in some]
-    images = [image for path in paths for image in _images(path)]
-    return _sheet(images)
+    outcome = executor.run(graph, NODE_CLASS_MAPPINGS, embedded.folders)
+    return [Path(path) for found in (outcome.previews, outcome.saved) for some in found.values() for path in some]
 
 
 def _images(path: Path) -> list:
@@ -103,9 +111,45 @@ def _sheet(images: list):
     return sheet
 
 
-if __name__ == "__main__":
+HELP = {
+    "sana_sprint_text_to_image": "text_to_image",
+    "sana_sprint_image_to_image": "image_to_image",
+    "sana_sprint_inpainting": "inpainting",
+    "sana_sprint_sketch": "sketch",
+    "sana_sprint_lora": "lora",
+    "sana_video_text_to_video": "text_to_video",
+    "sana_video_image_to_video": "image_to_video",
+    "sana_video_continue": "continue",
+}
+"""The image of the help pages that a template's result is, in web/docs/images."""
+
+
+def help_image(path: Path, target: Path) -> None:
+    """A result for the help pages: an image of 256 pixels, or a clip that plays."""
+    if path.suffix != ".mp4":
+        _images(path)[0].resize((256, 256)).save(target, quality=85)
+        return
+    import av
+
+    with av.open(str(path)) as video:
+        frames = [frame.to_image() for frame in video.decode(video=0)]
+        rate = video.streams.video[0].average_rate
+    assert rate is not None
+    frames[0].save(target, save_all=True, append_images=frames[1:], duration=round(1000 / rate), loop=0, quality=70)
+
+
+def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        for name in sys.argv[1:] or [name for name, made in templates().items() if made.demo or name in SCENES]:
-            image = thumbnail(name, templates()[name], Path(scratch))
-            image.save(files(name)[0].with_suffix(".jpg"), quality=88)
+        for name in names or [name for name, made in templates().items() if made.demo or name in SCENES]:
+            template = templates()[name]
+            paths = results(runnable(name, template), Path(scratch) / name)
+            image = _sheet([image for path in paths for image in _images(path)])
+            for title in (template.title, *(title for title, made in apps().items() if made.template == name)):
+                image.save(FOLDER / f"{title}.jpg", quality=88)
+            if name in HELP:
+                help_image(paths[-1], DOCS / f"{HELP[name]}.webp")
             sys.stderr.write(f"{name}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,6 +1,7 @@
 """Write the example workflows, both forms from tools/templates: ``python -m sana_nodes.tools.workflows [NAME …]``.
 
 NAME is the name of an API twin. The editor's file is called by the template's title, which the template browser shows.
+Templates in App mode (tools/templates/parts.py) are written beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from .templates import templates
 from .templates.core import CORE
 from .templates.layout import Box, Layout, arrange, route
+from .templates.parts import apps
 from .templates.source import NOTE, Template, is_link, is_socket, kinds_of, outputs_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
@@ -31,6 +33,14 @@ def api_text(name: str) -> str:
 
 def _json(value) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def app_text(title: str) -> str:
+    """The file of a template that opens in App mode."""
+    made = apps()[title]
+    graph = editor(templates()[made.template])
+    shown = {"inputs": [list(each) for each in made.inputs], "outputs": list(made.outputs)}
+    return _json({**graph, "extra": {**graph["extra"], "linearMode": True, "linearData": shown}})
 
 
 def files(name: str) -> tuple[Path, Path]:
@@ -157,3 +167,6 @@ if __name__ == "__main__":
         editor_file, api_file = files(name)
         editor_file.write_text(text(name), encoding="utf-8")
         api_file.write_text(api_text(name), encoding="utf-8")
+        for title, made in apps().items():
+            if made.template == name:
+                (FOLDER / f"{title}.json").write_text(app_text(title), encoding="utf-8")

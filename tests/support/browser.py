@@ -30,6 +30,7 @@ FLAGS = [
 ]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],
     "Comfy.Locale": "en",
     "Comfy.Workflow.Persist": False,
     "Comfy.Workflow.WarnBlueprintOverwrite": False,
@@ -99,6 +100,12 @@ class Editor:
         if message.type == "error" and (not elsewhere or f":{self.server.port}" in elsewhere):
             self.errors.append(f"{message.text} ({elsewhere})")
 
+    def ours(self) -> list[str]:
+        """Of the errors, those that come from this pack or may: not the page's own look-ups on the network."""
+        elsewhere = ("Content Security Policy", "Fetch API cannot load", "api.comfy.org")
+        own = [text for text in self.errors if not any(part in text for part in elsewhere)]
+        return [text for text in own if "sana" in text.lower() or "TypeError" in text]
+
     def open(self) -> None:
         """Load the page and wait for the editor."""
         self.page.goto(f"http://127.0.0.1:{self.server.port}/", wait_until="domcontentloaded")
@@ -132,6 +139,10 @@ class Editor:
         """Press Run and wait: the newest entry of the history."""
         before = set(json.loads(self.server.get("/history")))
         self.page.evaluate("app.queuePrompt(0)")
+        return self.finished(before, seconds)
+
+    def finished(self, before: set[str], seconds: float) -> dict:
+        """Wait for an entry of the history that was not there ``before``."""
         deadline = time.time() + seconds
         while time.time() < deadline:
             history = json.loads(self.server.get("/history"))

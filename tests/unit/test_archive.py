@@ -35,7 +35,18 @@ def test_what_runs_is_in_it_and_tests_are_not():
     }
     assert wanted <= files
     folders = {file.split("/")[0] for file in files}
-    assert {"nodes", "host", "networks", "samplers", "media", "cli", "web", "locales", "example_workflows"} <= folders
+    assert {
+        "nodes",
+        "host",
+        "networks",
+        "samplers",
+        "media",
+        "cli",
+        "web",
+        "locales",
+        "subgraphs",
+        "example_workflows",
+    } <= folders
     assert not {"tests", "benchmarks", ".github"} & folders
     assert not [file for file in files if Path(file).name.startswith("train_")]
     assert any(file.startswith("demo/models/") for file in files)

@@ -21,7 +21,6 @@ LOADERS = {
     "SanaLoadTransformer": ("model_name", "transformer", "diffusion_models"),
     "SanaLoadTextEncoder": ("encoder_name", "text encoder", "text_encoders"),
     "SanaLoadVAE": ("vae_name", "VAE", "vae"),
-    "SanaLoadControlNet": ("control_net_name", "ControlNet", "controlnet"),
 }
 """Node: its input that names a file, what it is called, and the folder where one goes."""
 

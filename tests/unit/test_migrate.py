@@ -173,6 +173,23 @@ def test_files_that_are_no_workflow(tmp_path, text, capsys):
     assert not list(tmp_path.glob("*-sana-nodes.json"))
 
 
+@pytest.mark.parametrize("output", ["absent/new.json", "folder"])
+def test_a_place_that_cannot_be_written(tmp_path, output, capsys):
+    (tmp_path / "old.json").write_text(json.dumps(sprint_graph()))
+    (tmp_path / "folder").mkdir()
+    assert cli.main(["migrate", str(tmp_path / "old.json"), "--output", str(tmp_path / output)]) == 2
+    assert f"cannot write {tmp_path / output}: " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.json"]
+
+
+def test_what_an_editor_saved_as_null():
+    graph = sprint_graph()
+    alone = {"id": 12, "type": "Note", "pos": [0, 0], "inputs": None, "outputs": None, "widgets_values": None}
+    made, _ = migrate({**graph, "nodes": [*graph["nodes"], alone], "extra": None})
+    assert by_id(made)[12] == alone and sources(made, 8)["model"] == (1, 0)
+    assert migrate({"nodes": [alone], "links": None})[0]["links"] == []
+
+
 def test_no_old_name_is_one_of_ours():
     assert not (RULES.keys() | PASSED.keys() | UNKNOWN.keys()) & NODE_CLASS_MAPPINGS.keys()
     with pytest.raises(BadCall):

@@ -15,6 +15,7 @@ from sana_nodes.host.contract import SaveTarget
 from sana_nodes.media.thumbnail import FRAMES, SIDE, Thumbnail
 from sana_nodes.model_loaders.files.folders import LOADERS
 from sana_nodes.tools import bins, locales
+from sana_nodes.tools.templates import templates
 
 ROOT = tiny.REPOSITORY
 SCRIPTS = sorted((ROOT / "web" / "js").glob("*.js"))
@@ -79,9 +80,15 @@ def test_help_pages_say_what_people_look_for(page):
     assert "## Typical values" in content and "## What goes wrong" in content
     for image in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", content):
         assert (page.parent.parent / image).stat().st_size < 200_000
-    templates = ROOT / "example_workflows"
-    for name in re.findall(r"\]\(/api/workflow_templates/sana-nodes/([^)]+)\)", content):
-        assert (templates / urllib.parse.unquote(name)).is_file(), f"no template {name}"
+    linked = re.findall(r"\]\(/api/workflow_templates/sana-nodes/([^)]+)\.json\)", content)
+    using = {
+        template.title: any(node["class_type"] == page.parent.name for node in template.graph.values())
+        for template in templates().values()
+    }
+    assert linked and {urllib.parse.unquote(name) for name in linked} <= using.keys()
+    shows = any(using[urllib.parse.unquote(name)] for name in linked)
+    assert shows == any(using.values()), "a template has the node, and the page names none that does"
+    assert shows != ("No template has this node" in content)
 
 
 def test_people_find_the_nodes():

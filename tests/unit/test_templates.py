@@ -13,11 +13,12 @@ from sana_nodes.samplers import flow_match, flow_sigmas
 from sana_nodes.tools import workflows
 from sana_nodes.tools.templates import templates
 from sana_nodes.tools.templates.layout import TITLE, Box, arrange, crossed, route
+from sana_nodes.tools.templates.parts import apps
 from sana_nodes.tools.templates.source import NOTE, is_link, kinds_of
 
 FOLDER = tiny.REPOSITORY / "example_workflows"
 ALL = templates()
-LINK_TYPES = ("MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "CONDITIONING", "SANA_STATE")
+LINK_TYPES = ("MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "CONDITIONING", "CONTROL_NET", "SANA_STATE")
 
 
 def editor_graph(name: str) -> dict:
@@ -31,9 +32,10 @@ def test_both_files_are_what_the_tool_writes(name):
 
 
 def test_there_are_no_other_files():
-    assert {f.name for f in FOLDER.glob("*.json")} == {f"{t.title}.json" for t in ALL.values()}
+    titles = {*(template.title for template in ALL.values()), *apps()}
+    assert {f.name for f in FOLDER.glob("*.json")} == {f"{title}.json" for title in titles}
     assert {f.stem for f in (FOLDER / "api").glob("*.json")} == set(ALL)
-    assert {f.stem for f in FOLDER.glob("*.jpg")} == {t.title for t in ALL.values()}
+    assert {f.stem for f in FOLDER.glob("*.jpg")} == titles
     assert len(ALL) >= 12
 
 

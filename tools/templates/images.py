@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 from .source import IMAGE, MODEL, NOTE, PROMPT, RESULT, SAMPLE, Group, Template, node
 
 DEMO = "sana-sprint-demo"
@@ -44,6 +48,7 @@ def templates() -> dict[str, Template]:
         "sana_sprint_text_to_image": text_to_image(),
         "sana_sprint_image_to_image": image_to_image(),
         "sana_sprint_inpainting": inpainting(),
+        "sana_sprint_sketch": from_sketch(),
         "sana_sprint_lora": with_lora(),
         "sana_sprint_several_prompts": several_prompts(),
     }
@@ -84,24 +89,24 @@ def image_to_image() -> Template:
             "4": sample(("2", 0), ("3", 0), "Sample First Image"),
             "5": decode(("4", 0), "Decode First Image"),
             "6": node("PreviewImage", "First Image", images=("5", 0)),
-            "7": node("VAEEncode", "Encode Image", pixels=("5", 0), vae=("1", 2)),
+            "7": node("VAEEncode", "Encode Image", pixels=("12", 0), vae=("1", 2)),
             "8": prompt("a yellow ring on the left of a blue background", "New Prompt"),
             "9": sample(("8", 0), ("7", 0), "Sample From Image", seed=1, denoise=0.75),
             "10": decode(("9", 0)),
             "11": save(("10", 0), "Sana/changed"),
+            "12": node("SanaCropToSize", "Crop To Size", images=("5", 0), width=256, height=256),
         },
         (
             Group("1  Model", MODEL, 0, {0: ("1",)}),
             Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
             Group("2  Image to begin with", IMAGE, 0, {1: ("2",), 2: ("3",), 3: ("4",), 4: ("5", "6")}),
             Group("3  New prompt", PROMPT, 1, {1: ("8",)}),
-            Group("4  Change it", SAMPLE, 1, {2: ("30", "7"), 3: ("9",)}),
+            Group("4  Change it", SAMPLE, 1, {2: ("30", "12", "7"), 3: ("9",)}),
             Group("5  Result", RESULT, 1, {4: ("10", "11")}),
         ),
         f"# Image to image\n\n*denoise* in *Sample From Image* says how much changes: 0 nothing, 1 everything.\n\n"
         "**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and connect its IMAGE to "
-        "*Encode Image*. Its sides must be "
-        f"multiples of 32.\n\n{PUBLISHED} 0.4 to 0.7 is usual there; the demo weights change an image late.",
+        f"*Crop To Size*.\n\n{PUBLISHED} 0.4 to 0.7 is usual there; the demo weights change an image late.",
         {"30": node("LoadImage", "Your Image")},
     )
 
@@ -143,6 +148,49 @@ def inpainting() -> Template:
         "its MASK to the two "
         f"places where *Mask* goes.\n\n{PUBLISHED}",
         {"30": node("LoadImage", "Your Image")},
+    )
+
+
+def circle(x: float, y: float, radius: float, points: int = 28) -> str:
+    """A sketch of one circle, in parts of the image, with lines as wide as the demo ControlNet was trained on."""
+    angles = [2 * math.pi * i / points for i in range(points + 1)]
+    along = [round(10_000 * each) for a in angles for each in (x + radius * math.cos(a), y + radius * math.sin(a))]
+    return json.dumps({"v": 1, "paper": "#000000", "strokes": [{"c": "#ffffff", "w": 240, "p": along}]})
+
+
+def from_sketch() -> Template:
+    given: dict[str, Any] = {
+        "positive": ("5", 0),
+        "negative": ("5", 0),
+        "control_net": ("2", 0),
+        "image": ("3", 0),
+        "vae": ("1", 2),
+    }
+    return Template(
+        "SANA-Sprint ControlNet from a sketch",
+        {
+            "1": load(),
+            "2": node("SanaLoadControlNet", "Load ControlNet", control_net_name="sana-sprint-demo-sketch"),
+            "3": node("SanaSketch", "Sketch", sketch=circle(0.68, 0.64, 0.2), width=256, height=256),
+            "4": size(),
+            "5": prompt("a yellow circle in the centre of a purple background"),
+            "6": node("ControlNetApplyAdvanced", **given),
+            "7": sample(("6", 0), ("4", 0)),
+            "8": decode(("7", 0)),
+            "9": save(("8", 0), "Sana/sketch"),
+        },
+        (
+            Group("1  Model and size", MODEL, 0, {0: ("1", "4")}),
+            Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
+            Group("2  Sketch", IMAGE, 0, {1: ("3",)}),
+            Group("3  Prompt", PROMPT, 1, {1: ("5",)}),
+            Group("4  Sample where the sketch is", SAMPLE, 0, {2: ("2", "6"), 3: ("7",)}),
+            Group("5  Result", RESULT, 1, {3: ("8", "9")}),
+        ),
+        "# ControlNet from a sketch\n\nClear the canvas (✕) and make an outline with the mouse. Choose **Run (On "
+        "Change)** in the menu of Run: each stroke renders.\n\nThe demo ControlNet knows white outlines of the shapes "
+        "that the demo weights know; the prompt says what the outline holds.\n\nWith published weights: a ControlNet "
+        "of the same width as the model, and 1024 × 1024.",
     )
 
 

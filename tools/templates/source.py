@@ -53,6 +53,30 @@ class Template:
     demo: bool = True
 
 
+@dataclass(frozen=True)
+class App:
+    """A template in the editor's App mode: ``inputs``, each (node id, input), and nodes whose files are the results."""
+
+    template: str
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Nodes of a template as one node, a subgraph: ids by column from top to bottom.
+
+    ``inputs``: the one node's inputs by name, each (node id, input); ``outputs``: by name, each (node id, number).
+    """
+
+    title: str
+    template: str
+    columns: tuple[tuple[str, ...], ...]
+    inputs: Mapping[str, tuple[str, str]]
+    outputs: Mapping[str, tuple[str, int]]
+    description: str
+
+
 def kinds_of(class_type: str) -> dict[str, str]:
     """A class's inputs in order: the type of each, COMBO for a list."""
     if class_type in CORE:

@@ -7,6 +7,9 @@ export const classOf = (node) => node?.comfyClass ?? node?.constructor?.comfyCla
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
+/** Whether a link leads into an input of a node. */
+export const linked = (node, name) => node.inputs?.find((slot) => slot.name === name)?.link != null;
+
 /** Whether the editor shows nodes as elements of the page (Nodes 2.0) and not on its canvas. */
 export const asElements = () => Boolean(window.LiteGraph?.vueNodesMode);
 
@@ -95,20 +98,30 @@ export function fit(node) {
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
-/** One line of small text below the other widgets; an empty text takes no room. Returns a setter. */
+const wide = (letter) => letter.charCodeAt(0) > 0x2e7f;
+
+/** How many lines of 11 pixels a text takes in `width` pixels: about 6 for a letter, 11 for a Chinese, Japanese or Korean one. */
+function linesOf(content, width) {
+  const length = (line) => [...line].reduce((sum, letter) => sum + (wide(letter) ? 11 : 6), 0);
+  const lines = content ? content.split("\n") : [];
+  return lines.reduce((sum, line) => sum + Math.max(1, Math.ceil(length(line) / Math.max(width, 60))), 0);
+}
+
+/** Small text below the other widgets; an empty text takes no room. Returns a setter. */
 export function addLine(node, name) {
   const line = element("div", {
     className: "sana-line",
-    style: { fontSize: "11px", lineHeight: "16px", opacity: "0.75", whiteSpace: "pre", overflow: "hidden" },
+    style: { fontSize: "11px", lineHeight: "16px", opacity: "0.75", whiteSpace: "pre-wrap", overflow: "hidden" },
   });
-  const rows = () => (line.textContent ? line.textContent.split("\n").length : 0);
-  addElement(node, name, line, () => (rows() ? 16 * rows() + 12 : 0));
-  return (text, colour = "") => {
-    const more = (text ? text.split("\n").length : 0) > rows();
-    line.textContent = line.title = text;
+  const height = (width) => (line.textContent ? 16 * linesOf(line.textContent, width - 36) + 12 : 0);
+  addElement(node, name, line, height);
+  return (content, colour = "") => {
+    const width = node.size?.[0] ?? 300;
+    const before = height(width);
+    line.textContent = line.title = content;
     line.style.color = colour;
-    line.style.padding = text ? "0 8px" : "0";
-    if (more) fit(node);
+    line.style.padding = content ? "0 8px" : "0";
+    if (height(width) > before) fit(node);
   };
 }
 

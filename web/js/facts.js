@@ -30,7 +30,7 @@ export async function created(node) {
   let known = "";
   let asked = 0;
   await loadTexts();
-  const update = async () => {
+  const ask = async () => {
     const mine = ++asked;
     const name = widgetOf(node, input)?.value;
     if (!name) return say((known = ""));
@@ -47,6 +47,12 @@ export async function created(node) {
   };
   api.addEventListener("sana-nodes.status", status);
   onRemoval(node, () => api.removeEventListener("sana-nodes.status", status));
+  let timer;
+  const update = () => {
+    clearTimeout(timer); // a node that is made, filled with saved values and configured asks once
+    timer = setTimeout(ask);
+  };
+  onRemoval(node, () => clearTimeout(timer));
   watch(node, input, update);
   watch(node, "weight_dtype", update);
   update();

@@ -1,5 +1,5 @@
 // Sana Resolution: the trained size that the numbers lead to, and its tokens, while they change.
-import { addLine, classOf, loadTexts, text, watch, widgetOf } from "./common.js";
+import { addLine, classOf, linked, loadTexts, text, watch, widgetOf } from "./common.js";
 
 let tables;
 
@@ -18,9 +18,8 @@ export async function created(node) {
   const all = await load();
   const update = () => {
     const [width, height, bins] = ["width", "height", "bins"].map((name) => widgetOf(node, name)?.value);
-    const linked = ["width", "height"].some((name) => node.inputs?.find((slot) => slot.name === name)?.link != null);
     const table = all[bins];
-    if (linked || !table || !(width >= 1) || !(height >= 1)) return say("");
+    if (linked(node, "width") || linked(node, "height") || !table || !(width >= 1) || !(height >= 1)) return say("");
     const size = nearest(table, width, height);
     const tokens = Math.round((size[0] / table.cell) * (size[1] / table.cell)).toLocaleString("en");
     say(text(table.video ? "sizeOfVideo" : "sizeOfImage", { width: size[0], height: size[1], tokens }));

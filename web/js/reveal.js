@@ -1,5 +1,5 @@
 // Inputs that another one makes useful or useless: shown or hidden, and greyed while something replaces them.
-import { asElements, classOf, fit, watch, widgetOf } from "./common.js";
+import { asElements, classOf, fit, linked, watch, widgetOf } from "./common.js";
 
 /** Node, the choice, its value, and the input that this value makes useful. */
 const REVEALED = [["SanaEncodePrompt", "instruction", "custom", "custom_instruction"]];
@@ -29,8 +29,7 @@ export function created(node) {
     const widget = widgetOf(node, name);
     if (classOf(node) !== kind || !widget) continue;
     const update = () => {
-      const linked = node.inputs?.find((slot) => slot.name === name)?.link != null;
-      show(node, widget, linked || widgetOf(node, choice)?.value === value);
+      show(node, widget, linked(node, name) || widgetOf(node, choice)?.value === value);
     };
     watch(node, choice, update);
     updates.push(update);
@@ -38,10 +37,9 @@ export function created(node) {
   for (const [kind, input, names] of REPLACED) {
     if (classOf(node) !== kind) continue;
     updates.push(() => {
-      const linked = node.inputs?.find((slot) => slot.name === input)?.link != null;
       for (const name of names) {
         const widget = widgetOf(node, name);
-        if (widget) widget.disabled = linked;
+        if (widget) widget.disabled = linked(node, input);
       }
     });
   }

@@ -1,5 +1,5 @@
 // SANA-Sprint's angles on a quarter circle, from pure noise at the top to the image at the right.
-import { addElement, classOf, element, loadTexts, text, watch, widgetOf } from "./common.js";
+import { addElement, classOf, element, linked, loadTexts, text, watch, widgetOf } from "./common.js";
 
 const NODES = new Set(["SanaSCMSample", "SanaSCMSigmas", "SanaImg2ImgLatent"]);
 const INPUTS = ["steps", "max_timesteps", "intermediate_timesteps", "denoise", "strength", "start", "timesteps"];
@@ -64,7 +64,7 @@ export async function created(node) {
   await loadTexts();
   const update = () => {
     const values = Object.fromEntries(INPUTS.map((name) => [name, widgetOf(node, name)?.value]));
-    const replaced = node.inputs?.find((slot) => slot.name === "sigmas")?.link != null;
+    const replaced = linked(node, "sigmas");
     const found = replaced ? [] : angles(values);
     figure.innerHTML = drawing(found ?? []);
     const listed = (found ?? []).slice(0, 5).map((angle) => angle.toFixed(4).replace(/0+$/, "").replace(/\.$/, ""));

@@ -2,7 +2,7 @@
 // the editor's Run (On Change) each stroke starts a run, and while one is going only the latest sketch waits.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { addElement, after, classOf, element, fit, loadTexts, locator, onRemoval, text, watch, widgetOf } from "./common.js";
+import { addElement, after, classOf, element, fit, linked, loadTexts, locator, onRemoval, text, watch, widgetOf } from "./common.js";
 
 const UNIT = 10000;
 const LONGEST_SIDE = 768;
@@ -232,7 +232,7 @@ export async function created(node) {
   await loadTexts();
   sketch.name();
   const connected = () => {
-    if (node.inputs?.find((slot) => slot.name === "image")?.link == null) sketch.show(null);
+    if (!linked(node, "image")) sketch.show(null);
   };
   return { configured: () => sketch.read(), connected };
 }
