@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,18 +19,17 @@ MOST_PROBLEMS = 20
 WHOLE_CHECKS = 100
 """Combinations of sizes, models and choices with which the whole workflow is checked, and not only what changes."""
 
-SEEDS = ("seed", "noise_seed")
-"""Numbers that no check of another node looks at."""
-
 
 class Checks(Protocol):
     """What an engine has against the inputs of a row.
 
-    ``declared``: see Columns. ``files``: folders in which a row's input files are.
+    ``declared``: see Columns. ``files``: folders in which a row's input files are. ``loaders``: ids of the nodes that
+    give models.
     """
 
     declared: Mapping[str, Mapping[str, tuple]]
     files: tuple
+    loaders: frozenset[str]
 
     def check(self, inputs: Changes, whole: bool) -> None:
         """BadRow says what is wrong; with ``whole`` every node is checked and not only those whose inputs are given."""
@@ -38,11 +37,12 @@ class Checks(Protocol):
 
 @dataclass
 class Rows:
-    """A table's rows as tasks."""
+    """A table's rows as tasks. ``folders``: those of input files; ``loaders``: ids of the nodes that give models."""
 
     table: Table
     columns: Columns
     folders: tuple = ()
+    loaders: frozenset[str] = frozenset()
 
     def task(self, number: int, row: Row) -> Task:
         """A row as a task; BadRow where its cells do not fit, BadTable where a column does not."""
@@ -55,13 +55,10 @@ class Rows:
             changes = self.columns.changes(row.cells)
         except BadCall as error:
             raise BadTable(f"{self.where(row)}: {error}") from error
-        kinds = {(t.node, t.name): t.kind for t in self.columns.targets.values() if t}
-        return Task(number, key, self._inputs(changes), inputs_hash(changes, kinds, self.folders))
-
-    def _inputs(self, changes: Changes) -> Changes:
-        """All inputs of every node that a column sets: what a row leaves out has the workflow's own value."""
-        graph = self.columns.graph
-        return {key: {**graph[key]["inputs"], **changes.get(key, {})} for key in sorted(self.columns.varied())}
+        inputs = self.columns.inputs(changes)
+        models = {node: inputs[node] for node in self.loaders & inputs.keys()}
+        files = self.columns.chosen(changes) if self.folders else {}
+        return Task(number, key, inputs, inputs_hash(changes, files, self.folders), digest(models) if models else "")
 
     def where(self, row: Row) -> str:
         return f"{self.table.name}, {self.table.line_word} {row.line}"
@@ -75,11 +72,11 @@ def read_all(rows: Rows, checks: Checks) -> Keys:
     """The keys and hashes of a table whose every row was checked; BadTable names the rows that are wrong."""
     keys = Keys()
     problems: list[str] = []
-    seen: set[str] = set()
+    seen: set[tuple] = set()
     for row, number in rows:
         try:
             task = rows.task(number, row)
-            fresh = _combination(rows.columns, task.inputs)
+            fresh = rows.columns.alike(task.inputs)
             whole = fresh not in seen and len(seen) < WHOLE_CHECKS
             checks.check(task.inputs, whole)
             seen.update({fresh} if whole else ())
@@ -94,12 +91,6 @@ def read_all(rows: Rows, checks: Checks) -> Keys:
     if problems := problems or _duplicates(rows, keys):
         raise BadTable("\n".join(problems))
     return keys
-
-
-def _combination(columns: Columns, inputs: Changes) -> str:
-    """What the check of another node may depend on: everything but texts and seeds."""
-    targets = [t for t in columns.targets.values() if t and t.kind != "STRING" and t.name not in SEEDS]
-    return digest([[t.node, t.name, inputs[t.node].get(t.name)] for t in targets if t.node in inputs])
 
 
 def _duplicates(rows: Rows, keys: Keys) -> list[str]:
@@ -120,6 +111,13 @@ def _duplicates(rows: Rows, keys: Keys) -> list[str]:
     return found
 
 
+def loaders_of(outputs: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """The nodes that give models; ``outputs``: the kinds that each node gives, by its id."""
+    from ..host.embedded.kept import MODELS
+
+    return frozenset(key for key, kinds in outputs.items() if MODELS.intersection(kinds))
+
+
 class EmbeddedChecks:
     """The checks of the embedded host: those of every node, as ``run`` makes them."""
 
@@ -128,10 +126,11 @@ class EmbeddedChecks:
         from ..host.embedded import graph as executor
 
         self.graph, self.folders = job.graph, embedded_folders(job, "check")
+        known = executor.known_classes(NODE_CLASS_MAPPINGS)
         self.files: tuple = (self.folders.input,)
-        self.declared: Mapping[str, Mapping[str, tuple]] = declared_inputs(
-            job.graph, executor.known_classes(NODE_CLASS_MAPPINGS)
-        )
+        self.declared: Mapping[str, Mapping[str, tuple]] = declared_inputs(job.graph, known)
+        classes = {key: known.get(node["class_type"]) for key, node in job.graph.items()}
+        self.loaders = loaders_of({key: getattr(cls, "RETURN_TYPES", ()) for key, cls in classes.items()})
         self.plan: Any = None
 
     def check(self, inputs: Changes, whole: bool) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..cli.calls import BadCall
-from .worker import Job, Made, Task, Worker
+from .worker import Job, Made, Take, Task, Worker
 
 MOST_LOSSES = 3
 """Actors that a row may lose before it counts as failed: it may be the row that kills them."""
 
 QUEUED = 2
-"""Rows that an actor has: one at work and one that waits, so that it never waits for the driver."""
+"""Calls that an actor has: one that computes, and one that saves or waits, so that it never waits for the driver."""
 
 RESERVED = 0.05
 """Part of each processor core that no actor takes, or Ray's own tasks on a small cluster would never begin."""
@@ -24,11 +25,11 @@ RESERVED = 0.05
 
 @dataclass
 class Member:
-    """A worker: its actor, and its rows by the reference of their results, the one at work first."""
+    """A worker: its actor, and its rows by the reference of their results, those at work first."""
 
     name: str
     actor: Any
-    rows: dict[Any, Task]
+    rows: dict[Any, list[Task]]
 
 
 class RayEngine:
@@ -41,6 +42,7 @@ class RayEngine:
         self.ray = import_ray()
         self.job, self.started = job, 0
         self.losses: dict[int, int] = {}
+        self.suspects: deque[Task] = deque()
         self.owned = not self.ray.is_initialized()
         if self.owned:
             self._connect(workers, address)
@@ -62,8 +64,8 @@ class RayEngine:
         actor = self.ray.remote(Worker).options(**self.options).remote(self.job, f"ray-{name}")
         return Member(name, actor, {})
 
-    def results(self, take: Callable[[], Task | None]) -> Iterator[Made]:
-        """Make the tasks that ``take()`` gives until it gives None and all are made; yields Made as they end."""
+    def results(self, take: Take) -> Iterator[Made]:
+        """Make what ``take`` gives until it gives nothing and all is made; yields Made as they end."""
         while True:
             self._hand_out(take)
             waiting = {ref: member for member in self.members for ref in member.rows}
@@ -75,17 +77,17 @@ class RayEngine:
                 if ref in member.rows:  # not where its actor was lost just now
                     yield from self._ended(member, ref)
 
-    def _hand_out(self, take: Callable[[], Task | None]) -> None:
+    def _hand_out(self, take: Take) -> None:
         for depth in range(1, QUEUED + 1):
             for member in self.members:
                 if len(member.rows) < depth:
-                    task = take()
-                    if task is None:
+                    tasks = [self.suspects.popleft()] if self.suspects else take(self.job.batch)
+                    if not tasks:
                         return
-                    self._give(member, task)
+                    self._give(member, tasks)
 
-    def _give(self, member: Member, task: Task) -> None:
-        member.rows[member.actor.make.remote(task)] = task
+    def _give(self, member: Member, tasks: list[Task]) -> None:
+        member.rows[member.actor.make.remote(tasks)] = tasks
 
     def _ended(self, member: Member, ref: Any) -> Iterator[Made]:
         try:
@@ -93,25 +95,29 @@ class RayEngine:
         except self.ray.exceptions.RayActorError as error:
             yield from self._replace(member, error)
         except self.ray.exceptions.RayError as error:
-            yield Made(member.rows.pop(ref), error=f"the worker failed: {str(error).splitlines()[-1]}")
+            for task in member.rows.pop(ref):
+                yield Made(task, error=f"the worker failed: {str(error).splitlines()[-1]}")
         else:
             del member.rows[ref]
-            yield made
+            yield from made
 
     def _replace(self, member: Member, error: Exception) -> Iterator[Made]:
-        """A new actor for one that was lost, with its rows; a row that lost too many has failed."""
-        rows = list(member.rows.values())
+        """A new actor for one that was lost; its rows are made again, one by one those that may have ended it.
+
+        A row that lost too many actors has failed.
+        """
+        groups = list(member.rows.values())
         shutil.rmtree(self.job.staging / f"ray-{member.name}", ignore_errors=True)
         fresh = self._member()
         member.name, member.actor, member.rows = fresh.name, fresh.actor, {}
-        if not rows:
-            return
-        first = rows[0]
-        self.losses[first.number] = self.losses.get(first.number, 0) + 1
-        if self.losses[first.number] >= MOST_LOSSES:
-            yield Made(rows.pop(0), error=f"{MOST_LOSSES} workers ended at this row: {str(error).splitlines()[0]}")
-        for task in rows:
-            self._give(member, task)
+        for task in groups[0] if groups else ():
+            self.losses[task.number] = self.losses.get(task.number, 0) + 1
+            if len(groups[0]) == 1 and self.losses[task.number] >= MOST_LOSSES:
+                yield Made(task, error=f"{MOST_LOSSES} workers ended at this row: {str(error).splitlines()[0]}")
+            else:
+                self.suspects.append(task)
+        for tasks in groups[1:]:
+            self._give(member, tasks)
 
     def close(self) -> None:
         """End the actors, and the cluster where it was started here."""

@@ -29,6 +29,9 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt"
 Changes = dict[str, dict[str, Any]]
 """Values by node id and input name."""
 
+SEEDS = ("seed", "noise_seed")
+"""Numbers that no check of another node looks at."""
+
 TYPES: dict[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
 SAID = {"INT": "a whole number", "FLOAT": "a number", "STRING": "a text", "BOOLEAN": "true or false"}
 
@@ -40,6 +43,23 @@ class Target:
     node: str
     name: str
     kind: str | list | None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of ``count`` columns: their nodes in order, and their inputs that are one of a list, and no text and no seed."""
+
+    count: int
+    nodes: list[str]
+    lists: list[tuple[str, str]]
+    sizes: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, targets: Mapping[str, Target | None]) -> _Facts:
+        found = [target for target in targets.values() if target]
+        lists = [(t.node, t.name) for t in found if isinstance(t.kind, list)]
+        sizes = [(t.node, t.name) for t in found if t.kind != "STRING" and t.name not in SEEDS]
+        return cls(len(targets), sorted({target.node for target in found}), lists, sizes)
 
 
 @dataclass
@@ -55,10 +75,30 @@ class Columns:
     key: str | None = None
     texts: bool = False
     targets: dict[str, Target | None] = field(default_factory=dict)
+    _known: _Facts | None = None
 
     def varied(self) -> set[str]:
         """Ids of the nodes that columns set, as far as columns were seen."""
         return {target.node for target in self.targets.values() if target}
+
+    def inputs(self, changes: Changes) -> Changes:
+        """All inputs of every node that a column sets: what a row leaves out has the workflow's own value."""
+        return {key: {**self.graph[key]["inputs"], **changes.get(key, {})} for key in self._facts().nodes}
+
+    def alike(self, inputs: Changes) -> tuple:
+        """What the check of another node may depend on, and a batch: everything but texts and seeds."""
+        return tuple(repr(inputs[node].get(name)) for node, name in self._facts().sizes if node in inputs)
+
+    def chosen(self, changes: Changes) -> dict[str, str]:
+        """The values of a row that are one of a list, such as files, by NODE.INPUT."""
+        values = ((node, name, changes.get(node, {}).get(name)) for node, name in self._facts().lists)
+        return {f"{node}.{name}": value for node, name, value in values if isinstance(value, str)}
+
+    def _facts(self) -> _Facts:
+        """What follows from the columns that were seen, found again when there is a new one."""
+        if self._known is None or self._known.count != len(self.targets):
+            self._known = _Facts.of(self.targets)
+        return self._known
 
     def add(self, name: str) -> Target | None:
         """The input of a column, None for one that sets none; BadCall where nothing has its name."""
@@ -183,14 +223,11 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def inputs_hash(changes: Changes, kinds: Mapping[tuple[str, str], Any], folders: Iterable[Path]) -> str:
-    """The hash of a row's values; of a file that one names, its size and the time when it was changed count too."""
-    files = {}
-    for node, values in changes.items():
-        for name, value in values.items():
-            if isinstance(kinds.get((node, name)), list) and isinstance(value, str):
-                files.update({f"{node}.{name}": stamp for folder in folders if (stamp := _stamp(folder / value))})
-    return digest([changes, files] if files else [changes])
+def inputs_hash(changes: Changes, files: Mapping[str, str], folders: Iterable[Path]) -> str:
+    """The hash of a row's values; of ``files``, which it may name, size and the time of the last change count too."""
+    pairs = ((name, _stamp(folder / value)) for name, value in files.items() for folder in folders)
+    stamps = {name: stamp for name, stamp in pairs if stamp}
+    return digest([changes, stamps] if stamps else [changes])
 
 
 def _stamp(path: Path) -> list[int] | None:

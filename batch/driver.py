@@ -15,11 +15,12 @@ from typing import Any
 
 from ..cli.calls import BadCall, check_output
 from ..cli.workflows import apply_settings, read_workflow
-from .checking import SEEDS, EmbeddedChecks, Rows, read_all
+from .checking import EmbeddedChecks, Rows, read_all
 from .cluster import RayEngine
-from .columns import Columns, digest
+from .columns import SEEDS, Columns, digest
 from .lock import Lock
 from .manifest import DONE, FAILED, MISSING, Keys, Manifest, sync_folder
+from .ordering import ordered
 from .servers import ServerChecks, ServersEngine
 from .tables import BadRow, BadTable, Table, open_table
 from .worker import Job, Local, Made, Stopped, Task, with_inputs
@@ -64,7 +65,7 @@ class Batch:
         waiting = self.total - self._state.count(DONE)
         limit = options["limit"]
         self.left = waiting if limit is None else min(limit, waiting)
-        self._taken, self._source = 0, self._tasks()
+        self._taken, self._source = 0, ordered(self._tasks(), rows.columns.alike if job.batch > 1 else None)
 
     @property
     def done(self) -> int:
@@ -116,11 +117,18 @@ class Batch:
         except OSError as error:
             raise _stopped(error) from error
 
-    def _take(self) -> Task | None:
-        """The next row to make."""
-        if self._stopping:
-            return None
-        return self._again.popleft() if self._again else next(self._source, None)
+    def _take(self, most: int = 1) -> list[Task]:
+        """The next rows to make, at most so many, of one model."""
+        tasks: list[Task] = []
+        while not self._stopping and len(tasks) < most:
+            task = self._again.popleft() if self._again else next(self._source, None)
+            if task is None:
+                break
+            if tasks and task.models != tasks[0].models:
+                self._again.appendleft(task)
+                break
+            tasks.append(task)
+        return tasks
 
     def _tasks(self) -> Iterator[Task]:
         for row, number in self.rows:
@@ -271,22 +279,23 @@ def run(
     retry: int = 0,
     changed: str = "stop",
     metadata: bool = True,
+    batch: int = 1,
 ) -> Batch:
     """Check a table, and return the Batch of its rows that are not done; iterate it to make them.
 
     ``workflow``: an API-format file or graph. ``table``: a csv, tsv, jsonl or parquet file, or a sequence of mappings.
     ``settings``: NODE.INPUT=VALUE texts. ``columns``: what a column sets, NODE.INPUT, or "" for nothing. ``key``: the
     column that names a row's files (else key or id, else the row's number). ``limit``: rows of this call. ``retry``:
-    how often a failed row is tried again.
+    how often a failed row is tried again. ``batch``: rows that are sampled together, as far as memory allows.
     ``engine``: local; ray with ``workers`` on a cluster at ``address`` (None: one on this machine); comfyui on the
     servers at ``address`` (HOST:PORT, …). ``changed``: stop, again or keep rows that were made of something else.
 
     Raises BadCall (a ValueError) before anything loads; iterating Stopped where the disk is full or no server answers.
     """
-    _check_options(engine, limit, retry, changed, workers)
+    _check_options(engine, limit, retry, changed, workers, batch)
     output = Path(output).absolute()
     graph = read_workflow(Path(workflow)) if isinstance(workflow, (str, Path)) else _copied(workflow)
-    base = Job(graph, frozenset(), output / HIDDEN / "work", output, _path(models), _path(input), metadata)
+    base = Job(graph, frozenset(), output / HIDDEN / "work", output, _path(models), _path(input), metadata, batch)
     servers = (address or "") if engine == "comfyui" else None
     rows, keys = _read(base, open_table(table), settings, columns or {}, key, servers)
     job = replace(base, varied=frozenset(rows.columns.varied()))
@@ -310,22 +319,25 @@ def _read(job: Job, table: Table, settings, columns, key, address: str | None) -
     """Every row, checked; ``address``: the servers whose declarations count, None for the embedded host's."""
     checks = EmbeddedChecks(job) if address is None else ServerChecks(job.graph, address, job.input)
     apply_settings(job.graph, list(settings), checks.declared)
-    rows = Rows(table, Columns(job.graph, checks.declared, columns, key, table.texts), checks.files)
+    rows = Rows(table, Columns(job.graph, checks.declared, columns, key, table.texts), checks.files, checks.loaders)
     keys = read_all(rows, checks)
     if unknown := [name for name in [*columns, *([key] if key else [])] if name not in rows.columns.targets]:
         raise BadTable(f"{table.name} has no column {unknown[0]!r}; its columns are {', '.join(rows.columns.targets)}")
     return rows, keys
 
 
-def _check_options(engine: str, limit: int | None, retry: int, changed: str, workers: int | None) -> None:
+def _check_options(engine: str, limit: int | None, retry: int, changed: str, workers: int | None, batch: int) -> None:
     for name, value, choices in (("engine", engine, ENGINES), ("changed", changed, CHANGED)):
         if value not in choices:
             raise BadCall(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     for name, number in (("limit", limit), ("retry", retry)):
         if number is not None and number < 0:
             raise BadCall(f"{name} is {number}; give 0 or more")
-    if workers is not None and workers < 1:
-        raise BadCall(f"workers is {workers}; give 1 or more")
+    for name, number in (("workers", workers), ("batch", batch)):
+        if number is not None and number < 1:
+            raise BadCall(f"{name} is {number}; give 1 or more")
+    if batch > 1 and engine == "comfyui":
+        raise BadCall("--batch is for the engines local and ray; a ComfyUI server runs one row at a time")
 
 
 def _copied(graph: Mapping[str, dict]) -> dict[str, dict]:

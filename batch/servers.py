@@ -9,15 +9,16 @@ import time
 import urllib.parse
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from ..cli.calls import BadCall
+from .checking import loaders_of
 from .columns import Changes
 from .tables import BadRow
-from .worker import Job, Made, Stopped, Task, described, is_full, with_inputs
+from .worker import Job, Made, Stopped, Take, Task, described, is_full, with_inputs
 
 QUEUED = 2
 """Rows that a server has: one at work and one in its queue, so that it never waits. People's own runs come between."""
@@ -116,14 +117,14 @@ class ServersEngine:
         self.pool = ThreadPoolExecutor(QUEUED * len(self.servers))
         self.ending = threading.Event()
 
-    def results(self, take: Callable[[], Task | None]) -> Iterator[Made]:
-        """Make the tasks that ``take()`` gives until it gives None and all are made; yields Made as they end."""
+    def results(self, take: Take) -> Iterator[Made]:
+        """Make the tasks that ``take`` gives until it gives none and all are made; yields Made as they end."""
         idle = deque(server for _ in range(QUEUED) for server in self.servers)
         again: deque[Task] = deque()
         running: dict[Future, tuple[Server, Task]] = {}
         while True:
-            while idle and (task := again.popleft() if again else take()) is not None:
-                server = idle.popleft()
+            while idle and (tasks := [again.popleft()] if again else take(1)):
+                server, (task,) = idle.popleft(), tasks
                 running[self.pool.submit(self._make, server, task)] = (server, task)
             if not running:
                 if again:
@@ -257,6 +258,7 @@ class ServerChecks:
             kind = graph[unknown[0]]["class_type"]
             raise BadCall(f"node {unknown[0]} is a {kind}, which the ComfyUI at {server.address} does not have")
         names = {node["class_type"] for node in graph.values()}
+        self.loaders = loaders_of({key: info[node["class_type"]].get("output", ()) for key, node in graph.items()})
         self.declared: Mapping[str, Mapping[str, tuple]] = {name: _specs(info[name]["input"]) for name in names}
 
     def check(self, inputs: Changes, whole: bool) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import platform
 import shutil
+import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +22,9 @@ from ..host.embedded.folders import Folders
 from .columns import Changes
 from .manifest import sync_file
 
+UNSAVED = 2
+"""Rows that are computed and not saved yet, of which the images are held."""
+
 
 class Stopped(RuntimeError):
     """A batch that cannot continue: the disk is full, no server answers. What is done stays done."""
@@ -25,12 +32,16 @@ class Stopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Task:
-    """A row to make: its number in the table from 0, its key, and the inputs of the nodes that the table sets."""
+    """A row to make: its number in the table from 0, its key, and the inputs of the nodes that the table sets.
+
+    ``models``: equal where rows need the same models.
+    """
 
     number: int
     key: str
     inputs: Changes
     hash: str
+    models: str = ""
     attempt: int = 1
 
 
@@ -48,11 +59,16 @@ class Made:
     folder: str = ""
 
 
+Take = Callable[[int], list[Task]]
+"""Gives up to so many tasks of one model; none where there are no more now."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What all rows share. ``graph``: the workflow with its settings; ``varied``: the nodes that the table sets.
 
     Files are saved into ``staging`` first. ``models`` and ``input`` are folders or None for the usual ones.
+    ``batch``: rows that are sampled together.
     """
 
     graph: dict[str, dict]
@@ -62,16 +78,19 @@ class Job:
     models: Path | None = None
     input: Path | None = None
     metadata: bool = True
+    batch: int = 1
+
+
+_staging: ContextVar[Path] = ContextVar("sana_staging")
+"""Where the row at work saves its files; each thread has its own row."""
 
 
 class StagedFolders(Folders):
     """Folders whose saved files go into a staging folder; ``[output]`` in a file's name is the true output folder."""
 
-    staging: Path
-
     def save_target(self, prefix, width, height, folder=None):
         staged = folder is None or Path(folder) == Path(self.output)
-        return super().save_target(prefix, width, height, self.staging if staged else folder)
+        return super().save_target(prefix, width, height, _staging.get() if staged else folder)
 
 
 def embedded_folders(job: Job, name: str) -> StagedFolders:
@@ -82,45 +101,91 @@ def embedded_folders(job: Job, name: str) -> StagedFolders:
     folders = StagedFolders()
     folders.models = [job.models] if job.models else folders.models
     folders.input = job.input or folders.input
-    folders.output, folders.staging = job.output, job.staging / name
-    folders.temp = folders.staging / "temp"
+    folders.output = job.output
+    folders.temp = job.staging / name / "temp"
     chosen.folders = folders
     return folders
 
 
 class Worker:
-    """Makes rows one after another; models and encoded prompts stay from row to row."""
+    """Makes rows, several at once; models and encoded prompts stay from call to call.
+
+    Rows are saved by a thread while the next ones are computed; that holds the images of a few rows at most.
+    """
 
     def __init__(self, job: Job, name: str):
         from ..host.embedded.kept import Kept
+        from ..host.embedded.rows import Rows
 
-        self.job, self.folders = job, embedded_folders(job, name)
-        self.base = self.folders.staging
-        self.kept = Kept(job.varied)
+        self.job, self.base = job, job.staging / name
+        self.folders = embedded_folders(job, name)
+        self.rows = Rows(self.folders, job.metadata, Kept(job.varied))
         self.device, self.versions = _device(), _versions()
+        self.writer = ThreadPoolExecutor(1, "sana-saving")
+        self._unsaved, self._computing = threading.BoundedSemaphore(UNSAVED), threading.Lock()
         self._plan: Any = None
 
-    def make(self, task: Task) -> Made:
-        """Make a row. What fails is in the result; its folder is the caller's to remove."""
-        begin, folder = time.perf_counter(), self.base / f"row-{task.number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        made = Made(task, device=self.device, versions=self.versions, folder=str(folder))
-        try:
-            folder.mkdir(parents=True)
-            self.folders.staging = folder
-            made.files = [described(path) for path in self._run(task)]
-        except Exception as error:
-            made.error, made.full = str(error) or type(error).__name__, is_full(error, self.job.output)
-        made.seconds = round(time.perf_counter() - begin, 4)
-        return made
+    def make(self, tasks: Sequence[Task]) -> list[Made]:
+        """Make rows of one model. What fails is in the results; their folders are the caller's to remove.
 
-    def _run(self, task: Task) -> list[Path]:
+        A second thread may call it meanwhile: one computes while the other one waits for what is saved.
+        """
+        with self._computing:
+            begun = list(self.begin(tasks))
+        return [future.result() for future in begun]
+
+    def begin(self, tasks: Sequence[Task]) -> Iterator[Future[Made]]:
+        """Compute rows, and give each to the thread that saves it."""
+        from ..host.embedded.graph import BadWorkflow
+
+        start, runs = time.perf_counter(), []
+        for task in tasks:
+            try:
+                runs.append((task, self._run(task)))
+            except (BadWorkflow, OSError) as error:
+                yield _ended(self._failed(task, error))
+        for (task, _), run in zip(runs, self.rows.perform([run for _, run in runs]) if runs else ()):
+            seconds = (time.perf_counter() - start) / len(runs)
+            if run.error is not None:
+                yield _ended(self._failed(task, run.error, seconds))
+                continue
+            self._unsaved.acquire()
+            yield self.writer.submit(self._finish, task, run, seconds)
+
+    def _run(self, task: Task) -> Any:
         from ..host.embedded import graph as executor
+        from ..host.embedded.rows import Run
 
+        folder = self._folder(task)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         plan = executor.varied(self._checked(task.inputs), task.inputs, self.folders)
-        outcome = executor.perform(plan, self.folders, None, self.job.metadata, self.kept)
-        files = [Path(path) for key in plan.order for path in outcome.saved.get(key, ())]
-        return list(dict.fromkeys(files))
+        return Run(plan, lambda: _staging.set(folder) and None)
+
+    def _folder(self, task: Task) -> Path:
+        return self.base / f"row-{task.number}"
+
+    def _finish(self, task: Task, run: Any, seconds: float) -> Made:
+        begin = time.perf_counter()
+        try:
+            saved = self.rows.finish(run).saved
+            files = dict.fromkeys(Path(path) for key in run.plan.order for path in saved.get(key, ()))
+            made = self._made(task, seconds + time.perf_counter() - begin)
+            made.files = [described(path) for path in files]
+            return made
+        except Exception as error:
+            return self._failed(task, error, seconds + time.perf_counter() - begin)
+        finally:
+            self._unsaved.release()
+
+    def _made(self, task: Task, seconds: float) -> Made:
+        folder = str(self._folder(task))
+        return Made(task, seconds=round(seconds, 4), device=self.device, versions=self.versions, folder=folder)
+
+    def _failed(self, task: Task, error: Exception, seconds: float = 0.0) -> Made:
+        made = self._made(task, seconds)
+        made.error, made.full = str(error) or type(error).__name__, is_full(error, self.job.output)
+        return made
 
     def _checked(self, inputs: Mapping[str, Mapping]):
         from .. import NODE_CLASS_MAPPINGS
@@ -129,6 +194,16 @@ class Worker:
         if self._plan is None:
             self._plan = executor.check(with_inputs(self.job.graph, inputs), NODE_CLASS_MAPPINGS, self.folders)
         return self._plan
+
+    def close(self) -> None:
+        """Wait for the row that is being saved; the others are dropped."""
+        self.writer.shutdown(cancel_futures=True)
+
+
+def _ended(made: Made) -> Future[Made]:
+    future: Future[Made] = Future()
+    future.set_result(made)
+    return future
 
 
 def with_inputs(graph: Mapping[str, dict], inputs: Mapping[str, Mapping]) -> dict[str, dict]:
@@ -182,12 +257,29 @@ class Local:
             raise BadCall(
                 "--workers and --address are for the engines ray and comfyui; the engine local is one process"
             )
-        self.worker = Worker(job, "0")
+        self.batch, self.worker = job.batch, Worker(job, "0")
 
-    def results(self, take):
-        """Make the tasks that ``take()`` gives until it gives None; yields Made."""
-        while (task := take()) is not None:
-            yield self.worker.make(task)
+    def results(self, take: Take) -> Iterator[Made]:
+        """Make what ``take`` gives until it gives nothing and all is made; yields Made.
+
+        A row that fails is told before another one begins: ``take`` may give it again. Where the person interrupts,
+        rows that are computed are still told.
+        """
+        waiting: deque[Future[Made]] = deque()
+        try:
+            while (tasks := take(self.batch)) or waiting:
+                for future in self.worker.begin(tasks):
+                    waiting.append(future)
+                    failed = future.done() and future.result().error is not None
+                    while waiting and (failed or waiting[0].done()):
+                        yield waiting.popleft().result()
+                if not tasks:
+                    yield waiting.popleft().result()
+        except KeyboardInterrupt:
+            while waiting:
+                yield waiting.popleft().result()
+            raise
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """End the thread that saves."""
+        self.worker.close()

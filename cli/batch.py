@@ -22,7 +22,7 @@ def batch_command(options: argparse.Namespace) -> int:
     from ..batch.driver import Stopped, run
 
     columns = _columns(options.column)
-    names = ("output", "key", "models", "input", "limit", "retry", "changed", "engine", "workers", "address")
+    names = ("output", "key", "models", "input", "limit", "retry", "changed", "engine", "workers", "address", "batch")
     batch = run(
         options.workflow,
         options.table,

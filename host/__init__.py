@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from .contract import Host, SaveTarget
+from .contract import Host, Sampling, SaveTarget
 
-__all__ = ["NAMES", "Host", "SaveTarget", "current", "serve", "use"]
+__all__ = ["NAMES", "Host", "Sampling", "SaveTarget", "current", "serve", "use"]
 
 NAMES = ("comfyui", "embedded")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,27 @@ def listed(folders: Mapping[str, str | Path], suffix: str, folder: str) -> dict[
             if file.is_file():
                 found[f"{file.relative_to(root).as_posix()}{ending}"] = file
     return found
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a sampler node asks of Host.sample; a host may answer several at once. ``options`` go to the function."""
+
+    model: Any
+    positive: list
+    latent: dict
+    noise: Any
+    sigmas: Any
+    function: Callable
+    seed: int
+    negative: list | None = None
+    cfg: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def result(self, here: Host) -> dict:
+        """The LATENT, by itself."""
+        given = (self.model, self.positive, self.latent, self.noise, self.sigmas, self.function, self.seed)
+        return here.sample(*given, negative=self.negative, cfg=self.cfg, **self.options)
 
 
 class Host(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -58,18 +60,20 @@ def _check_shape(spec: TransformerSpec, x) -> None:
         )
 
 
-def padded_contexts(contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Contexts [1, L, width] of different lengths in one batch, and the mask [B, L] that network_inputs takes.
+def padded_contexts(
+    contexts: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Contexts [n, L, width] of different lengths in one batch, and the mask [B, L] that network_inputs takes.
 
-    Where all are of one length, there is no mask.
+    ``masks``: those [n, L] of contexts that are padded already. Where all are of one length, there is no mask.
     """
-    lengths = [context.shape[1] for context in contexts]
-    longest = max(lengths)
+    masks = masks or [None] * len(contexts)
+    longest = max(context.shape[1] for context in contexts)
     batch = torch.cat([functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in contexts])
-    if min(lengths) == longest:
+    if all(mask is None and c.shape[1] == longest for c, mask in zip(contexts, masks)):
         return batch, None
-    used = torch.arange(longest, device=batch.device) < torch.tensor(lengths, device=batch.device)[:, None]
-    return batch, used.to(batch.dtype)
+    used = [c.new_ones(c.shape[:2]) if mask is None else mask for c, mask in zip(contexts, masks)]
+    return batch, torch.cat([functional.pad(mask, (0, longest - mask.shape[1])) for mask in used]).to(batch.dtype)
 
 
 def _check_control(spec: TransformerSpec, control) -> None:

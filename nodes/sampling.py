@@ -24,13 +24,25 @@ def _starting_noise(generator: torch.Generator, samples: torch.Tensor, add_noise
     return torch.zeros_like(start) if add_noise == "disable" else start
 
 
-class SanaSCMSample:
+class _Samples:
+    """A node that samples: ``request`` takes its inputs and gives a Sampling, or the LATENT where there is no step.
+
+    Several rows of a batch are sampled together by their requests (host.embedded.together).
+    """
+
+    FUNCTION, REQUEST = "sample", "request"
+    RETURN_TYPES = ("LATENT",)
+
+    def sample(self, *given, **inputs):
+        request = self.request(*given, **inputs)  # type: ignore[attr-defined]
+        return (request.result(host.current()) if isinstance(request, host.Sampling) else request,)
+
+
+class SanaSCMSample(_Samples):
     DISPLAY_NAME = "Sana SCM Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = "Samples SANA-Sprint in 1 to 4 steps. The same seed gives the same image as diffusers."
     SEARCH_ALIASES = ["sana", "nvidia", "sana sprint", "ksampler", "scm", "sampler", "image to image", "inpaint"]
-    FUNCTION = "sample"
-    RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with SANA's VAE.",)
 
     @classmethod
@@ -50,7 +62,7 @@ class SanaSCMSample:
 
     VALIDATE_INPUTS = checks.Validation(validate_schedule)
 
-    def sample(
+    def request(
         self,
         model,
         positive,
@@ -67,14 +79,12 @@ class SanaSCMSample:
         if sigmas is None:
             sigmas = trigflow.scm_sigmas(steps, max_timesteps, intermediate_timesteps, denoise)
         if len(trigflow.check_sigmas(sigmas)) < 2:
-            return (latent_image,)
+            return latent_image
         generator = noise.seeded_generator(seed)
         start = _starting_noise(generator, samples, add_noise)
         following = noise.continued_noise(generator, samples.shape)
-        latent = host.current().sample(
-            model, positive, latent_image, start, sigmas, SAMPLERS["scm"].function, seed, noise_sampler=following
-        )
-        return (latent,)
+        function, options = SAMPLERS["scm"].function, {"noise_sampler": following}
+        return host.Sampling(model, positive, latent_image, start, sigmas, function, seed, options=options)
 
 
 class SanaSCMSigmas:
@@ -153,7 +163,7 @@ def _validate_flow_schedule(steps=None, shift=None, solver=None, denoise=None, c
     return True
 
 
-class SanaFlowSample:
+class SanaFlowSample(_Samples):
     DISPLAY_NAME = "Sana Flow Sample"
     CATEGORY = "sana/sampling"
     DESCRIPTION = (
@@ -164,8 +174,6 @@ class SanaFlowSample:
         *("sana", "nvidia", "sana video", "ksampler", "flow match", "dpm solver", "euler", "sampler"),
         *("text to video", "image to video", "inpaint"),
     ]
-    FUNCTION = "sample"
-    RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent; decode it with the model's VAE.",)
 
     @classmethod
@@ -203,7 +211,7 @@ class SanaFlowSample:
 
     VALIDATE_INPUTS = checks.Validation(_validate_flow_schedule)
 
-    def sample(
+    def request(
         self,
         model,
         positive,
@@ -222,13 +230,10 @@ class SanaFlowSample:
         if sigmas is None:
             sigmas = flow_sigmas(steps, shift or host.current().flow_shift(model), solver, denoise)
         if len(flow_match.check_sigmas(sigmas)) < 2:
-            return (latent_image,)
+            return latent_image
         start = _starting_noise(noise.seeded_generator(seed), samples, add_noise)
         function = flow_solver(solver).function
-        latent = host.current().sample(
-            model, positive, latent_image, start, sigmas, function, seed, negative=negative, cfg=cfg
-        )
-        return (latent,)
+        return host.Sampling(model, positive, latent_image, start, sigmas, function, seed, negative, cfg)
 
 
 class SanaFlowSigmas:

@@ -46,6 +46,13 @@ def fits_free_memory(device: torch.device, needed: int) -> bool:
     return needed < torch.cuda.mem_get_info(device)[0] + unused
 
 
+def room_for_batches(device: torch.device, module: torch.nn.Module) -> int | None:
+    """Bytes beside a module's weights that a batch may take, with a tenth to spare; None where it is unknown."""
+    total = available_memory(device)
+    taken = weight_bytes(module) if device.type == "cuda" else 0
+    return max(0, total - taken) * 9 // 10 if total else None
+
+
 class CastingLinear(torch.nn.Linear):
     """A Linear stored in one dtype that computes in its input's."""
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from .. import before_run
 from .core_nodes import CORE_NODES
@@ -52,19 +52,6 @@ class Plan:
     declared: dict[str, Declaration]
     order: list[str]
     notes: list[str] = field(default_factory=list)
-
-
-class Results(Protocol):
-    """Values of nodes by signature that outlive a run (host.embedded.kept)."""
-
-    def begin(self, plan: Plan, signatures: Mapping[str, str]) -> None:
-        """A run of a plan begins, whose nodes have these signatures."""
-
-    def get(self, signature: str) -> tuple | None:
-        """The values of a node, None where they are not kept."""
-
-    def put(self, key: str, signature: str, values: tuple) -> None:
-        """A node was run."""
 
 
 def known_classes(classes: Mapping[str, type]) -> dict[str, type]:
@@ -163,7 +150,7 @@ def _node_problems(key: str, plan: Plan, folders: Folders | None) -> Iterator[st
             yield f"{where}: {name[:100]} {error}"
     if whole:
         given = {name: None if is_link(value) else value for name, value in inputs.items() if declared.spec(name)}
-        problem = node_problem(declared, given, _hidden(declared, folders, {}))
+        problem = node_problem(declared, given, hidden_inputs(declared, folders, {}))
         yield from [f"{where}: {problem}"] if problem else []
 
 
@@ -196,7 +183,7 @@ def _check_link(link: list, kind: str | list, plan: Plan) -> None:
         raise ValueError(f"takes {wanted}, and output {int(number)} of node {source} is {outputs[number]}")
 
 
-def _hidden(declared: Declaration, folders: Folders | None, prompt: Mapping | None) -> dict:
+def hidden_inputs(declared: Declaration, folders: Folders | None, prompt: Mapping | None) -> dict:
     """The hidden inputs of a class that this host knows; the others are None."""
     values = {"FOLDERS": folders, "PROMPT": prompt}
     return {key: values.get(kind) for key, kind in declared.hidden.items()}
@@ -237,33 +224,28 @@ def varied(plan: Plan, inputs: Mapping[str, Mapping[str, Any]], folders: Folders
 
 
 def perform(
-    plan: Plan,
-    folders: Folders,
-    started: Callable[[str, str], None] | None = None,
-    metadata: bool = True,
-    kept: Results | None = None,
+    plan: Plan, folders: Folders, started: Callable[[str, str], None] | None = None, metadata: bool = True
 ) -> Outcome:
-    """Run a checked plan, see :func:`run`; nodes whose results are ``kept`` from an earlier run are not run again."""
-    outcome = Outcome()
-    signatures: dict[str, str] = {}
-    for key in plan.order:
-        _sign(key, plan.graph[key], signatures)
-    if kept:
-        kept.begin(plan, signatures)
+    """Run a checked plan, see :func:`run`."""
+    outcome, signatures = Outcome(), signatures_of(plan)
     first: dict[str, str] = {}
     for key in plan.order:
         twin = first.setdefault(signatures[key], key)
         if twin != key:
-            _repeat(twin, key, outcome)
-        elif kept and (values := kept.get(signatures[key])) is not None:
-            outcome.values[key] = values
-        else:
-            if started:
-                started(key, plan.declared[key].name)
-            _run_node(key, plan, outcome, _hidden(plan.declared[key], folders, plan.graph if metadata else None))
-            if kept:
-                kept.put(key, signatures[key], outcome.values[key])
+            repeat(twin, key, outcome)
+            continue
+        if started:
+            started(key, plan.declared[key].name)
+        run_node(key, plan, outcome, hidden_inputs(plan.declared[key], folders, plan.graph if metadata else None))
     return outcome
+
+
+def signatures_of(plan: Plan) -> dict[str, str]:
+    """What each node's result depends on, by node id."""
+    signatures: dict[str, str] = {}
+    for key in plan.order:
+        _sign(key, plan.graph[key], signatures)
+    return signatures
 
 
 def _sign(key: str, node: Mapping, signatures: dict[str, str]) -> str:
@@ -274,23 +256,31 @@ def _sign(key: str, node: Mapping, signatures: dict[str, str]) -> str:
     return signatures[key]
 
 
-def _repeat(twin: str, key: str, outcome: Outcome) -> None:
+def repeat(twin: str, key: str, outcome: Outcome) -> None:
+    """A node has what another one of the same signature gave."""
     kept: tuple[dict[str, Any], ...] = (outcome.values, outcome.saved, outcome.previews)
     for results in kept:
         if twin in results:
             results[key] = results[twin]
 
 
-def _run_node(key: str, plan: Plan, outcome: Outcome, hidden: Mapping) -> None:
+def arguments_of(key: str, plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """The inputs of a node, links as the values of the nodes that they name."""
     declared, values = plan.declared[key], outcome.values
     inputs = {name: value for name, value in plan.graph[key]["inputs"].items() if declared.spec(name)}
-    arguments = {name: values[v[0]][v[1]] if is_link(v) else v for name, v in inputs.items()}
+    return {name: values[v[0]][v[1]] if is_link(v) else v for name, v in inputs.items()}
+
+
+def run_node(key: str, plan: Plan, outcome: Outcome, hidden: Mapping) -> None:
+    """Run a node over the values of those before it; NodeFailed where it raises."""
+    declared = plan.declared[key]
     try:
-        result = getattr(declared.cls(), declared.cls.FUNCTION)(**{**arguments, **hidden})
+        given = {**arguments_of(key, plan, outcome), **hidden}
+        result = getattr(declared.cls(), declared.cls.FUNCTION)(**given)
     except Exception as error:
         raise NodeFailed(key, declared.name, error) from error
     if isinstance(result, Mapping):
         shown, result = result.get("ui", {}), result.get("result", ())
         outcome.saved[key] = [*shown.get("images", []), *shown.get("files", [])]
         outcome.previews[key] = list(shown.get("previews", []))
-    values[key] = tuple(result)
+    outcome.values[key] = tuple(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
 
 import torch
 
@@ -31,19 +31,21 @@ class Kept:
         self._prompt_nodes: set[str] = set()
         self._lasting: set[str] = set()
 
-    def begin(self, plan: Plan, signatures: Mapping[str, str]) -> None:
+    def begin(self, plan: Plan, needed: Set[str]) -> None:
+        """Runs of a plan begin, whose nodes have these signatures; what none of them needs is released."""
         if not self._lasting:
             self._lasting, self._prompt_nodes = _lasting(plan, self.varied), _prompt_nodes(plan)
-        needed = set(signatures.values())
         self._values = {signature: values for signature, values in self._values.items() if signature in needed}
 
     def get(self, signature: str) -> tuple | None:
+        """The values of a node, None where they are not kept."""
         if signature in self._prompts:
             self._prompts.move_to_end(signature)
             return self._prompts[signature][0]
         return self._values.get(signature)
 
     def put(self, key: str, signature: str, values: tuple) -> None:
+        """A node was run."""
         if key in self._prompt_nodes:
             self._put_prompt(signature, values)
         elif key in self._lasting:

@@ -91,6 +91,10 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: D
     return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, PromptCache(loaded.spec.new_cache, disk))
 
 
+WORDS = "sana_words"
+"""In a conditioning of several rows [B, L, width]: the mask [B, L] of their tokens, 0 where a shorter one is padded."""
+
+
 @dataclass(frozen=True)
 class Guidance:
     """The conditioning of a run: the prompt, and with ``cfg`` above 1 also what to lead away from."""
@@ -137,7 +141,7 @@ def sample(
     hints = {control: control.hint(samples) for control in guidance.controls()}
     networks, shape = (model.module, *(control.net.module for control in hints)), latent["samples"].shape
     blocks = model.spec.family.block_causal
-    room = _block_bytes(model, guidance, shape, options) if blocks else _step_bytes(model, guidance, shape, mask)
+    room = _block_bytes(model, guidance, shape, options) if blocks else step_bytes(model, guidance, shape, mask)
     move_to_device(model.device, *networks, room=room)
     mask = None if mask is None else _resized_mask(mask.to(model.device, torch.float32), samples)
     times = mask if mask is None or not model.spec.family.video else mask_of_times(mask)
@@ -226,11 +230,22 @@ def _predictions(model: Model, guidance: Guidance, shape, mask, hints: dict) -> 
 
 @dataclass(frozen=True)
 class Condition:
-    """A conditioning on the model's device: ``context`` [1, L, width], ``guidance`` [1], and AppliedControls."""
+    """A conditioning on the model's device: ``context`` [n, L, width], ``guidance`` [n], and AppliedControls.
+
+    ``n`` is 1, or the latents of several rows that are sampled together; ``words`` [n, L] is 0 where a shorter prompt
+    of those is padded.
+    """
 
     context: torch.Tensor
     guidance: torch.Tensor
     controls: tuple
+    words: torch.Tensor | None = None
+
+    def of(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Context, words and guidance of ``count`` latents."""
+        parts = (self.context, self.words, self.guidance)
+        context, words, guidance = (p if p is None or len(p) == count else p.repeat_interleave(count, 0) for p in parts)
+        return context, words, guidance
 
 
 def _condition(model: Model, conditioning: list) -> Condition:
@@ -239,9 +254,12 @@ def _condition(model: Model, conditioning: list) -> Condition:
             f"the conditioning has {len(conditioning)} entries; the embedded host takes one: run with ComfyUI"
         )
     context, options = conditioning[0]
-    scale = float(options.get("guidance", model.spec.family.guidance_scale))
-    guidance = torch.tensor([scale], device=model.device, dtype=model.dtype)
-    return Condition(context.to(model.device, model.dtype), guidance, tuple(options.get("control", ())))
+    scale = options.get("guidance", model.spec.family.guidance_scale)
+    scales = scale if isinstance(scale, list) else [float(scale)]
+    guidance = torch.tensor(scales, device=model.device, dtype=model.dtype)
+    words = options.get(WORDS)
+    words = None if words is None else words.to(model.device, model.dtype)
+    return Condition(context.to(model.device, model.dtype), guidance, tuple(options.get("control", ())), words)
 
 
 @torch.no_grad()
@@ -266,7 +284,7 @@ def _denoiser(model: Model, given: Condition, mask, hints: dict) -> Callable:
         parts = [c.residuals(model.sampling, x, sigma, given.context, hints[c]) for c in given.controls]
         added = [sum(part).to(model.dtype) for part in _aligned(parts)]
         inputs = {"context": given.context, "guidance": given.guidance, "mask": mask, "control": added, "kept": kept}
-        return _x0(model, x, sigma, **inputs)
+        return _x0(model, x, sigma, context_mask=given.words, **inputs)
 
     return denoise
 
@@ -286,14 +304,13 @@ def _denoiser_of_blocks(model: Model, prompts: list) -> Callable:
 
 def _denoiser_of_both(model: Model, towards: Condition, away: Condition, mask) -> Callable:
     """x0 of x_t for two conditionings by one call of the network; a shorter prompt is padded, with a mask."""
-    contexts, words = padded_contexts([towards.context, away.context])
-    scales = torch.cat([towards.guidance, away.guidance])
     kept: dict = {}  # of both prompts, for the steps of this run
 
     def denoise(x, sigma, **_):
         count = len(x)
-        each = {"context": contexts, "context_mask": words, "guidance": scales}
-        each = {name: None if value is None else value.repeat_interleave(count, 0) for name, value in each.items()}
+        contexts, masks, scales = zip(towards.of(count), away.of(count))
+        context, words = padded_contexts(contexts, masks)
+        each = {"context": context, "context_mask": words, "guidance": torch.cat(scales)}
         both = sigma.expand(1) if count == 1 else sigma.expand(count).repeat(2)
         twice = mask if mask is None or count == 1 else torch.cat([mask.expand(count, *mask.shape[1:])] * 2)
         return _x0(model, x.repeat(2, *[1] * (x.ndim - 1)), both, mask=twice, kept=kept, **each).chunk(2)
@@ -306,7 +323,7 @@ def _bytes_of_both(model: Model, towards: Condition, away: Condition, shape, mas
     return _call_bytes(model, (2 * shape[0], *shape[1:]), longest, mask)
 
 
-def _step_bytes(model: Model, guidance: Guidance, shape, mask) -> int:
+def step_bytes(model: Model, guidance: Guidance, shape, mask=None) -> int:
     """What one call of the network takes beside its weights, for one of the conditionings."""
     longest = max(states.shape[1] for states, _ in (*guidance.positive, *(guidance.negative or ())))
     return _call_bytes(model, shape, longest, mask)
@@ -318,7 +335,7 @@ def _block_bytes(model: Model, guidance: Guidance, shape, options: dict) -> int:
     cells = math.prod(shape[3:]) // math.prod(model.spec.patch[1:])
     cached = options.get("cached_blocks", 0)
     kept = state_bytes(model.module.config, shape[0], cells, model.dtype.itemsize, cached)
-    return kept + _step_bytes(model, guidance, (*shape[:2], longest, *shape[3:]), None)
+    return kept + step_bytes(model, guidance, (*shape[:2], longest, *shape[3:]), None)
 
 
 def _call_bytes(model: Model, shape, tokens: int, mask) -> int:

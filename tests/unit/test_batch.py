@@ -294,14 +294,14 @@ def test_an_interrupt_drops_the_row_at_work(place, breaking):
 
 
 def test_the_first_interrupt_finishes_the_row(place, monkeypatch, capsys):
-    usual, handler = worker.Worker.make, signal.getsignal(signal.SIGINT)
+    usual, handler = worker.Worker._run, signal.getsignal(signal.SIGINT)
 
-    def make(self, task):
+    def run(self, task):
         if task.number == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return usual(self, task)
 
-    monkeypatch.setattr(worker.Worker, "make", make)
+    monkeypatch.setattr(worker.Worker, "_run", run)
     assert cli.main(["batch", *place.arguments(place.points(5))]) == 130
     assert "finishing the row at work" in capsys.readouterr().err
     assert [line["key"] for line in place.manifest()] == ["p0", "p1", "p2"]
