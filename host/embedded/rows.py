@@ -7,9 +7,11 @@ whole images, runs row by row. What only saves is left to ``finish``, which may 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...networks.prompt_cache import PROMPTS
 from ..contract import Sampling
 from .folders import Folders
 from .graph import NodeFailed, Outcome, Plan, arguments_of, hidden_inputs, is_link, repeat, run_node, signatures_of
@@ -101,9 +103,11 @@ class Rows:
 
     def _values(self, key: str, runs: Sequence[Run]) -> list[Values]:
         """What a node gives in each of these runs."""
-        request = getattr(runs[0].plan.declared[key].cls, "REQUEST", None)
-        if request and len(runs) > 1:
-            return self._sampled(key, runs, request)
+        cls = runs[0].plan.declared[key].cls
+        if len(runs) > 1 and hasattr(cls, "REQUEST"):
+            return self._sampled(key, runs, cls.REQUEST)
+        if len(runs) > 1 and hasattr(cls, "prompts"):
+            return self._encoded(key, runs)
         return [self._one(key, run) for run in runs]
 
     def _one(self, key: str, run: Run) -> Values:
@@ -114,6 +118,16 @@ class Rows:
         except NodeFailed as error:
             return error
         return run.outcome.values[key]
+
+    def _encoded(self, key: str, runs: Sequence[Run]) -> list[Values]:
+        """A node that encodes prompts: those of several runs first, which each one then finds in its CLIP's cache."""
+        results: list[Values] = []
+        for begin in range(0, len(runs), PROMPTS // 2):  # a node has two at most
+            some = runs[begin : begin + PROMPTS // 2]
+            with suppress(Exception):  # each node says what is wrong with its own prompt
+                _encode_ahead([(run.plan.declared[key].cls, arguments_of(key, run.plan, run.outcome)) for run in some])
+            results += [self._one(key, run) for run in some]
+        return results
 
     def _sampled(self, key: str, runs: Sequence[Run], request: str) -> list[Values]:
         """A sampler's results for several runs, in as few batches as may be."""
@@ -136,6 +150,15 @@ class Rows:
         if isinstance(result, Exception):
             return NodeFailed(key, run.plan.declared[key].name, result)
         return (result,)
+
+
+def _encode_ahead(nodes: Sequence[tuple[Any, dict]]) -> None:
+    """``nodes``: classes and arguments."""
+    prompts: dict[int, tuple[Any, list]] = {}
+    for cls, arguments in nodes:
+        prompts.setdefault(id(arguments["clip"]), (arguments["clip"], []))[1].extend(cls.prompts(**arguments))
+    for clip, of_clip in prompts.values():
+        clip.conditions(of_clip)
 
 
 def _asking(key: str, run: Run, request: str) -> Callable[[], Any]:

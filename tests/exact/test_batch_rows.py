@@ -201,3 +201,27 @@ def test_a_row_that_fails_does_not_take_others_with_it(folders, monkeypatch):
     errors = [run.error for run in Rows(folders, False, Kept({"2", "4"})).perform([Run(plan) for plan in plans])]
     assert [error is None for error in errors] == [True, False, True, True]
     assert str(errors[1]) == "node 4 (Sana SCM Sample): too long"
+
+
+@pytest.mark.parametrize("graph", [graphs.example, graphs.video], ids=["image", "video"])
+def test_prompts_are_encoded_in_few_calls(folders, monkeypatch, graph):
+    """That of the instruction, and those of the prompts; each prompt once, though two rows have it."""
+    from sana_nodes.networks import prompt_cache
+
+    seen, usual = [], prompt_cache.PromptCache._computed
+    monkeypatch.setattr(
+        prompt_cache.PromptCache,
+        "_computed",
+        lambda self, module, prompts, *given: [seen.append(len(prompts)), usual(self, module, prompts, *given)][1],
+    )
+    made(folders, rows_of(graph(steps=1), "text" if graph is graphs.example else "prompt"))
+    assert sum(seen) == (3 if graph is graphs.example else 4) and len(seen) < sum(seen)
+
+
+def test_a_prompt_that_cannot_be_encoded_fails_alone(folders):
+    rows = rows_of(graphs.example(steps=1))
+    plans = [executor.check(graph, NODE_CLASS_MAPPINGS, folders) for graph in rows]
+    plans[2].graph["2"]["inputs"]["max_sequence_length"] = 9000
+    errors = [run.error for run in Rows(folders, False, Kept({"2", "4"})).perform([Run(plan) for plan in plans])]
+    assert [error is None for error in errors] == [True, True, False, True]
+    assert "max_sequence_length is 9000" in str(errors[2])
