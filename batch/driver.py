@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from array import array
@@ -13,16 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli.calls import BadCall, check_output
+from ..cli.calls import BadCall
 from ..cli.workflows import apply_settings, read_workflow
 from .checking import EmbeddedChecks, Rows, read_all
 from .cluster import RayEngine
 from .columns import SEEDS, Columns, digest
-from .lock import Lock
-from .manifest import DONE, FAILED, MISSING, Keys, Manifest, sync_folder
+from .manifest import DONE, FAILED, MISSING, Keys
 from .ordering import ordered
+from .outputs import Bucket, Folder, output_at
 from .servers import ServerChecks, ServersEngine
 from .tables import BadRow, BadTable, Table, open_table
+from .urls import Url, local_or_url
 from .worker import Job, Local, Made, Stopped, Task, with_inputs
 
 ENGINES: dict[str, Callable[..., Any]] = {"local": Local, "ray": RayEngine, "comfyui": ServersEngine}
@@ -30,9 +30,6 @@ CHANGED = ("stop", "again", "keep")
 WHAT_THEN = {"again": "are made again", "keep": "stay as they are"}
 SAME, OTHER_WORKFLOW, OTHER_INPUTS, LOST = range(4)
 """What is found of a row that is done."""
-
-HIDDEN = ".sana-batch"
-"""A folder in the output folder for files that are not whole yet, and for the lock."""
 
 
 class Batch:
@@ -48,13 +45,12 @@ class Batch:
         keys: Keys,
         job: Job,
         engine: Callable[[], Any],
-        manifest: Manifest,
-        lock: Lock,
+        output: Folder | Bucket,
         options: dict,
     ):
-        self.rows, self.keys, self.job, self.manifest = rows, keys, job, manifest
+        self.rows, self.keys, self.job, self.output, self.manifest = rows, keys, job, output, output.manifest
         self.notes: list[str] = []
-        self.total, self._lock, self._options = len(keys), lock, options
+        self.total, self._options = len(keys), options
         self._engine: Callable[[], Any] | None = engine
         self._workflow = digest({key: _plain(node) for key, node in job.graph.items()})
         self._state, self._offsets = bytearray(self.total), array("q", [-1]) * self.total
@@ -96,14 +92,12 @@ class Batch:
 
     def close(self) -> None:
         """Release the output folder; a batch that was iterated is closed already."""
-        shutil.rmtree(self.job.staging, ignore_errors=True)
-        self.manifest.close()
-        self._lock.release()
+        self.output.end()
 
     def _results(self, engine) -> Iterator[dict]:
         for made in engine.results(self._take):
             if made.full:  # the row's files go with the staging folder
-                raise Stopped(f"no space is left for {self.job.output}: free some, and give the same command again")
+                raise Stopped(f"no space is left for {self.output}: free some, and give the same command again")
             if made.error is not None and made.task.attempt <= self._options["retry"]:
                 self._again.append(replace(made.task, attempt=made.task.attempt + 1))
             else:
@@ -147,21 +141,14 @@ class Batch:
 
     def _commit(self, made: Made) -> dict:
         """Give a row's files their names and make its line durable; the row is done then."""
-        number, output = made.task.number, self.job.output
-        files = []
-        for count, file in enumerate(made.files if made.error is None else (), 1):
-            staged = Path(file["path"])
-            name = f"{made.task.key}{f'~{count}' if count > 1 else ''}{''.join(staged.suffixes[-1:])}"
-            os.replace(staged, output / name)  # noqa: PTH105 - replaces on Windows too
-            files.append({"name": name, "bytes": file["bytes"], "sha256": file["sha256"]})
-        if files:
-            sync_folder(output)
+        number, made_files = made.task.number, made.files if made.error is None else []
+        self.output.keep(made_files)
+        files = [{key: file[key] for key in ("name", "bytes", "sha256")} for file in made_files]
         before = self.manifest.read(self._offsets[number]) if self._offsets[number] >= 0 else {"files": []}
         record = self._record(made, files)
         self._offsets[number] = self.manifest.append(record)
         self._state[number] = DONE if made.error is None else FAILED
-        for name in {file["name"] for file in before["files"]} - {file["name"] for file in files}:
-            (output / name).unlink(missing_ok=True)
+        self.output.remove([*{file["name"] for file in before["files"]} - {file["name"] for file in files}])
         return record
 
     def _record(self, made: Made, files: list[dict]) -> dict:
@@ -207,7 +194,7 @@ class Batch:
             return OTHER_WORKFLOW
         if int(record["inputs"][:16], 16) != self.keys.inputs[number]:
             return OTHER_INPUTS
-        return SAME if all(_is_there(self.job.output, file) for file in record["files"]) else LOST
+        return SAME if all(map(self.output.has, record["files"])) else LOST
 
     def _say_changes(self, found: bytearray, names: Mapping[int, str]) -> None:
         reasons = {OTHER_WORKFLOW: "were made with another workflow or other settings", OTHER_INPUTS: "have changed"}
@@ -218,7 +205,7 @@ class Batch:
         ]
         if parts and self._options["changed"] == "stop":
             raise BadCall(
-                f"{self.job.output}: {' and '.join(parts)}. --changed again makes them again, --changed keep leaves "
+                f"{self.output}: {' and '.join(parts)}. --changed again makes them again, --changed keep leaves "
                 "them as they are, and another --output begins a new batch"
             )
         if parts:
@@ -239,13 +226,6 @@ class Batch:
 
 def _stopped(error: OSError) -> Stopped:
     return Stopped(f"the results cannot be written: {error}; mend that, and give the same command again")
-
-
-def _is_there(folder: Path, file: dict) -> bool:
-    try:
-        return (folder / file["name"]).stat().st_size == file["bytes"]
-    except OSError:
-        return False
 
 
 def _plain(node: Mapping) -> list:
@@ -284,6 +264,7 @@ def run(
     """Check a table, and return the Batch of its rows that are not done; iterate it to make them.
 
     ``workflow``: an API-format file or graph. ``table``: a csv, tsv, jsonl or parquet file, or a sequence of mappings.
+    ``table``, ``output`` and ``models`` may be URLs of an object store, such as s3://bucket/folder.
     ``settings``: NODE.INPUT=VALUE texts. ``columns``: what a column sets, NODE.INPUT, or "" for nothing. ``key``: the
     column that names a row's files (else key or id, else the row's number). ``limit``: rows of this call. ``retry``:
     how often a failed row is tried again. ``batch``: rows that are sampled together, as far as memory allows.
@@ -293,25 +274,29 @@ def run(
     Raises BadCall (a ValueError) before anything loads; iterating Stopped where the disk is full or no server answers.
     """
     _check_options(engine, limit, retry, changed, workers, batch)
-    output = Path(output).absolute()
     graph = read_workflow(Path(workflow)) if isinstance(workflow, (str, Path)) else _copied(workflow)
-    base = Job(graph, frozenset(), output / HIDDEN / "work", output, _path(models), _path(input), metadata, batch)
+    results, opened = output_at(local_or_url(output)), open_table(table)
+    folders = (results.staging, results.path, _models(models), _path(input))
+    job = Job(graph, frozenset(), *folders, metadata, batch, results.url)
     servers = (address or "") if engine == "comfyui" else None
-    rows, keys = _read(base, open_table(table), settings, columns or {}, key, servers)
-    job = replace(base, varied=frozenset(rows.columns.varied()))
-    start = partial(ENGINES[engine], job, workers, address)
-    return _begin(rows, keys, job, start, {"limit": limit, "retry": retry, "changed": changed})
+    read = partial(_read, job, opened, settings, columns or {}, key, servers)
+    start = partial(ENGINES[engine], workers=workers, address=address)
+    return _begin(job, results, read, start, {"limit": limit, "retry": retry, "changed": changed})
 
 
-def _begin(rows: Rows, keys: Keys, job: Job, engine: Callable[[], Any], options: dict) -> Batch:
-    """The Batch, which holds the output folder's lock; nothing was written before."""
-    _make_folder(job.output)
-    lock = Lock(job.output / HIDDEN / "lock")
+def _begin(job: Job, results: Folder | Bucket, read: Callable, engine: Callable, options: dict) -> Batch:
+    """The Batch, which holds the output; nothing was written there before the table was read."""
     try:
-        shutil.rmtree(job.staging, ignore_errors=True)
-        return Batch(rows, keys, job, engine, Manifest(job.output), lock, options)
+        rows, keys = read()
+        job = replace(job, varied=frozenset(rows.columns.varied()))
+        results.begin()
     except BaseException:
-        lock.release()
+        results.discard()
+        raise
+    try:
+        return Batch(rows, keys, job, partial(engine, job), results, options)
+    except BaseException:
+        results.end()
         raise
 
 
@@ -348,9 +333,6 @@ def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value).absolute()
 
 
-def _make_folder(output: Path) -> None:
-    check_output(output)
-    try:
-        (output / HIDDEN).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadCall(f"the output folder cannot be used: {error}") from error
+def _models(value: str | Path | None) -> Path | Url | None:
+    found = None if value is None else local_or_url(value)
+    return found.absolute() if isinstance(found, Path) else found

@@ -115,7 +115,7 @@ class Manifest:
 
     def append(self, record: dict) -> int:
         """Write a line and wait until it is on the disk; its offset. OSError leaves the file as it was."""
-        offset, line = self._file.seek(0, os.SEEK_END), _line(record)
+        offset, line = self._file.seek(0, os.SEEK_END), line_of(record)
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -175,7 +175,8 @@ def _is_tidy(file: BinaryIO, offsets: Sequence[int]) -> bool:
     return expected == file.seek(0, os.SEEK_END)
 
 
-def _line(record: dict) -> bytes:
+def line_of(record: dict) -> bytes:
+    """A record as a line."""
     return json.dumps(record, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 

@@ -18,7 +18,7 @@ from ..cli.calls import BadCall
 from .checking import loaders_of
 from .columns import Changes
 from .tables import BadRow
-from .worker import Job, Made, Stopped, Take, Task, described, is_full, with_inputs
+from .worker import Job, Made, Stopped, Take, Task, delivered, is_full, with_inputs
 
 QUEUED = 2
 """Rows that a server has: one at work and one in its queue, so that it never waits. People's own runs come between."""
@@ -147,7 +147,8 @@ class ServersEngine:
         try:
             outputs = self._run(server, with_inputs(self.job.graph, task.inputs), task)
             folder.mkdir(parents=True, exist_ok=True)
-            made.files = [described(_fetched(server, item, folder / str(i))) for i, item in enumerate(_saved(outputs))]
+            paths = [_fetched(server, item, folder / str(number)) for number, item in enumerate(_saved(outputs))]
+            made.files = delivered(self.job, task, paths)
         except ServerLost:
             time.sleep(0 if self.ending.is_set() else 20 * PAUSE * (1 + server.failures))
             raise

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ..cli.calls import BadCall
 from ..cli.workflows import parse_json
+from .urls import Url, local_or_url
 
 LONGEST_CELL = 100_000
 """Characters of a cell."""
@@ -68,10 +69,10 @@ class Given(Table):
 
 
 def open_table(table: str | Path | Sequence[Mapping[str, Any]]) -> Table:
-    """The table of a file, chosen by its suffix, or of a sequence of mappings. BadTable where it cannot be read."""
+    """The table of a file or URL, chosen by its suffix, or of a sequence of mappings; BadTable for an unusable one."""
     if not isinstance(table, (str, Path)):
         return Given(table)
-    path = Path(table)
+    path = local_or_url(table)
     kinds = {".csv": Csv, ".tsv": Csv, ".jsonl": JsonLines, ".ndjson": JsonLines, ".parquet": Parquet}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
@@ -80,14 +81,14 @@ def open_table(table: str | Path | Sequence[Mapping[str, Any]]) -> Table:
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
-        raise BadTable(f"cannot read {path}: {error.strerror}") from error
+        raise BadTable(f"cannot read {path}: {error.strerror or error}") from error
     return kind(path)
 
 
 class _Lines:
     """The lines of a file as texts, each counted; BadTable for what no text file holds."""
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path | Url, file: BinaryIO):
         self.path, self.file, self.number, self.end = path, file, 0, ""
 
     def __iter__(self) -> _Lines:
@@ -123,7 +124,7 @@ class _Lines:
 class _Ends:
     """Row ends, which must all be of one kind."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Url):
         self.path, self.first = path, ""
 
     def check(self, line: int, end: str) -> None:
@@ -136,13 +137,13 @@ class _Ends:
 
 
 class _File(Table):
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Url):
         self.path, self.name = path, str(path)
 
     def __iter__(self) -> Iterator[Row]:
         try:
             with self.path.open("rb") as file:
-                yield from self._rows(file)
+                yield from self._rows(file)  # type: ignore[arg-type]
         except OSError as error:
             raise BadTable(f"cannot read {self.path}: {error.strerror or error}") from error
 
@@ -189,7 +190,7 @@ def _reason(error: csv.Error) -> str:
     return f"it is not csv: {message}"
 
 
-def _header(path: Path, names: list[str]) -> list[str]:
+def _header(path: Path | Url, names: list[str]) -> list[str]:
     for number, name in enumerate(names, 1):
         if not name.strip():
             raise BadTable(f"{path}: column {number} has no name")

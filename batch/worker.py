@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,6 +21,8 @@ from ..cli.calls import BadCall, sha256_of
 from ..host.embedded.folders import Folders
 from .columns import Changes
 from .manifest import sync_file
+from .models import Copies
+from .urls import Url
 
 UNSAVED = 2
 """Rows that are computed and not saved yet, of which the images are held."""
@@ -68,17 +70,19 @@ class Job:
     """What all rows share. ``graph``: the workflow with its settings; ``varied``: the nodes that the table sets.
 
     Files are saved into ``staging`` first. ``models`` and ``input`` are folders or None for the usual ones.
-    ``batch``: rows that are sampled together.
+    ``batch``: rows that are sampled together. ``url``: the object store to which files are put under their names;
+    ``output`` is a folder of this machine then.
     """
 
     graph: dict[str, dict]
     varied: frozenset[str]
     staging: Path
     output: Path
-    models: Path | None = None
+    models: Path | Url | None = None
     input: Path | None = None
     metadata: bool = True
     batch: int = 1
+    url: str | None = None
 
 
 _staging: ContextVar[Path] = ContextVar("sana_staging")
@@ -87,6 +91,13 @@ _staging: ContextVar[Path] = ContextVar("sana_staging")
 
 class StagedFolders(Folders):
     """Folders whose saved files go into a staging folder; ``[output]`` in a file's name is the true output folder."""
+
+    copies: Copies | None = None
+
+    def fetch(self, nodes: Mapping[str, Mapping]) -> None:
+        """Copy the models that nodes name to this machine, where they are at a URL."""
+        if self.copies:
+            self.copies.fetch(nodes)
 
     def save_target(self, prefix, width, height, folder=None):
         staged = folder is None or Path(folder) == Path(self.output)
@@ -99,7 +110,11 @@ def embedded_folders(job: Job, name: str) -> StagedFolders:
 
     chosen: Any = host.use("embedded")
     folders = StagedFolders()
-    folders.models = [job.models] if job.models else folders.models
+    if isinstance(job.models, Url):
+        folders.copies = Copies(job.models)
+        folders.models = [folders.copies.folder]
+    elif job.models:
+        folders.models = [job.models]
     folders.input = job.input or folders.input
     folders.output = job.output
     folders.temp = job.staging / name / "temp"
@@ -159,6 +174,7 @@ class Worker:
         folder = self._folder(task)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        self.folders.fetch(with_inputs(self.job.graph, task.inputs))
         plan = executor.varied(self._checked(task.inputs), task.inputs, self.folders)
         return Run(plan, lambda: _staging.set(folder) and None)
 
@@ -171,7 +187,7 @@ class Worker:
             saved = self.rows.finish(run).saved
             files = dict.fromkeys(Path(path) for key in run.plan.order for path in saved.get(key, ()))
             made = self._made(task, seconds + time.perf_counter() - begin)
-            made.files = [described(path) for path in files]
+            made.files = delivered(self.job, task, files)
             return made
         except Exception as error:
             return self._failed(task, error, seconds + time.perf_counter() - begin)
@@ -211,10 +227,16 @@ def with_inputs(graph: Mapping[str, dict], inputs: Mapping[str, Mapping]) -> dic
     return {**graph, **{key: {**graph[key], "inputs": dict(values)} for key, values in inputs.items()}}
 
 
-def described(path: Path) -> dict:
-    """A file that is whole on the disk, with its bytes and sha256."""
-    found = {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    sync_file(path)
+def delivered(job: Job, task: Task, paths: Iterable[Path]) -> list[dict]:
+    """A row's files, whole on the disk or in the object store: path, bytes, sha256, and the name of each."""
+    found = []
+    for count, path in enumerate(paths, 1):
+        name = f"{task.key}{f'~{count}' if count > 1 else ''}{''.join(path.suffixes[-1:])}"
+        found.append({"path": str(path), "name": name, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        if job.url:
+            Url(job.url).child(name).put(path)
+        else:
+            sync_file(path)
     return found
 
 
@@ -228,7 +250,8 @@ def is_full(error: BaseException | None, folder: Path) -> bool:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             return True
         error = error.__cause__ or getattr(error, "error", None)
-    return shutil.disk_usage(folder).free < LEAST_SPACE
+    there = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    return shutil.disk_usage(there).free < LEAST_SPACE
 
 
 def _device() -> str:

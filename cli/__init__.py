@@ -77,15 +77,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_batch(commands) -> None:
     batch = commands.add_parser("batch", help="run a table of rows through one workflow; given again, it continues")
     batch.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
-    batch.add_argument("table", type=Path, metavar="TABLE", help="csv, tsv, jsonl or parquet; a column is NODE.INPUT")
+    batch.add_argument("table", metavar="TABLE", help="csv, tsv, jsonl or parquet; a column is NODE.INPUT")
     batch.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="for all rows")
     batch.add_argument(
         "--column", action="append", default=[], metavar="NAME=NODE.INPUT", help="what a column sets; NAME= for nothing"
     )
     batch.add_argument("--key", metavar="COLUMN", help="names each row's files (default: key or id, else its number)")
-    batch.add_argument("--models", type=Path, metavar="DIR", help="models folder (default: ./models)")
+    batch.add_argument("--models", metavar="DIR", help="models folder (default: ./models)")
     batch.add_argument("--input", type=Path, metavar="DIR", help="input folder (default: ./input)")
-    batch.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="files and manifest.jsonl")
+    batch.add_argument("--output", default="output", metavar="DIR", help="files and manifest.jsonl; may be s3://…")
     batch.add_argument("--engine", choices=("local", "ray", "comfyui"), default="local", help="where rows are made")
     batch.add_argument("--workers", type=int, metavar="N", help="ray: processes that hold the models")
     batch.add_argument("--address", metavar="ADDRESS", help="ray: a cluster's; comfyui: HOST:PORT, …")

@@ -39,7 +39,7 @@ def batch_command(options: argparse.Namespace) -> int:
         with _interrupts(batch) as interrupted:
             for record in batch:
                 progress.count(record)
-                _print(record, options)
+                _print(record, batch, options)
     except Stopped as error:
         return failure(error)
     progress.end()
@@ -58,14 +58,14 @@ def _columns(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _print(record: dict, options: argparse.Namespace) -> None:
+def _print(record: dict, batch, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(record))
         return
     if record["error"]:
         tell(f"row {record['row']} ({record['key']}): {record['error']}")
     for file in record["files"]:
-        print(options.output / file["name"])
+        print(batch.output.where(file["name"]))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -161,3 +162,19 @@ def no_host():
 def place(tmp_path):
     """A workflow of core nodes, with folders for a batch of it."""
     return small_batch.Place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """moto's server for S3: the variables that lead s3fs to it."""
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server,s3]'")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install sana-nodes[s3]")
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    yield {**address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    server.stop()

@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 
+import fsspec
 import numpy as np
 import pytest
 import tiny
@@ -19,6 +20,7 @@ from sana_nodes import batch
 from sana_nodes.batch.checking import EmbeddedChecks, Rows, read_all
 from sana_nodes.batch.columns import Columns
 from sana_nodes.batch.tables import open_table
+from sana_nodes.batch.urls import Url
 from sana_nodes.batch.worker import Job
 
 WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
@@ -93,6 +95,36 @@ def test_a_million_rows_are_read_in_flat_memory(place):
             tracemalloc.stop()
 
     assert peak(50_000) - peak(10_000) < 40_000 * 50, "what sorting a million hashes takes is in it"
+
+
+# ---- S3
+
+
+def test_killed_and_resumed_on_s3(place, s3_server, monkeypatch):
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
+    output, count, moment = f"s3://bucket/{place.root.name}-killed", 60, random.Random(2)
+    command = [sys.executable, "-m", "sana_nodes", "batch", str(place.workflow), str(place.points(count))]
+    command += ["--output", output, "--input", str(place.root / "input")]
+    for _ in range(5):
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(moment.randint(1, 12)):
+            running.stdout.readline()
+        time.sleep(moment.uniform(0, 0.05))
+        running.kill()
+        running.communicate()
+    left = batch.run(place.workflow, place.points(count), output=output, input=place.root / "input")
+    done = left.done
+    assert 5 <= done < count and len(lines_at(output)) == done
+    assert len(list(left)) == count - done, "a row that is done is not made again"
+    assert [line["key"] for line in lines_at(output)] == [f"p{i}" for i in range(count)]
+    found = Url(output).files(deep=True).keys() - {"manifest.parquet"}
+    assert found == {"manifest.jsonl", *(f"p{i}.png" for i in range(count))}
+
+
+def lines_at(url: str) -> list[dict]:
+    return [json.loads(line) for line in (Url(f"{url}/manifest.jsonl").read() or b"").splitlines()]
 
 
 # ---- Ray

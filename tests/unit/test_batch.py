@@ -317,19 +317,23 @@ def pixels(path):
 
 def test_each_row_is_what_run_gives_alone(home, reference, tmp_path, capsys, monkeypatch):
     """And the model is loaded once, each prompt encoded once."""
-    from sana_nodes.host.embedded import bridge, runtime
+    from sana_nodes.host.embedded import bridge
+    from sana_nodes.networks.prompt_cache import PromptCache
 
     counts = {"model": 0, "prompt": 0}
-    usual_model, usual_prompt = bridge.EmbeddedHost.model, runtime.Clip.condition
+    usual_model, usual_prompt = bridge.EmbeddedHost.model, PromptCache._computed
     monkeypatch.setattr(
         bridge.EmbeddedHost,
         "model",
         lambda *a, **k: [counts.update(model=counts["model"] + 1), usual_model(*a, **k)][1],
     )
     monkeypatch.setattr(
-        runtime.Clip,
-        "condition",
-        lambda *a, **k: [counts.update(prompt=counts["prompt"] + 1), usual_prompt(*a, **k)][1],
+        PromptCache,
+        "_computed",
+        lambda self, module, prompts, *a: [
+            counts.update(prompt=counts["prompt"] + len(prompts)),
+            usual_prompt(self, module, prompts, *a),
+        ][1],
     )
     texts = ["a red ring", "a blue ring", "a red ring", "a blue ring"]
     rows = [{"key": f"r{i}", "2.text": text, "4.seed": i % 3} for i, text in enumerate(texts)]
