@@ -18,8 +18,8 @@ from .worker import Job, Made, Stopped, Take, Task, Worker
 MOST_LOSSES = 3
 """Actors that a row may lose before it counts as failed: it may be the row that kills them."""
 
-QUEUED = 2
-"""Calls that an actor has: one that computes, and one that saves or waits, so that it never waits for the driver."""
+QUEUED = 3
+"""Calls that an actor has: one that saves, one that computes, and one that waits, so that it never waits for rows."""
 
 RESERVED = 0.05
 """Part of each processor core that no actor takes, or Ray's own tasks on a small cluster would never begin."""
@@ -125,7 +125,9 @@ class RayEngine:
                 if ref in starting:
                     self._has_started(starting[ref])
                 elif ref in working[ref].rows:  # not where its actor was lost just now
-                    yield from self._results_of(working[ref], ref)
+                    made = list(self._results_of(working[ref], ref))
+                    self._hand_out(take)  # before these are written down
+                    yield from made
 
     def _ended(self, refs: list, timeout: float | None) -> list:
         ended, _ = self.ray.wait(refs, num_returns=1, timeout=timeout)

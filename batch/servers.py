@@ -9,7 +9,7 @@ import time
 import urllib.parse
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from ..cli.calls import BadCall
 from .checking import loaders_of
 from .columns import Changes
+from .listening import Listener
 from .tables import BadRow
 from .worker import Job, Made, Stopped, Take, Task, delivered, is_full, with_inputs
 
@@ -24,13 +25,19 @@ QUEUED = 2
 """Rows that a server has: one at work and one in its queue, so that it never waits. People's own runs come between."""
 
 PAUSE = 0.05
-"""Seconds between two questions whether a row has ended."""
+"""Seconds between two questions whether a row has ended, where no websocket tells it."""
+
+UNTOLD = 40
+"""Pauses between two such questions where a websocket tells it: a message may be lost."""
 
 TIMEOUT = 30.0
 """Seconds in which a server must answer."""
 
-MOST_FAILURES = 3
-"""Times in a row that a server may not answer before it gets no more rows."""
+LONGEST_QUEUE = 8
+"""Rows in a server's queue, of everybody, with which it gets no more of ours."""
+
+PATIENCE = 120.0
+"""Seconds in which a server that does not answer is asked again: it may have been started again."""
 
 
 class ServerLost(Exception):
@@ -49,8 +56,9 @@ class Server:
         if not host or not port.isdigit():
             raise BadCall(f"--address {address!r} is not of the form HOST:PORT")
         self.address, self.host, self.port = address, host, int(port)
-        self.failures = 0
+        self.client = uuid.uuid4().hex
         self.uploaded: set[tuple] = set()
+        self._uploading = threading.Lock()
 
     def ask(self, path: str, body: object = None) -> Any:
         """What the server answers to a GET, or with a body to a POST of JSON."""
@@ -76,9 +84,13 @@ class Server:
 
     def upload(self, file: Path, name: str) -> None:
         """Put an input file where the server's Load Image finds it; a file that it has from here is not sent again."""
-        stamp = (name, file.stat().st_size, file.stat().st_mtime_ns)
-        if stamp in self.uploaded:
-            return
+        with self._uploading:
+            stamp = (name, file.stat().st_size, file.stat().st_mtime_ns)
+            if stamp not in self.uploaded:
+                self._send_file(file, name)
+                self.uploaded.add(stamp)
+
+    def _send_file(self, file: Path, name: str) -> None:
         border, folder = uuid.uuid4().hex, Path(name).parent.as_posix()
         parts = {"overwrite": "true", "type": "input", "subfolder": "" if folder == "." else folder}
         lines = [
@@ -89,7 +101,6 @@ class Server:
         head = f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="{safe}"\r\n\r\n'
         body = "".join([*lines, head]).encode() + file.read_bytes() + f"\r\n--{border}--\r\n".encode()
         self.raw("/upload/image", body, f"multipart/form-data; boundary={border}")
-        self.uploaded.add(stamp)
 
 
 def _refusal(status: int, data: bytes) -> str:
@@ -107,39 +118,89 @@ def _refusal(status: int, data: bytes) -> str:
 
 
 class ServersEngine:
-    """Rows on ComfyUI servers; ``address``: HOST:PORT, several separated by commas."""
+    """Rows on ComfyUI servers; ``address``: HOST:PORT, several separated by commas.
+
+    ``told(text)`` is called with each step of a row.
+    """
 
     def __init__(self, job: Job, workers: int | None = None, address: str | None = None):
         if workers is not None:
             raise BadCall("--workers is for the engine ray; the engine comfyui has the servers of --address")
         self.job, self.servers = job, servers_at(address)
+        self.told: Callable[[str], None] = lambda text: None
         self.facts = {server: facts_of(server) for server in self.servers}
-        self.pool = ThreadPoolExecutor(QUEUED * len(self.servers))
+        self.keys: dict[str, str] = {}
+        self.listeners = {server: self._listener(server) for server in self.servers}
+        self.constant = [
+            name for key, node in job.graph.items() if key not in job.varied for name in self._files(node["inputs"])
+        ]
+        self.pool = ThreadPoolExecutor((QUEUED + 1) * len(self.servers))
         self.ending = threading.Event()
+
+    def _listener(self, server: Server) -> Listener:
+        def step(row: str, value: int, most: int) -> None:
+            if row in self.keys:
+                self.told(f"{self.keys[row]} {value}/{most} on {server.address}")
+
+        return Listener(server.host, server.port, server.client, step)
+
+    def _files(self, inputs: Mapping[str, Any]) -> list[str]:
+        """The input files that a node's values name."""
+        folder = self.job.input
+        return [value for value in inputs.values() if folder and isinstance(value, str) and _is_file(folder, value)]
 
     def results(self, take: Take) -> Iterator[Made]:
         """Make the tasks that ``take`` gives until it gives none and all are made; yields Made as they end."""
-        idle = deque(server for _ in range(QUEUED) for server in self.servers)
+        idle = [server for _ in range(QUEUED) for server in self.servers]
         again: deque[Task] = deque()
-        running: dict[Future, tuple[Server, Task]] = {}
+        running: dict[Future, tuple[Server, Task | None]] = {}
         while True:
-            while idle and (tasks := [again.popleft()] if again else take(1)):
-                server, (task,) = idle.popleft(), tasks
-                running[self.pool.submit(self._make, server, task)] = (server, task)
-            if not running:
-                if again:
-                    raise Stopped("no server answers any more; start them, and give the same command again")
+            self._send(idle, again, take, running)
+            if not again and not any(task for _, task in running.values()):
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            if not running:
+                raise Stopped("no server answers any more; start them, and give the same command again")
+            ended = wait(running, timeout=PAUSE if idle else None, return_when=FIRST_COMPLETED).done
+            for future in ended:
                 server, task = running.pop(future)
+                if task is None:  # it was asked whether it is there again
+                    idle += [server] * QUEUED if future.result() else []
+                    continue
                 try:
                     yield future.result()
-                    server.failures = 0
+                    idle.append(server)
                 except ServerLost:
                     again.append(task)
-                    server.failures += 1
-                if server.failures < MOST_FAILURES:
-                    idle.append(server)
+                    self._look_for(server, idle, running)
+
+    def _send(self, idle: list[Server], again: deque[Task], take: Take, running: dict) -> None:
+        """Rows to the servers with the shortest queues; with a long one, where everybody's count, it gets none."""
+        for server in sorted(idle, key=self._queue_of):
+            if self._queue_of(server) >= LONGEST_QUEUE or not (tasks := [again.popleft()] if again else take(1)):
+                return
+            idle.remove(server)
+            running[self.pool.submit(self._make, server, tasks[0])] = (server, tasks[0])
+
+    def _queue_of(self, server: Server) -> int:
+        return self.listeners[server].remaining or 0
+
+    def _look_for(self, server: Server, idle: list[Server], running: dict) -> None:
+        """A server that was lost gets no rows until it answers again."""
+        idle[:] = [other for other in idle if other is not server]
+        if not any(other is server and task is None for other, task in running.values()):
+            running[self.pool.submit(self._answers, server)] = (server, None)
+
+    def _answers(self, server: Server) -> bool:
+        """Whether a server is there again within PATIENCE."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and not self.ending.wait(20 * PAUSE):
+            try:
+                facts_of(server)
+            except BadCall:
+                continue
+            server.uploaded.clear()
+            return True
+        return False
 
     def _make(self, server: Server, task: Task) -> Made:
         begin, folder = time.perf_counter(), self.job.staging / f"row-{task.number}"
@@ -150,7 +211,6 @@ class ServersEngine:
             paths = [_fetched(server, item, folder / str(number)) for number, item in enumerate(_saved(outputs))]
             made.files = delivered(self.job, task, paths)
         except ServerLost:
-            time.sleep(0 if self.ending.is_set() else 20 * PAUSE * (1 + server.failures))
             raise
         except Exception as error:
             made.error, made.full = str(error) or type(error).__name__, is_full(error, self.job.output)
@@ -159,16 +219,19 @@ class ServersEngine:
 
     def _run(self, server: Server, graph: dict, task: Task) -> Mapping:
         """The outputs of a graph on a server by node id; Refused says which node failed."""
-        for values in task.inputs.values():
-            for name in (value for value in values.values() if isinstance(value, str)):
-                if self.job.input and _is_file(self.job.input, name):
-                    server.upload(self.job.input / name, name)
-        sent = server.ask("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
+        for name in [*self.constant, *(name for inputs in task.inputs.values() for name in self._files(inputs))]:
+            if self.job.input:
+                server.upload(self.job.input / name, name)
+        sent = server.ask("/prompt", {"prompt": graph, "client_id": server.client})["prompt_id"]
+        self.keys[sent] = task.key
         try:
             entry = self._ended(server, sent)
         except BaseException:
             _cancel(server, sent)
             raise
+        finally:
+            self.listeners[server].forget(sent)
+            self.keys.pop(sent, None)
         for event, data in entry["status"]["messages"]:
             if event in ("execution_error", "execution_interrupted"):
                 reason = data.get("exception_message", "").strip() or "it was interrupted"
@@ -177,20 +240,25 @@ class ServersEngine:
 
     def _ended(self, server: Server, sent: str) -> Mapping:
         """The history of a row, when it has ended. ServerLost where the server has it no more."""
-        missing = 0
+        missing, listener = 0, self.listeners[server]
         while missing < 2:
+            event = listener.ended(sent)
+            event.clear()
             if found := server.ask(f"/history/{sent}"):
                 return found[sent]
             queue = server.ask("/queue")
             known = {item[1] for part in ("queue_running", "queue_pending") for item in queue[part]}
             missing = 0 if sent in known else missing + 1
-            if self.ending.wait(PAUSE):
+            event.wait(PAUSE * UNTOLD if listener.connected and not missing else PAUSE)
+            if self.ending.is_set():
                 raise ServerLost("the batch ends")
         raise ServerLost(f"{server.address} no longer has a row that it was given")
 
     def close(self) -> None:
         """Take the rows at work off the servers' queues."""
         self.ending.set()
+        for listener in self.listeners.values():
+            listener.close()
         self.pool.shutdown(cancel_futures=True)
 
 

@@ -35,6 +35,7 @@ def batch_command(options: argparse.Namespace) -> int:
         tell(f"note: {note}")
     tell(f"{batch.total:,} rows, {batch.done:,} done before, {batch.left:,} to make")
     progress = Progress(batch)
+    batch.told = progress.step
     try:
         with _interrupts(batch) as interrupted:
             for record in batch:
@@ -111,9 +112,16 @@ class Progress:
             tell(self._text(now))
             self.shown = now
 
+    def step(self, text: str) -> None:
+        """A row on a server is so far; shown at the end of the line in a terminal alone."""
+        now = time.monotonic()
+        if self.terminal and now - self.shown >= 0.2:
+            print(f"\r{self._text(now)}; {printable(text)}\x1b[K", end="", file=sys.stderr, flush=True)
+            self.shown = now
+
     def _text(self, now: float) -> str:
         rate = self._rate(now)
-        left = duration((self.batch.left - self.made) / rate)
+        left = duration((self.batch.left - self.made) / rate) if rate else "?"
         failed = f", {self.batch.failed:,} failed" if self.batch.failed else ""
         return printable(f"{self.made:,} of {self.batch.left:,} rows, {rate:.3g} rows/s, {left} left{failed}")
 

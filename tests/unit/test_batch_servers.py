@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from urllib.parse import parse_qs, urlparse
@@ -31,15 +33,18 @@ INFO = {
 
 
 class Fake(ThreadingHTTPServer):
-    """A server that makes the rows of small_batch. ``dies_after`` rows it forgets all and answers no more."""
+    """A server that makes the rows of small_batch. ``dies_after`` rows it forgets all and answers no more.
+
+    ``queue``: rows of other people, which its websocket tells; without it has none. ``waits``: seconds of a row.
+    """
 
     daemon_threads = True
     started: list = []
 
-    def __init__(self, dies_after: int | None = None, forgets: int = 0, fails: str = ""):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.history, self.rows, self.uploads = {}, [], []
-        self.dies_after, self.forgets, self.fails = dies_after, forgets, fails
+    def __init__(self, dies_after=None, forgets=0, fails="", queue=None, waits=0.0, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.history, self.rows, self.uploads, self.sockets, self.questions = {}, [], [], [], 0
+        self.dies_after, self.forgets, self.fails, self.queue, self.waits = dies_after, forgets, fails, queue, waits
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
         Fake.started.append(self)
@@ -70,8 +75,23 @@ class Fake(ThreadingHTTPServer):
         shown = {"filename": f"{inputs['x']}_{inputs['y']}.png", "subfolder": "", "type": "output"}
         preview = {"filename": "p.png", "subfolder": "", "type": "temp"}
         outputs = {"3": {"images": [shown]}, "9": {"images": [preview], "animated": [False]}}
-        self.history[number] = {"outputs": outputs, "status": {"messages": messages}}
+        entry = {"outputs": outputs, "status": {"messages": messages}}
+        if self.waits:
+            threading.Timer(self.waits, self.end_row, (number, entry)).start()
+        else:
+            self.history[number] = entry
         return {"prompt_id": number}
+
+    def end_row(self, number: str, entry: dict) -> None:
+        self.tell("progress", {"value": 1, "max": 2, "prompt_id": number})
+        self.history[number] = entry
+        self.tell("execution_success", {"prompt_id": number})
+
+    def tell(self, kind: str, data: dict) -> None:
+        message = json.dumps({"type": kind, "data": data}).encode()
+        for stream in list(self.sockets):
+            with suppress(OSError, ValueError):
+                stream.write(b"\x81\x7e" + len(message).to_bytes(2, "big") + message)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,6 +107,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = urlparse(self.path)
+        if path.path == "/ws" and self.server.queue is not None:
+            return self.open_socket()
+        self.server.questions += path.path.startswith(("/history", "/queue"))
         if path.path == "/view":
             x, y = map(int, parse_qs(path.query)["filename"][0].removesuffix(".png").split("_"))
             image, file = Image.new("RGB", (small_batch.SIDE,) * 2), BytesIO()
@@ -96,8 +119,16 @@ class Handler(BaseHTTPRequestHandler):
         name = path.path.rpartition("/")[2]
         found = {name: self.server.history[name]} if name in self.server.history else {}
         answers = {"/system_stats": {"system": {"comfyui_version": "0.0"}, "devices": [{"name": "cpu"}]}}
-        answers |= {"/object_info": INFO, "/queue": {"queue_running": [], "queue_pending": []}}
+        known = [[0, str(number)] for number in range(len(self.server.rows)) if self.server.waits]
+        answers |= {"/object_info": INFO, "/queue": {"queue_running": [], "queue_pending": known}}
         self.answer(answers.get(path.path, found))
+
+    def open_socket(self):
+        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
+        self.server.sockets.append(self.wfile)
+        self.server.tell("status", {"status": {"exec_info": {"queue_remaining": self.server.queue}}})
+        with suppress(OSError):
+            self.rfile.read(1)
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -117,6 +148,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(servers, "PAUSE", 0.002)
+    monkeypatch.setattr(servers, "PATIENCE", 0.3)
     yield
     host._current = None
     while Fake.started:
@@ -210,3 +242,109 @@ def test_an_end_of_the_batch_leaves_no_threads_waiting(place):
     begin = time.monotonic()
     running.close()
     assert time.monotonic() - begin < 2 and len(place.manifest()) == 1
+
+
+def test_a_constant_image_reaches_each_server_once(place):
+    """Node 1 is set by no column; its file lies on this machine alone."""
+    Image.new("RGB", (3, 1)).save(place.root / "input" / "constant.png")
+    place.graph["1"]["inputs"]["image"] = "constant.png"
+    place.write_workflow()
+    one, two = Fake(), Fake()
+    made(place, place.points(12), one, two)
+    for fake in (one, two):
+        names = [body.split(b'filename="')[1].split(b'"')[0] for body in fake.uploads]
+        assert sorted(names) == [b"constant.png", b"mark.png"]
+
+
+def test_a_server_that_comes_back_gets_rows_again(place, monkeypatch):
+    """A server that ends and is started again at its address has forgotten rows and files."""
+    monkeypatch.setattr(servers, "PATIENCE", 20)
+    one, slow = Fake(dies_after=3), Fake(waits=0.05)
+    address = f"{one.address},{slow.address}"
+    again = []
+    for number, _ in enumerate(
+        batch.run(place.workflow, place.points(40), engine="comfyui", address=address, **place.folders)
+    ):
+        if number == 8:
+            again.append(Fake(port=one.server_port))
+    place.assert_complete(40)
+    assert len(one.rows) <= 3 and len(again[0].rows) > 3 and again[0].uploads
+
+
+def test_a_server_with_a_long_queue_gets_no_rows(place):
+    """Rows of other people count: the websocket tells of all."""
+    busy, free = Fake(queue=servers.LONGEST_QUEUE), Fake(queue=0)
+    address = f"{busy.address},{free.address}"
+    running = batch.run(place.workflow, place.points(20), engine="comfyui", address=address, **place.folders)
+    list(running)
+    place.assert_complete(20)
+    assert len(free.rows) >= 16, "those that were sent before it told are at most its first two"
+
+
+# ---- the websocket
+
+
+def test_the_websocket_tells_when_a_row_has_ended(place, monkeypatch):
+    """Not a question every few milliseconds."""
+    monkeypatch.setattr(servers, "UNTOLD", 5000)
+    fake = Fake(queue=0, waits=0.05)
+    made(place, place.points(6), fake)
+    place.assert_complete(6)
+    assert fake.questions <= 6 * 6
+
+
+def test_steps_are_told(place):
+    texts, fake = [], Fake(queue=0, waits=0.05)
+    running = batch.run(place.workflow, place.points(3), engine="comfyui", address=fake.address, **place.folders)
+    running.told = texts.append
+    list(running)
+    assert {text.split()[0] for text in texts} == {"p0", "p1", "p2"}
+    assert texts[0].endswith(f"1/2 on {fake.address}")
+
+
+@pytest.mark.parametrize("data", [b"", b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 101 OK\r\n\r\n\x81\x7fxx"])
+def test_a_websocket_that_is_none(data):
+    """The connection ends, and nothing else does."""
+    from sana_nodes.batch.listening import Socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(1000)
+            connection.sendall(data)
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(OSError):
+            list(Socket("127.0.0.1", server.getsockname()[1], "/ws").messages())
+
+
+def test_frames_of_every_kind():
+    from sana_nodes.batch.listening import Socket
+
+    long = json.dumps({"a": "x" * 70_000}).encode()
+    frames = b"\x89\x02hi"  # a ping
+    frames += b"\x82\x03\0\0\1"  # a preview
+    frames += b'\x01\x06{"b": ' + b"\x80\x03 1}"  # a message of two frames
+    frames += b"\x81\x7f" + len(long).to_bytes(8, "big") + long
+    frames += b"\x81\x7e" + (200).to_bytes(2, "big") + b'{"c":"' + b"y" * 192 + b'"}' + b"\x88\x00"
+    heard = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n" + frames)
+            heard.append(connection.recv(100))
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        found = []
+        with pytest.raises(OSError, match="closed the connection"):
+            for message in Socket("127.0.0.1", server.getsockname()[1], "/ws").messages():
+                found.append(message)
+        thread.join(5)
+    assert found == [{"b": 1}, json.loads(long), {"c": "y" * 192}]
+    pong = heard[0]
+    assert pong[:2] == b"\x8a\x82" and bytes(b ^ pong[2 + i % 4] for i, b in enumerate(pong[6:])) == b"hi"
