@@ -227,12 +227,12 @@ def actor_options(resources: dict, workers: int | None, needs: Needs) -> tuple[d
     """
     cores, gpus, memory = (resources.get(name, 0.0) for name in ("CPU", "GPU", "memory"))
     main = needs.on_card if gpus else needs.without_card
-    fitting = max(1, int(memory // main)) if memory and main else None
-    count = workers or max(1, min(int(gpus or cores or 1), fitting or int(gpus or cores or 1)))
-    if fitting is not None and count * main > memory:
+    possible = max(1, int(memory // main)) if memory and main else None
+    count = workers or max(1, min(int(gpus or cores or 1), possible or int(gpus or cores or 1)))
+    if possible is not None and count * main > memory:
         raise BadCall(
             f"{count} workers need {main / 1e9:.1f} GB of main memory each, and the cluster has {memory / 1e9:.1f} GB: "
-            f"give --workers {fitting}" + (" or a larger cluster" if memory < main else "")
+            f"give --workers {possible}" + (" or a larger cluster" if memory < main else "")
         )
     options: dict = {"memory": main} if main and memory else {}
     if not gpus:

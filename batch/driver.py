@@ -36,7 +36,7 @@ class Batch:
     """The rows of a table that are not done. Iterating makes them, and yields each row's line of the manifest.
 
     ``total`` rows of the table, ``done`` and ``failed`` so far; ``left`` in this call; ``notes`` for a person. A
-    KeyboardInterrupt drops the row at work and leaves nothing of it; ``stop()`` finishes it first. ``told(text)``, if
+    KeyboardInterrupt drops the row at work and leaves nothing of it; ``stop()`` finishes it first. ``on_step(text)``, if
     it is set, is called by other threads with the steps of rows on servers.
     """
 
@@ -57,7 +57,7 @@ class Batch:
         self._state, self._offsets = bytearray(self.total), array("q", [-1]) * self.total
         self._gone: list[int] = []
         self._again: deque[Task] = deque()
-        self.told: Callable[[str], None] | None = None
+        self.on_step: Callable[[str], None] | None = None
         self._stopping = False
         self._look_back()
         waiting = self.total - self._state.count(DONE)
@@ -84,8 +84,8 @@ class Batch:
         try:
             if self.left:
                 engine = start()
-                if self.told and hasattr(engine, "told"):
-                    engine.told = self.told
+                if self.on_step and hasattr(engine, "on_step"):
+                    engine.on_step = self.on_step
                 try:
                     yield from self._results(engine)
                 finally:

@@ -103,12 +103,12 @@ class Socket:
 class Listener:
     """What one server tells of the rows that were sent to it as ``client``.
 
-    ``remaining``: rows in its queue and at work, of everybody; None where it is not connected. ``told(row, value,
+    ``remaining``: rows in its queue and at work, of everybody; None where it is not connected. ``on_step(row, value,
     most)``: a step of a row.
     """
 
-    def __init__(self, host: str, port: int, client: str, told: Callable[[str, int, int], None] = lambda *_: None):
-        self.host, self.port, self.client, self.told = host, port, client, told
+    def __init__(self, host: str, port: int, client: str, on_step: Callable[[str, int, int], None] = lambda *_: None):
+        self.host, self.port, self.client, self.on_step = host, port, client, told
         self.remaining: int | None = None
         self._ended: dict[str, threading.Event] = {}
         self._stopping = threading.Event()
@@ -161,4 +161,4 @@ class Listener:
             if row in self._ended:
                 self._ended[row].set()
         elif kind == "progress" and isinstance(row, str):
-            self.told(row, data.get("value", 0), data.get("max", 0))
+            self.on_step(row, data.get("value", 0), data.get("max", 0))

@@ -120,14 +120,14 @@ def _refusal(status: int, data: bytes) -> str:
 class ServersEngine:
     """Rows on ComfyUI servers; ``address``: HOST:PORT, several separated by commas.
 
-    ``told(text)`` is called with each step of a row.
+    ``on_step(text)`` is called with each step of a row.
     """
 
     def __init__(self, job: Job, workers: int | None = None, address: str | None = None):
         if workers is not None:
             raise BadCall("--workers is for the engine ray; the engine comfyui has the servers of --address")
         self.job, self.servers = job, servers_at(address)
-        self.told: Callable[[str], None] = lambda text: None
+        self.on_step: Callable[[str], None] = lambda text: None
         self.facts = {server: facts_of(server) for server in self.servers}
         self.keys: dict[str, str] = {}
         self.listeners = {server: self._listener(server) for server in self.servers}
@@ -140,7 +140,7 @@ class ServersEngine:
     def _listener(self, server: Server) -> Listener:
         def step(row: str, value: int, most: int) -> None:
             if row in self.keys:
-                self.told(f"{self.keys[row]} {value}/{most} on {server.address}")
+                self.on_step(f"{self.keys[row]} {value}/{most} on {server.address}")
 
         return Listener(server.host, server.port, server.client, step)
 

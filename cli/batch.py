@@ -35,7 +35,7 @@ def batch_command(options: argparse.Namespace) -> int:
         tell(f"note: {note}")
     tell(f"{batch.total:,} rows, {batch.done:,} done before, {batch.left:,} to make")
     progress = Progress(batch)
-    batch.told = progress.step
+    batch.on_step = progress.step
     try:
         with _interrupts(batch) as interrupted:
             for record in batch:

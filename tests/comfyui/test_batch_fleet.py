@@ -59,15 +59,15 @@ def pixels_of(folder, count: int) -> list[np.ndarray]:
 
 def test_two_servers_make_what_one_process_makes(fleet, home, work, tmp_path):
     graph, options = work
-    told, count = [], 10
+    texts, count = [], 10
     running = batch.run(
         graph, rows(count), engine="comfyui", address=addresses(fleet), output=tmp_path / "fleet", **options
     )
-    running.told = told.append
+    running.on_step = texts.append
     records = list(running)
     assert [record["error"] for record in records] == [None] * count
     assert all(record["versions"]["comfyui"] and record["device"] for record in records)
-    assert {text.rpartition(" on ")[2] for text in told} == set(addresses(fleet).split(",")), "both told steps"
+    assert {text.rpartition(" on ")[2] for text in texts} == set(addresses(fleet).split(",")), "both told steps"
     alone = list(batch.run(graph, rows(count), models=home / "models", output=tmp_path / "alone", **options))
     for one, two in zip(pixels_of(tmp_path / "fleet", count), pixels_of(tmp_path / "alone", count)):
         assert drawing.same_pixels(one, two)

@@ -296,7 +296,7 @@ def test_the_websocket_tells_when_a_row_has_ended(place, monkeypatch):
 def test_steps_are_told(place):
     texts, fake = [], Fake(queue=0, waits=0.05)
     running = batch.run(place.workflow, place.points(3), engine="comfyui", address=fake.address, **place.folders)
-    running.told = texts.append
+    running.on_step = texts.append
     list(running)
     assert {text.split()[0] for text in texts} == {"p0", "p1", "p2"}
     assert texts[0].endswith(f"1/2 on {fake.address}")
