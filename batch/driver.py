@@ -36,8 +36,8 @@ class Batch:
     """The rows of a table that are not done. Iterating makes them, and yields each row's line of the manifest.
 
     ``total`` rows of the table, ``done`` and ``failed`` so far; ``left`` in this call; ``notes`` for a person. A
-    KeyboardInterrupt drops the row at work and leaves nothing of it; ``stop()`` finishes it first. ``on_step(text)``, if
-    it is set, is called by other threads with the steps of rows on servers.
+    KeyboardInterrupt drops the row at work and leaves nothing of it; ``stop()`` finishes it first. ``on_step(text)``,
+    if it is set, is called by other threads with the steps of rows on servers.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ class Listener:
     """
 
     def __init__(self, host: str, port: int, client: str, on_step: Callable[[str, int, int], None] = lambda *_: None):
-        self.host, self.port, self.client, self.on_step = host, port, client, told
+        self.host, self.port, self.client, self.on_step = host, port, client, on_step
         self.remaining: int | None = None
         self._ended: dict[str, threading.Event] = {}
         self._stopping = threading.Event()

@@ -157,18 +157,63 @@ def small_batch_elsewhere(place) -> list[dict]:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="workers are killed with a signal")
 def test_ray_replaces_workers_that_are_killed(place, ray):
     count, killed = 120, 0
-    running = batch.run(place.workflow, place.points(count), engine="ray", workers=2, **place.folders)
+    running = batch.run(place.workflow, place.points(count), engine="ray", workers=2, batch=3, **place.folders)
     for number, _ in enumerate(running):
-        if number in (10, 40, 70):
-            for process in workers_of(os.getpid()):
-                os.kill(process, signal.SIGKILL)
-                killed += 1
-                break
+        if number in (10, 40, 70) and (found := processes_of("ray::ClusterWorker")):
+            os.kill(found[0], signal.SIGKILL)
+            killed += 1
     assert killed == 3
     place.assert_complete(count)
 
 
-def workers_of(_) -> list[int]:
-    """Processes of Ray's actors, by the title that Ray gives them."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in listed if "ray::Worker" in line]
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a raylet is killed with a signal")
+def test_ray_continues_without_a_machine_that_is_lost(place, ray):
+    """Its rows go to the workers that are left; a worker that no machine has room for does not hold them back."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        count, made = 60, 0
+        running = batch.run(place.workflow, place.points(count), engine="ray", workers=2, **place.folders)
+        for made, _ in enumerate(running, 1):
+            if made == 10:
+                cluster.remove_node(lost, allow_graceful=False)
+        assert made == count
+        place.assert_complete(count)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a raylet is killed with a signal")
+def test_killed_with_the_raylet_of_its_own_cluster_a_batch_ends_and_is_resumed(place, ray):
+    count, table = 60, place.points(60)
+    command = [sys.executable, "-m", "sana_nodes", "batch", *place.arguments(table), "--engine", "ray"]
+    running = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for _ in range(5):
+        running.stdout.readline()
+    for process in processes_of("raylet/raylet"):
+        os.kill(process, signal.SIGKILL)
+    try:
+        running.communicate(timeout=240)
+    finally:
+        running.kill()
+    done = len(place.manifest())
+    assert running.returncode != 0 and 5 <= done < count
+    assert len(list(batch.run(place.workflow, table, **place.folders))) == count - done
+    place.assert_complete(count)
+
+
+def processes_of(title: str) -> list[int]:
+    """Processes of Ray, by the title that it gives them, below this one."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
+    parents = {int(pid): int(parent) for pid, parent, *_ in (line.split(None, 2) for line in listed)}
+
+    def is_below(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return [int(line.split()[0]) for line in listed if title in line and is_below(int(line.split()[0]))]
