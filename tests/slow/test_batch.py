@@ -217,3 +217,20 @@ def processes_of(title: str) -> list[int]:
         return pid == os.getpid()
 
     return [int(line.split()[0]) for line in listed if title in line and is_below(int(line.split()[0]))]
+
+
+def test_the_recipe_of_ray_data(place, ray):
+    """That of docs/batch.md, with this place's workflow, table and folders."""
+    pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install 'ray[data]'")
+    text = (tiny.REPOSITORY / "docs" / "batch.md").read_text(encoding="utf-8")
+    code = text[text.index("import ray\n") :].partition("```")[0]
+    code = code.replace("/shared/prompts.csv", "/shared/points.csv").replace("batch_size=500", "batch_size=20")
+    code = code.replace("/shared/", f"{place.root}/")
+    code = code.replace("batch=8", f"batch=8, input={str(place.root / 'input')!r}")
+    place.points(40)
+    script = place.root / "recipe.py"
+    script.write_text("import ray\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n" + code)
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=500)
+    index = "".join(path.read_text() for path in (place.root / "index").rglob("*.csv"))
+    files = [line.split(",")[1].strip('"') for line in index.split() if line.strip('"').startswith("p")]
+    assert len(files) == 40 and all((place.root / file).is_file() for file in files)
