@@ -291,7 +291,6 @@ def main() -> None:
     one.add_argument("--kills", type=int, default=0)
     one.add_argument("--victim", choices=("process", *VICTIMS), default="process")
     one.add_argument("--against", type=Path)
-    one.add_argument("options", nargs="*", help="options of sana-nodes batch, after --")
     one.set_defaults(call=run)
     two = ways.add_parser("rates")
     two.add_argument("--rows", type=int, default=100)
@@ -301,7 +300,9 @@ def main() -> None:
     three = ways.add_parser("table")
     three.add_argument("--rows", type=int, default=1_000_000)
     three.set_defaults(call=table)
-    given = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    given = parser.parse_args(sys.argv[1:end])
+    given.options = sys.argv[end + 1 :]
     print(json.dumps(given.call(given)))
 
 
