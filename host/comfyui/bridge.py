@@ -16,7 +16,7 @@ import torch
 from ...media.prefixes import check_prefix
 from ...model_loaders.files.folders import demo_roots
 from ..contract import SaveTarget, listed
-from . import clip, compiling, controlnet, editor, guidance, lora, model, patches, sampling, traps, vae
+from . import clip, compiling, controlnet, editor, guidance, lora, model, pairs, patches, sampling, vae
 
 
 class ComfyHost:
@@ -35,11 +35,7 @@ class ComfyHost:
         return vae.build_vae(loaded, weight_dtype)
 
     def pair(self, patcher, vae_object, clip_object=None):
-        if clip_object is not None:
-            setattr(patcher.model, traps.ENCODER, clip_object.cond_stage_model.fingerprint)
-        previewing = getattr(patcher.model.latent_format, "previewing", None)
-        if previewing is not None:
-            previewing.pair(vae_object)
+        pairs.pair(patcher.model, vae_object, clip_object)
 
     def control_net(self, loaded, weight_dtype):
         return controlnet.build_controlnet(loaded, weight_dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -31,7 +32,7 @@ from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.block_causal import BlockCall, BlockState, call_in
 from ...samplers.flow_match import FlowMatch
 from ..errors import spoken
-from . import attention, compiling, guidance, long_video, packed, patches, traps
+from . import attention, compiling, guidance, long_video, packed, pairs, patches, traps
 from .kept import of_one_call
 from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
@@ -302,11 +303,16 @@ def build_model(
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
     make_patcher = traps.patcher_class(patcher_class(not disable_dynamic and mode == "off"))
     patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device())
-    set_reload(patcher, _reload, loaded.path, loaded.spec, weight_dtype, products)
+    set_reload(patcher, _reload, weakref.ref(model), loaded.path, loaded.spec, weight_dtype, products)
     watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)
     return watched if mode == "off" else compiling.compiled(watched, mode)
 
 
-def _reload(path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False):
-    """build_model of the file once more; ``spec`` has the flow shift of its pipeline."""
-    return build_model(replace(load_transformer(path), spec=spec), weight_dtype, products, disable_dynamic)
+def _reload(
+    first: weakref.ref, path, spec: TransformerSpec, weight_dtype: str, products: str, disable_dynamic: bool = False
+):
+    """build_model of the file once more; ``spec`` has the flow shift of its pipeline, ``first`` the VAE and encoder."""
+    made = build_model(replace(load_transformer(path), spec=spec), weight_dtype, products, disable_dynamic)
+    if (model := first()) is not None:
+        pairs.pair_alike(made.model, model)
+    return made

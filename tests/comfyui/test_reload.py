@@ -42,6 +42,17 @@ def image(parts):
     return drawing.ours(parts, "a red ring") if model.model.sana_spec.family.uses_angles else drawing.flow(parts, "x")
 
 
+@pytest.mark.parametrize("pipeline", ["tiny", "tiny-video"])
+def test_a_model_that_is_loaded_once_more_is_paired_as_the_first(comfy, pipeline):
+    """Previews keep their colours, and a prompt of another text encoder is still told."""
+    from sana_nodes.host.comfyui.traps import ENCODER
+
+    model, clip, vae = drawing.call("SanaLoadPipeline", pipeline=pipeline)
+    made = another(model)
+    assert getattr(made.model, ENCODER) == clip.cond_stage_model.fingerprint
+    assert made.model.latent_format.previewing.vae() is vae
+
+
 @pytest.mark.parametrize("pipeline", ["tiny", "tiny-sana", "tiny-video", "tiny-video-ltx2"])
 @pytest.mark.parametrize("dtype", ["default", "fp8_e4m3fn"])
 def test_models_for_another_card_give_the_same(comfy, pipeline, dtype):
