@@ -64,3 +64,12 @@ def test_it_is_small_without_the_demo_weights(tmp_path):
             if not file.startswith("demo/models/"):
                 packed.write(ROOT / file, file)
     assert archive.stat().st_size < 6_000_000
+
+
+def test_the_registry_s_images_have_the_sizes_that_it_takes():
+    from PIL import Image
+
+    folder = ROOT / "docs" / "registry"
+    with Image.open(folder / "icon.png") as icon, Image.open(folder / "banner.jpg") as banner:
+        assert icon.size == (400, 400) and banner.width * 9 == banner.height * 21
+    assert not [file for file in archived() if file.startswith("docs/registry/")]
