@@ -93,6 +93,7 @@ class RayEngine:
     def _connect(self, workers: int | None, address: str | None) -> None:
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths())}}
         common: dict = {"runtime_env": environment, "log_to_driver": False, "logging_level": "ERROR"}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by itself: on a machine in use its workers hardly begin
         local: dict = {} if address else {"num_cpus": max(workers or 1, os.cpu_count() or 1)}
         try:
             self.ray.init(address=address, include_dashboard=None if address else False, **common, **local)

@@ -189,7 +189,7 @@ def test_ray_continues_without_a_machine_that_is_lost(place, ray):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a raylet is killed with a signal")
 def test_killed_with_the_raylet_of_its_own_cluster_a_batch_ends_and_is_resumed(place, ray):
-    count, table = 60, place.points(60)
+    count, table = 3000, place.points(3000)
     command = [sys.executable, "-m", "sana_nodes", "batch", *place.arguments(table), "--engine", "ray"]
     running = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(5):
