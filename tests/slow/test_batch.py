@@ -187,25 +187,6 @@ def test_ray_continues_without_a_machine_that_is_lost(place, ray):
         cluster.shutdown()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a raylet is killed with a signal")
-def test_killed_with_the_raylet_of_its_own_cluster_a_batch_ends_and_is_resumed(place, ray):
-    count, table = 3000, place.points(3000)
-    command = [sys.executable, "-m", "sana_nodes", "batch", *place.arguments(table), "--engine", "ray"]
-    running = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    for _ in range(5):
-        running.stdout.readline()
-    for process in processes_of("raylet/raylet"):
-        os.kill(process, signal.SIGKILL)
-    try:
-        running.communicate(timeout=240)
-    finally:
-        running.kill()
-    done = len(place.manifest())
-    assert running.returncode != 0 and 5 <= done < count
-    assert len(list(batch.run(place.workflow, table, **place.folders))) == count - done
-    place.assert_complete(count)
-
-
 def processes_of(title: str) -> list[int]:
     """Processes of Ray, by the title that it gives them, below this one."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
