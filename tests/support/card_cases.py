@@ -144,6 +144,18 @@ SAMPLINGS = {
 }
 
 
+LAUNCHES = {
+    **dict.fromkeys(("SCM", "image to image", "inpainting", "LoRA", "other layers patched"), 200),
+    **{"fp8": 240, "int8": 375, "int8 with a LoRA": 310, "ControlNet": 520, "text to video": 350},
+    **dict.fromkeys(("guidance", "guidance by Euler"), 280),
+    **dict.fromkeys(("image to video", "image to 720p video"), 380),
+}
+"""Operators of a step at most: there are three blocks, and fp8 and int8 are cast."""
+
+NOISE = "samplers/noise.py"
+"""Where SCM's noise, which the CPU makes, is moved to the card: the one transfer of a step."""
+
+
 def encoded_prompt(host) -> torch.Tensor:
     clip = drawing.call("SanaLoadPipeline", pipeline="tiny")[1]
     drawing.call("SanaEncodePrompt", clip=clip, text="another prompt")  # the instruction is kept now

@@ -42,7 +42,16 @@ def check(found: dict, name: str) -> None:
 
 
 def check_run(mode: str, found: dict[str, dict], name: str) -> None:
-    """The CPU's values; and of a sampling with a model that is loaded whole no step that waits."""
+    """The CPU's values; and of a sampling with a model that is loaded whole what check_step says."""
     check(found[name], name)
     if mode == "full" and name in card_cases.SAMPLINGS:
-        assert not found[name]["waits"], found[name]["waits"]
+        check_step(found[name], name)
+
+
+def check_step(asked: dict, name: str) -> None:
+    """A step waits for nothing, moves SCM's noise alone and launches no more than is known."""
+    assert not asked["waits"], asked["waits"]
+    assert sum(asked["moves"].values()) <= 1 and all(card_cases.NOISE in site for site in asked["moves"]), asked[
+        "moves"
+    ]
+    assert asked["launches"] <= card_cases.LAUNCHES[name], asked["launches"]

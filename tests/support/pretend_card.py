@@ -272,7 +272,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and _is_composite(func):  # else they arrive in parts
+        if _is_composite(func):  # of tensors made in inference mode; others arrive in parts
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
