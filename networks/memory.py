@@ -66,7 +66,7 @@ class TransformerMemory:
         kept, read = tokens * (7 if timed else 0), 2 * self.layers * prompt
         wide, copied = self._tokens_at_a_time(shape, tokens), min(tokens, TOKENS_ON_DEVICES)
         shared = shared_values(tokens, batch, 1, self.head) * float32 if len(shape) == 4 else 0
-        copies = shared + tokens * float32 if shared else copied * 3.5 * float32
+        copies = shared + tokens * float32 if shared else copied * 2.5 * float32
         widths = [
             kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + read + shared,
             kept + tokens * 6 + copies + read,

@@ -17,9 +17,18 @@ BOUND = 1e-4
 """Of latents, which are about 1, and of images in [0, 1]."""
 
 
+TABLE = 800 * 48 * 4
+"""Bytes of the small Gemma's token table, of 1.2 GB in the published one."""
+
+
 def is_dynamic() -> bool:
     """Whether this ComfyUI has dynamic memory, and knows several cards: 0.33."""
     return (tiny.COMFYUI / "comfy" / "multigpu.py").is_file()
+
+
+def keeps_packed() -> bool:
+    """Whether this ComfyUI knows quantised weights: 0.8 and later."""
+    return tiny.COMFYUI is not None and (tiny.COMFYUI / "comfy" / "quant_ops.py").is_file()
 
 
 def results(home: Path, mode: str, names: list[str]) -> dict[str, dict]:
@@ -46,6 +55,8 @@ def check_run(mode: str, found: dict[str, dict], name: str) -> None:
     check(found[name], name)
     if mode == "full" and name in card_cases.SAMPLINGS:
         check_step(found[name], name)
+    if mode == "dynamic:all" and name == "prompt":
+        assert found[name]["again"] < TABLE, "Gemma's token table was uploaded again"
 
 
 def check_step(asked: dict, name: str) -> None:
