@@ -235,6 +235,9 @@ def run_block(
 class ProductOfPixels:
     """A Conv2d of 1x1: one matrix product where the channels of its input are last in memory, to the same sums."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
     def _conv_forward(self, input, weight, bias):
         pixels = input.movedim(1, -1)
         if torch.is_grad_enabled() or not pixels.is_contiguous():
@@ -243,11 +246,29 @@ class ProductOfPixels:
         return out.unflatten(0, pixels.shape[:-1]).movedim(-1, 1)
 
 
-def gated(feed_forward, maps: torch.Tensor) -> torch.Tensor:
-    """GLUMBConv's layers on maps [B, channels, H, W] with channels last."""
+def gated(feed_forward, maps: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """GLUMBConv's layers on maps [B, channels, H, W] with channels last, into ``out`` where there is one."""
     wide = feed_forward.conv_depth(functional.silu(feed_forward.conv_inverted(maps), inplace=True))
     values, gate = wide.chunk(2, dim=1)
-    return feed_forward.conv_point(values * functional.silu(gate, inplace=True))
+    mixed, last = values * functional.silu(gate, inplace=True), feed_forward.conv_point
+    if out is None:
+        return last(mixed)
+    if not _is_product(last, mixed, out):
+        return out.copy_(last(mixed))
+    torch.mm(_rows(mixed), last.weight.flatten(1).t(), out=_rows(out))
+    return out
+
+
+def _is_product(layer, x: torch.Tensor, out: torch.Tensor) -> bool:
+    """Whether a ProductOfPixels is no more than the product with its weight, of maps whose pixels are rows."""
+    plain = isinstance(layer, ProductOfPixels) and layer.bias is None and card_layers.is_unchanged(layer)
+    same = plain and (layer.weight.dtype, layer.weight.device) == (x.dtype, x.device)
+    return same and all(t.movedim(1, -1).is_contiguous() for t in (x, out))
+
+
+def _rows(maps: torch.Tensor) -> torch.Tensor:
+    """[B, channels, H, W] with channels last as [pixels, channels], a view."""
+    return maps.movedim(1, -1).flatten(0, -2)
 
 
 @cache

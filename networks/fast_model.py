@@ -3,18 +3,22 @@
 SanaTransformer2DModel and SanaVideoTransformer3DModel are diffusers' own with another forward, which calls the same
 layers. It differs in this:
 
-- What blocks read of the prompt is computed once in a run, where the caller gives a dict to keep it in.
+- What blocks read of the prompt, and the embedding of the guidance, are computed once in a run, where the caller gives
+  a dict to keep them in.
 - The modulation of all blocks is one operator where all tokens of all samples have one time, and it is computed for
   each group of tokens that have one (image to video: each frame) and not for each token.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from .card_layers import few_launches, shared_memory
 from .fast_layers import SCALES, CrossAttention, is_fast, keys_and_values, modulated
+from .fast_times import embedded_times
 from .fast_video_transformer import reads_past
 from .long_video import run_blocks
 
@@ -46,19 +50,20 @@ class FastModel:
     ):
         """As diffusers'; ``timestep`` [B], [1], or of a video [B, 1, frames, 1, 1] or each token's.
 
-        ``kept``: a dict, at first empty, of calls with the same prompts and the same weights.
+        ``kept``: a dict, at first empty, of calls with the same prompts, guidance and weights.
         """
         if torch.is_grad_enabled() or return_dict or any(value is not None for value in more.values()):
             more = {**more, "controlnet_block_samples": controlnet_block_samples, "return_dict": return_dict}
             given = {"guidance": guidance, "encoder_attention_mask": encoder_attention_mask, **more}
             return super().forward(hidden_states, encoder_hidden_states, timestep, **given)  # type: ignore[misc]
         tokens, sizes, positions = self.embedded(hidden_states)
-        vectors, last = self.times(timestep, guidance, tokens)
+        vectors, last = self.times(timestep, guidance, tokens, kept)
         captions, mask = self.prompt(encoder_hidden_states, encoder_attention_mask, len(tokens), kept)
-        for number, (block, vector, caption) in enumerate(zip(self.transformer_blocks, vectors, captions)):
-            tokens = block(tokens, None, caption, mask, vector, *sizes, *positions)
-            if controlnet_block_samples is not None and 0 < number <= len(controlnet_block_samples):
-                tokens = tokens + controlnet_block_samples[number - 1]
+        with shared_memory(tokens.shape[:2].numel()) if few_launches(tokens) else nullcontext():
+            for number, (block, vector, caption) in enumerate(zip(self.transformer_blocks, vectors, captions)):
+                tokens = block(tokens, None, caption, mask, vector, *sizes, *positions)
+                if controlnet_block_samples is not None and 0 < number <= len(controlnet_block_samples):
+                    tokens = tokens + controlnet_block_samples[number - 1]
         return (self.output(tokens, last, sizes),)
 
     def output(self, tokens: torch.Tensor, last: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
@@ -71,7 +76,7 @@ class FastModel:
 
     def prompt(self, states, mask, batch: int, kept: dict | None) -> tuple[list, torch.Tensor | None]:
         """For each block what its cross-attention reads of the prompt, and the mask's bias [B, 1, L]."""
-        if kept:
+        if kept and "prompt" in kept:
             return kept["prompt"]
         caption = self.caption_projection(states)
         # the norm gives its weight's dtype
@@ -83,10 +88,12 @@ class FastModel:
         kept["prompt"] = [_read(block.attn2, caption) for block in self.transformer_blocks], mask
         return kept["prompt"]
 
-    def times(self, timestep, guidance, tokens: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def times(
+        self, timestep, guidance, tokens: torch.Tensor, kept: dict | None = None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The blocks' modulations, and the last norm's time [B, groups, width]."""
-        more = {"guidance": guidance} if guidance is not None else {"batch_size": len(tokens)}
-        vectors, last = self.time_embed(timestep.flatten(), hidden_dtype=tokens.dtype, **more)
+        given = timestep.flatten(), guidance, len(tokens), tokens.dtype
+        vectors, last = embedded_times(self.time_embed, *given, kept)
         samples = 1 if len(vectors) == 1 else max(len(timestep), 1 if guidance is None else len(guidance))
         vectors, last = (value.view(samples, -1, value.shape[-1]) for value in (vectors, last))
         return _modulations(self.transformer_blocks, vectors, tokens), last

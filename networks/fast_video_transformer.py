@@ -173,7 +173,7 @@ class FastVideoFeedForward:
         spatial = gated(self, maps) if len(parts) == 1 else torch.empty_like(maps)
         if len(parts) > 1:
             for some, out in zip(parts, spatial.split(frames_of_step(maps))):
-                out.copy_(gated(self, some))
+                gated(self, some, out)
         along_time = spatial.permute(0, 2, 3, 1).reshape(batch, frames, height * width, -1).permute(0, 3, 1, 2)
         out = self.conv_temp(along_time) if past is None else past.convolved(self.conv_temp, along_time)
         out = out.add_(along_time)

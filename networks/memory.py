@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .card_layers import shared_values
 from .fast_autoencoder import STRIP_ON_DEVICES
 from .fast_layers import TOKENS_ON_DEVICES
 from .latent_spaces import LTX2, WAN
@@ -39,7 +40,8 @@ class TransformerMemory:
 
     - In a block's feed-forward (GLUMBConv): its two halves of ``mlp_ratio`` maps each, before and after its
       convolution, of all tokens of an image and of a few frames of a video.
-    - In linear attention: keys and values beside the tokens, and float32 copies of a few tokens.
+    - In linear attention: keys and values beside the tokens, and float32 copies of a few tokens. Of small images the
+      blocks share these, beside all of it.
     - Where the prompt is normalised in float32, with fewer tokens than the prompt has.
     - With ``casting`` (weights are cast at each use) where the largest weights are cast.
 
@@ -53,6 +55,7 @@ class TransformerMemory:
     patch: tuple[int, int, int]
     casting: bool = False
     layers: int = 0
+    head: int = 32
 
     def step(self, shape, itemsize: int, captions: int = CAPTION, timed: bool = False) -> int:
         """``shape``: [B, C, H, W] or [B, C, F, H, W] of the latents in one call; ``timed``: per-token timesteps."""
@@ -62,13 +65,15 @@ class TransformerMemory:
         prompt, halves = batch * captions, 2 * self.mlp_ratio
         kept, read = tokens * (7 if timed else 0), 2 * self.layers * prompt
         wide, copied = self._tokens_at_a_time(shape, tokens), min(tokens, TOKENS_ON_DEVICES)
+        shared = shared_values(tokens, batch, 1, self.head) * float32 if len(shape) == 4 else 0
+        copies = shared + tokens * float32 if shared else copied * 2.5 * float32
         widths = [
-            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + read,
-            kept + tokens * 6 + copied * 3.5 * float32 + read,
+            kept + tokens * (4 if len(shape) == 5 else 3) + wide * 2 * halves + read + shared,
+            kept + tokens * 6 + copies + read,
             kept + tokens * 1.5 + prompt * (1 + 2 * float32),
         ]
         if self.casting:
-            widths.append(kept + tokens * 4 + wide * halves + read + halves * self.width)
+            widths.append(kept + tokens * 4 + wide * halves + read + halves * self.width + shared)
             widths.append(6 * self.width)
         latents = batch * (2 * channels * cells + self.caption_channels * captions)
         return int(itemsize * (self.width * max(widths) + latents))
@@ -85,7 +90,8 @@ def transformer_memory(module, patch: tuple[int, int, int], casting: bool = Fals
     """The memory of one of diffusers' SANA transformers."""
     config = module.config
     width = config.num_attention_heads * config.attention_head_dim
-    return TransformerMemory(width, config.mlp_ratio, config.caption_channels, patch, casting, config.num_layers)
+    sizes = width, config.mlp_ratio, config.caption_channels
+    return TransformerMemory(*sizes, patch, casting, config.num_layers, config.attention_head_dim)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,30 @@ def fingerprint_of(module: torch.nn.Module) -> str:
     return hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
 
 
+class SanaCLIP(comfy.sd.CLIP):
+    """comfy's CLIP, whose encoder is always that of its patcher.
+
+    ComfyUI 0.33 loads the encoder once more for hooks or for another card (SetClipHooks, SelectCLIPDevice) and sets the
+    new patcher alone: the first encoder has no hooks, and its weights are not on that card.
+    """
+
+    _first: SanaTextModel
+
+    @property
+    def cond_stage_model(self):
+        patcher = vars(self).get("patcher")
+        return self._first if patcher is None else patcher.model
+
+    @cond_stage_model.setter
+    def cond_stage_model(self, model) -> None:
+        self._first = model
+
+    def clone(self, *arguments, **options):
+        made = super().clone(*arguments, **options)
+        made.__class__ = type(self)
+        return made
+
+
 def build_clip(
     loaded: LoadedTextEncoder, weight_dtype: str, device: str, products: str = precision.PRODUCTS[0], **more
 ):
@@ -155,7 +179,7 @@ def build_clip(
         tokenizer=lambda **_: SanaTokenizer(loaded.tokenizer),
     )
     parameters = comfy.model_management.module_size(loaded.module) // compute.itemsize
-    clip = comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": compute, **options}, **more)
+    clip = SanaCLIP(target, parameters=parameters, model_options={"dtype": compute, **options}, **more)
     clip.patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, patch_other_layers)
     set_reload(clip.patcher, _reload, loaded.path, weight_dtype, device, products)
     return clip

@@ -9,7 +9,8 @@ import card_cases
 import card_process
 import pytest
 
-CASES = ["SCM", "int8 with a LoRA", "other layers patched", "image to video", "prompt", "preview", "Wan decodes"]
+CASES = ["SCM", "int8 with a LoRA", "packed nvfp4 with a LoRA", "other layers patched", "image to video", "prompt"]
+CASES += ["preview", "Wan decodes"]
 
 
 @pytest.fixture(scope="module", params=["full", "partial:60000", "dynamic:all"])

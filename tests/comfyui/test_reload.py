@@ -102,3 +102,16 @@ def test_a_part_that_is_offloaded_dynamically_has_a_plain_one_for_hooks(comfy, m
     monkeypatch.setattr(comfy, "CoreModelPatcher", lambda *args, **kwargs: pytest.fail("a dynamic one was made"))
     plain = patcher.clone(disable_dynamic=True)
     assert type(plain) is comfy.ModelPatcher and plain.model is not patcher.model
+
+
+def test_a_clip_that_is_loaded_once_more_encodes_with_what_was_loaded(comfy):
+    """SetClipHooks and SelectCLIPDevice of ComfyUI 0.33 give a copy of the CLIP another patcher."""
+    clip = drawing.call("SanaLoadPipeline", pipeline="tiny")[1]
+    before = drawing.call("SanaEncodePrompt", clip=clip, text="a red ring")[0][0][0]
+    made = clip.clone()
+    made.patcher = made.patcher.deepclone_multigpu()
+    assert made.cond_stage_model is made.patcher.model is not clip.cond_stage_model
+    with torch.no_grad():
+        made.patcher.model.gemma.norm.weight.add_(0.5)
+    assert (drawing.call("SanaEncodePrompt", clip=made, text="a red ring")[0][0][0] - before).abs().max() > 0.01
+    assert torch.equal(drawing.call("SanaEncodePrompt", clip=clip, text="a red ring")[0][0][0], before)

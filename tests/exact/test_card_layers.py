@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import tiny
 import torch
 from network_calls import image_inputs, video_inputs
 from sana_nodes.networks import card_layers, fast_layers
+from sana_nodes.networks.fast_times import embedded_times
 from sana_nodes.networks.fast_transformer import use_fast_transformer
 
 NORM = "rms_norm_across_heads"
@@ -38,15 +40,62 @@ def error(network, given: dict, fast, **more) -> float:
 @pytest.mark.parametrize("norm", [NORM, None], ids=["norm", "no norm"])
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_it_is_diffusers_answer(monkeypatch, kind, norm, joined):
-    """Whole, and a few tokens at a time; with the weights of one product, and of three."""
+    """In memory that blocks share, whole, and a few tokens at a time; with the weights of one product, and of three."""
     network, given = makes(kind, qk_norm=norm)
     fast = use_fast_transformer(copy.deepcopy(network))
     if joined:
         count, of = card_layers.join_projections(fast)
         assert count == of == len(fast.transformer_blocks)
-    for step in (16384, 8):
+    for shared, step in ((2048, 16384), (0, 16384), (0, 8)):
+        monkeypatch.setattr(card_layers, "SHARED_TOKENS", shared)
         monkeypatch.setattr(fast_layers, "TOKENS_ON_DEVICES", step)
         assert error(network, given, fast) < 1e-5
+
+
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
+@pytest.mark.parametrize("norm", [NORM, None], ids=["norm", "no norm"])
+def test_a_query_without_positive_values_attends_to_nothing(norm, joined):
+    """As in diffusers, where EPS makes 0 of 0 / 0; the second call finds constants in memory of the first."""
+    network, given = makes("image", qk_norm=norm)
+    attention = network.transformer_blocks[0].attn1
+    attention.to_q.weight.data[:32].zero_()  # the first head's
+    fast = use_fast_transformer(copy.deepcopy(network))
+    if joined:
+        card_layers.join_projections(fast)
+    x = torch.randn(2, 9, 64)
+    with torch.no_grad(), card_layers.shared_memory(18):
+        for _ in range(2):
+            mine, theirs = fast.transformer_blocks[0].attn1(x), attention(x)
+            assert (mine - theirs).abs().max() < 1e-5
+        assert len(card_layers._of_thread.memories) == 1
+    assert card_layers._of_thread.memories is None
+    assert error(network, given, fast) < 1e-5
+
+
+def test_calls_of_two_cards_share_no_memory():
+    """ComfyUI computes on each card in a thread."""
+    seen = []
+    with card_layers.shared_memory(4):
+        thread = threading.Thread(target=lambda: seen.append(card_layers._of_thread.memories))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_what_is_kept_of_times_is_diffusers_embedding():
+    """Also of a guidance that a run has once, for two samples."""
+    network = tiny.transformer()
+    embed, time, kept = network.time_embed, torch.tensor([0.3, 0.9]), {}
+    for step in range(2):
+        guidance = torch.tensor([0.45])
+        theirs = embed(time / (step + 1), guidance=guidance, hidden_dtype=torch.float32)
+        mine = embedded_times(embed, time / (step + 1), guidance, 2, torch.float32, kept)
+        assert all((a - b).abs().max() < 1e-6 for a, b in zip(mine, theirs))
+    assert set(kept) == {"guidance", ("speeds", 128, 0)}
+    embed = tiny.video_transformer().time_embed
+    theirs = embed(time * 1000, batch_size=2, hidden_dtype=torch.float32)
+    mine = embedded_times(embed, time * 1000, None, 2, torch.float32, kept)
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(mine, theirs))
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])

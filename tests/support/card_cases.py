@@ -7,8 +7,10 @@ counted as a difference.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import controlling
 import drawing
@@ -16,7 +18,11 @@ import filming
 import pretend_card
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from sana_nodes.host.embedded import devices
+from sana_nodes.model_loaders.files.open import open_checkpoint
+from sana_nodes.model_loaders.quantised.packing import PACKINGS
+from sana_nodes.model_loaders.quantised.writer import write_quantised
 from sana_nodes.networks.previews import fit_preview
 
 
@@ -39,6 +45,18 @@ Run = Callable[[int], torch.Tensor]
 def prepare(home) -> None:
     """What the cases load beside the fixtures' pipelines."""
     tiny.write_lora(home / "models" / "loras" / LORA)
+    folder = home / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    network = tiny.transformer()
+    save_file(dict(network.state_dict()), folder / "floating.safetensors")
+    for name in PACKINGS:
+        write_quantised(open_checkpoint(folder / "floating.safetensors"), folder / packed_file(name), name)
+        (folder / packed_file(name)).with_suffix(".json").write_text(json.dumps(dict(network.config)))
+
+
+def packed_file(name: str) -> str:
+    """Of a quantised SANA-Sprint, by the format's name."""
+    return f"card-{name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,17 @@ def _filmed(image: bool) -> Callable:
     return make
 
 
+def _packed(name: str, lora: bool = False) -> Callable:
+    """With weights that stay quantised, dequantised at each use: native products are a card's."""
+
+    def make(parts, host) -> Run:
+        given = {"model_name": packed_file(name), "products": "full precision"}
+        model = drawing.call("SanaLoadTransformer", **given)[0]
+        return (_with_lora if lora else _sprint)((model, *parts[1:]), host)
+
+    return make
+
+
 SAMPLINGS = {
     "SCM": Sampling("tiny", _sprint),
     "image to image": Sampling("tiny", _noised),
@@ -141,7 +170,22 @@ SAMPLINGS = {
     "text to video": Sampling("tiny-video", _filmed(False)),
     "image to video": Sampling("tiny-video", _filmed(True)),
     "image to 720p video": Sampling("tiny-video-ltx2", _filmed(True)),
+    **{f"packed {name}": Sampling("tiny", _packed(name)) for name in PACKINGS},
+    **{f"packed {name} with a LoRA": Sampling("tiny", _packed(name, lora=True)) for name in ("int8", "nvfp4")},
 }
+
+
+LAUNCHES = {
+    **dict.fromkeys((name for name in SAMPLINGS if name.startswith("packed")), 250),
+    **dict.fromkeys(("SCM", "image to image", "inpainting", "LoRA", "other layers patched"), 200),
+    **{"fp8": 240, "int8": 375, "int8 with a LoRA": 310, "ControlNet": 520, "text to video": 350},
+    **dict.fromkeys(("guidance", "guidance by Euler"), 280),
+    **dict.fromkeys(("image to video", "image to 720p video"), 380),
+}
+"""Operators of a step at most: there are three blocks, and fp8 and int8 are cast."""
+
+NOISE = "samplers/noise.py"
+"""Where SCM's noise, which the CPU makes, is moved to the card: the one transfer of a step."""
 
 
 def encoded_prompt(host) -> torch.Tensor:
@@ -207,15 +251,41 @@ def previewed(host) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image)).float() / 255
 
 
+def saved_packed(host) -> torch.Tensor:
+    """The bytes of quantised weights, of the file or of what ComfyUI saves of a MODEL that is on the card."""
+    path = host.folders.models[0] / "diffusion_models" if host.name == "embedded" else None
+    if path is not None:
+        return _bytes_of(path / packed_file("nvfp4"))
+    import comfy.model_management
+    import comfy.sd
+    import folder_paths
+
+    model = drawing.call("SanaLoadTransformer", model_name=packed_file("nvfp4"))[0]
+    comfy.model_management.load_models_gpu([model])
+    saved = Path(folder_paths.get_output_directory()) / "card-saved.safetensors"
+    comfy.sd.save_checkpoint(str(saved), model)
+    return _bytes_of(saved)
+
+
+def _bytes_of(path: Path) -> torch.Tensor:
+    tensors = {key.removeprefix("model.diffusion_model."): value for key, value in load_file(path).items()}
+    narrow = (tensors[key] for key in sorted(tensors) if tensors[key].itemsize == 1 and "comfy_quant" not in key)
+    return torch.cat([value.view(torch.uint8).flatten().float() for value in narrow])
+
+
 OTHERS = {"prompt": encoded_prompt, "preview": previewed}
 """What is no sampling and no coding."""
+
+SAVED = {"packed weights are saved": saved_packed}
+"""On ComfyUI 0.8 and later, which know quantised weights."""
 
 COARSE = {
     "preview": 2 / 255,
     **dict.fromkeys(("other layers patched", "LoRA", "int8 with a LoRA"), 2e-3),
-    **dict.fromkeys(("LTX-2 encodes", "LTX-2 encodes in tiles"), 5e-4),
+    **{"packed int8 with a LoRA": 0.01, "packed nvfp4 with a LoRA": 0.15},
 }
-"""Bounds of what is in steps of 8 bits, of patches, which ComfyUI computes in float16 on a card, and of wide values."""
+"""Bounds of what is in steps of 8 bits, of patches, which ComfyUI computes in float16 on a card, and of sums of a LoRA
+(it changes 0.37) and quantised weights, which are quantised again."""
 
 
 def on_the_second_card(host) -> torch.Tensor:

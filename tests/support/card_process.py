@@ -17,9 +17,18 @@ BOUND = 1e-4
 """Of latents, which are about 1, and of images in [0, 1]."""
 
 
+TABLE = 800 * 48 * 4
+"""Bytes of the small Gemma's token table, of 1.2 GB in the published one."""
+
+
 def is_dynamic() -> bool:
     """Whether this ComfyUI has dynamic memory, and knows several cards: 0.33."""
     return (tiny.COMFYUI / "comfy" / "multigpu.py").is_file()
+
+
+def keeps_packed() -> bool:
+    """Whether this ComfyUI knows quantised weights: 0.8 and later."""
+    return tiny.COMFYUI is not None and (tiny.COMFYUI / "comfy" / "quant_ops.py").is_file()
 
 
 def results(home: Path, mode: str, names: list[str]) -> dict[str, dict]:
@@ -42,7 +51,18 @@ def check(found: dict, name: str) -> None:
 
 
 def check_run(mode: str, found: dict[str, dict], name: str) -> None:
-    """The CPU's values; and of a sampling with a model that is loaded whole no step that waits."""
+    """The CPU's values; and of a sampling with a model that is loaded whole what check_step says."""
     check(found[name], name)
     if mode == "full" and name in card_cases.SAMPLINGS:
-        assert not found[name]["waits"], found[name]["waits"]
+        check_step(found[name], name)
+    if mode == "dynamic:all" and name == "prompt":
+        assert found[name]["again"] < TABLE, "Gemma's token table was uploaded again"
+
+
+def check_step(asked: dict, name: str) -> None:
+    """A step waits for nothing, moves SCM's noise alone and launches no more than is known."""
+    assert not asked["waits"], asked["waits"]
+    assert sum(asked["moves"].values()) <= 1 and all(card_cases.NOISE in site for site in asked["moves"]), asked[
+        "moves"
+    ]
+    assert asked["launches"] <= card_cases.LAUNCHES[name], asked["launches"]

@@ -272,12 +272,22 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and _is_composite(func):  # else they arrive in parts
+        if other := _of_another_class(args, kwargs):
+            with self:
+                return other.__torch_dispatch__(func, types, args, kwargs)
+        if _is_composite(func):  # of tensors made in inference mode; others arrive in parts
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
         return operate(func, args, kwargs)
+
+
+def _of_another_class(args, kwargs) -> type | None:
+    """A class of tensors that hold others and have their own operators (ComfyUI's QuantizedTensor), if one is given."""
+    plain = {torch.Tensor, torch.nn.Parameter, CardTensor}
+    tensors = (t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
+    return next((type(t) for t in tensors if type(t) not in plain and hasattr(t, "__tensor_flatten__")), None)
 
 
 def _is_composite(func) -> bool:

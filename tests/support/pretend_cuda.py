@@ -37,6 +37,13 @@ class Stream:
     def __exit__(self, *_): ...
 
 
+class Generator(torch.Generator):
+    """Of random values on a card: the CPU's, like all values here."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu")
+
+
 class Event:
     def __init__(self, **_): ...
 
@@ -134,13 +141,13 @@ def answers(machine) -> Iterator[None]:
     """torch.cuda speaks of ``machine`` until the end of the block."""
     given = {**_memory(machine), **_kind(machine), **_work(machine)}
     kept = {name: getattr(torch.cuda, name) for name in given}
-    version = torch.version.cuda
-    torch.version.cuda = version or "13.0"
+    version, generator = torch.version.cuda, torch.Generator
+    torch.version.cuda, torch.Generator = version or "13.0", Generator
     for name, value in given.items():
         setattr(torch.cuda, name, value)
     try:
         yield
     finally:
-        torch.version.cuda = version
+        torch.version.cuda, torch.Generator = version, generator
         for name, value in kept.items():
             setattr(torch.cuda, name, value)

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(tiny.REPOSITORY / "benchmarks"))
 
 import growth
+import half_decoding
 import overhead
 import roofline
 import rows
@@ -29,6 +30,11 @@ def test_each_kind_of_row_gives_every_figure(tmp_path, capsys):
         assert row["ours_mb"] > 0 and row["theirs_mb"] > 0
         assert row["ours_error"] <= 2 * row["theirs_error"] > 0, "the pack's answer is diffusers' answer"
     assert len(capsys.readouterr().out.splitlines()) == len(NAMES) + 2
+
+
+def test_what_bfloat16_changes_of_decoded_frames():
+    found = half_decoding.difference(tiny.wan_vae(), half_decoding.VAES["Wan 2.1 VAE"], [torch.randn(1, 16, 2, 4, 6)])
+    assert 0 < found["rms"] < found["largest"] < found["spread"]
 
 
 def test_an_unknown_row_is_named(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import card_cases
+import card_process
 import drawing
 import pytest
 import torch
@@ -46,28 +47,15 @@ def sampling(name: str) -> card_cases.Sampling:
     return case
 
 
-LAUNCHES = {
-    **dict.fromkeys(("SCM", "image to image", "inpainting", "LoRA"), 300),
-    **{"fp8": 340, "int8": 545, "guidance": 260, "ControlNet": 610, "text to video": 370},
-    **dict.fromkeys(("image to video", "image to 720p video"), 385),
-}
-"""Operators of a step at most: there are three blocks, and fp8 and int8 are cast."""
-
-NOISE = "samplers/noise.py"
-"""Where SCM's noise, which the CPU makes, is moved to the card."""
-
-
-@pytest.mark.parametrize("name", LAUNCHES)
+@pytest.mark.parametrize("name", [name for name in card_cases.LAUNCHES if "packed" not in name])
 def test_samplings(here, name):
-    """Steps wait for nothing, move SCM's noise alone and launch no more than is known."""
     case, expected = sampling(name), on_the_cpu(name, here)
     with card_cases.a_card(capability=WITHOUT_BF16) as machine:
         run = case.loaded(here)
         result = run(STEPS)
         asked = per_step(machine, run)
     assert drawing.difference(result, expected) < BOUND
-    assert not asked["waits"] and asked["launches"] <= LAUNCHES[name], asked
-    assert sum(asked["moves"].values()) <= 1 and all(NOISE in site for site in asked["moves"])
+    card_process.check_step(asked, name)
 
 
 def per_step(machine, run) -> dict:

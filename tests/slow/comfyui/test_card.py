@@ -10,6 +10,10 @@ CASES = [*card_cases.SAMPLINGS, *card_cases.CODINGS, *card_cases.OTHERS]
 MODES = ["full", "partial:1", "partial:60000", "partial:200000", "dynamic:all", "dynamic:some", "dynamic:none"]
 
 
+if card_process.keeps_packed():
+    CASES += card_cases.SAVED
+
+
 @pytest.fixture(scope="module")
 def models(home, sana_reference, video_references):
     card_cases.prepare(home)
