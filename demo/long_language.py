@@ -28,12 +28,12 @@ NEAREST, FARTHEST = 0.5 - TRAVEL / 2, 0.5 + TRAVEL / 2
 def path(moves: Sequence[Move]) -> list[tuple[float, float]]:
     """The shape's centre in each frame; ``moves``: of each frame."""
     start = DIRECTIONS[moves[0].direction]
-    places = [(0.5 - start[0] * TRAVEL / 2, 0.5 - start[1] * TRAVEL / 2)]
+    centres = [(0.5 - start[0] * TRAVEL / 2, 0.5 - start[1] * TRAVEL / 2)]
     for move in moves[1:]:
-        steps = zip(places[-1], DIRECTIONS[move.direction])
-        x, y = (min(max(place + STEP * step, NEAREST), FARTHEST) for place, step in steps)
-        places.append((x, y))
-    return places
+        steps = zip(centres[-1], DIRECTIONS[move.direction])
+        x, y = (min(max(at + STEP * step, NEAREST), FARTHEST) for at, step in steps)
+        centres.append((x, y))
+    return centres
 
 
 def film(moves: Sequence[Move], size: int = SIZE) -> torch.Tensor:

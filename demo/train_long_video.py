@@ -8,7 +8,7 @@ the video demo's; Gemma-2 and the autoencoder are the video demo's, unchanged.
 A film's blocks are learned in one pass (LongSANA, arXiv 2509.24695): each block once noisy, at one of the four
 timesteps of its sampler, and once clean, at time 0, as what later blocks attend to. A clean block has the prompt of
 the block after it, as where the sampler recaches. What the blocks before are, for a part of the films, is what the
-network itself sampled (self forcing, arXiv 2506.08009), so that it learns to go on from its own errors. Given its
+network itself sampled (self forcing, arXiv 2506.08009), so that it learns to continue from its own errors. Given its
 prompt and the blocks before, a block of the language is certain: plain flow matching is then right in a few steps. The
 loss is train_video.py's.
 """
