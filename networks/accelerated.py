@@ -125,7 +125,9 @@ class CudaGraphs:
         _with_graphs.add(self)
 
     def call(self, forward: Callable, inputs: dict) -> Any:
-        if self._reason is not None or "block" in inputs:  # a long video's call changes its run's state
+        if "block" in inputs:
+            self._refuse("a call of a long video changes its run's state")
+        if self._reason is not None:
             return forward(**inputs)
         given, inputs = inputs, {name: value for name, value in inputs.items() if name != "kept"}  # computed again
         weights = tuple(parameter.data_ptr() for parameter in self._module.parameters())
@@ -137,10 +139,15 @@ class CudaGraphs:
             try:
                 self._graphs[key] = self._capture(forward, inputs, self._module)
             except (RuntimeError, AssertionError, NotImplementedError) as error:
-                self._reason = _reason(error)
-                logger.warning(NO_GRAPHS.format(self._reason))
+                self._refuse(_reason(error))
                 return forward(**given)
         return self._graphs[key](inputs)
+
+    def _refuse(self, reason: str) -> None:
+        """Run without graphs from now on, and say once why."""
+        if self._reason is None:
+            self._reason = reason
+            logger.warning(NO_GRAPHS.format(reason))
 
     def release(self) -> None:
         self._graphs.clear()

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 IMAGE_TILE = 1024
 """The default tile size of images, in pixels; where they do not fit, their halves are tried."""
 
-VIDEO_TILE, VIDEO_OVERLAP = 256, 64
-"""Tile size and overlap in pixels for video frames that do not fit into memory; ComfyUI's defaults."""
+VIDEO_TILE = 256
+"""The same of video frames, whose tiles overlap by a quarter; ComfyUI's defaults."""
 
 LEAST_TILE = 64
 """Pixels on a side of the smallest tiles that are tried."""
@@ -120,8 +120,9 @@ class Autoencoder:
 
     def stream(self, blocks: Iterator[torch.Tensor], total: int, run: Run) -> Iterator[torch.Tensor]:
         """The frames of one video whose LATENT comes in ``blocks`` [1, C, f, h, w], ``total`` latent frames in all."""
-        make_tiles = partial(self._video_tiles, VIDEO_TILE, VIDEO_OVERLAP)
-        live, done = LiveDecoding(self.module, self.spec, run, make_tiles, self.memory.decode), 0
+        sizes, make_tiles = [None, *_halves(VIDEO_TILE)], partial(self._video_tiles, overlap=None)
+        needed = partial(self._frames_bytes, run=run)
+        live, done = LiveDecoding(self.module, self.spec, run, sizes, make_tiles, needed, self.weights), 0
         for block in blocks:
             done += block.shape[2]
             for frames in live.frames(to_autoencoder(self.spec, block), done >= total):

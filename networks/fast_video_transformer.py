@@ -78,6 +78,8 @@ class FastPositions:
 
     def rotary_at(self, start: int, size: Sequence[int], like: torch.Tensor) -> Rotary:
         """The Rotary of ``size`` (frames, rows, columns) tokens from frame ``start`` on, however large that is."""
+        if torch.compiler.is_compiling():  # what is kept would be another graph for each block
+            return Rotary(self._turns(start, size, like))
         key = (start, *size, like.dtype, like.device)
         return self._kept(key, lambda: Rotary(self._turns(start, size, like)))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from .latent_spaces import VaeSpec
-from .streaming import Tiles, decoder, push_pieces
+from .streaming import Coder, Tiles, decoder, push_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -23,23 +23,37 @@ def with_newest(known: torch.Tensor | None, latents: torch.Tensor) -> torch.Tens
 
 
 class LiveDecoding:
-    """One decoder for one video. ``needed``: bytes for latents of a shape; ``run``: networks.autoencoder.Run.
+    """One decoder for one video. ``run``: networks.autoencoder.Run.
 
-    Where memory runs out it continues in what ``tiles()`` gives, and decodes the last latents again: no seam is seen.
+    ``sizes``: of tiles to try one after another, in pixels; None is the whole frame. ``make_tiles(size)``: such tiles.
+    ``needed(latents)``: gives the bytes of decoding like them in tiles of a size; ``weights``: those of the decoder.
+    Where memory runs out it continues in the next size that the device could hold, and decodes the last latents again:
+    no seam is seen.
     """
 
-    def __init__(self, module, spec: VaeSpec, run: Any, tiles: Callable, needed: Callable[..., int]):
-        self.module, self.spec, self.run, self.make_tiles, self.needed = module, spec, run, tiles, needed
-        self.tiles: Tiles | None = None
-        self.coder = decoder(module, spec, run.device)
+    def __init__(
+        self,
+        module,
+        spec: VaeSpec,
+        run: Any,
+        sizes: Sequence[int | None],
+        make_tiles: Callable[[int | None], Tiles | None],
+        needed: Callable,
+        weights: int,
+    ):
+        self.module, self.spec, self.run, self.weights = module, spec, run, weights
+        self.sizes, self.make_tiles, self.needed = list(sizes), make_tiles, needed
+        self.coder: Coder | None = None
         self.recent: torch.Tensor | None = None
 
     @torch.no_grad()
     def frames(self, latents: torch.Tensor, ends: bool) -> Iterator[torch.Tensor]:
         """The frames [1, 3, n, H, W] that the next latents [1, C, f, h, w] complete; ``ends``: they are the last."""
         done = 0
-        for _ in range(2):
+        while True:
             try:
+                if self.coder is None:
+                    self._begin(latents)
                 for number, piece in enumerate(self._pushed(latents, ends)):
                     if number >= done:
                         done += 1
@@ -47,20 +61,23 @@ class LiveDecoding:
                 self.recent = with_newest(self.recent, latents.to("cpu"))
                 return
             except Exception as error:
-                if self.tiles is not None or not self.run.ran_out_of_memory(error):
+                if len(self.sizes) == 1 or not self.run.ran_out_of_memory(error):
                     raise
-                logger.warning("Out of memory while decoding: continuing in tiles.")
-            self._begin_again()
+                logger.warning("Out of memory: frames are decoded in tiles of %d pixels or less.", self.sizes[1])
+            self.coder = None
+            del self.sizes[0]
+            self.run.free_memory()  # here: an exception that is being handled holds what its pass made
 
-    def _pushed(self, latents: torch.Tensor, ends: bool) -> Iterator[torch.Tensor]:
-        sides = latents.shape[3:] if self.tiles is None else [min(side, self.tiles.size) for side in latents.shape[3:]]
-        self.run.make_room(self.needed((*latents.shape[:3], *sides), self.run.dtype.itemsize))
-        yield from push_pieces(self.coder, latents, self.run.device, self.run.dtype, ends)
-
-    def _begin_again(self) -> None:
-        self.run.free_memory()
-        self.tiles = self.make_tiles()
-        self.coder = decoder(self.module, self.spec, self.run.device, self.tiles, self.run.has_room)
+    def _begin(self, latents: torch.Tensor) -> None:
+        """A decoder in the next size that could fit, which has seen the latents before."""
+        while len(self.sizes) > 1 and not self.run.fits(self.needed(latents)(self.sizes[0]) + self.weights):
+            del self.sizes[0]
+        tiles = self.make_tiles(self.sizes[0])
+        self.coder = decoder(self.module, self.spec, self.run.device, tiles, self.run.has_room)
         if self.recent is not None:
             for _ in self._pushed(self.recent, False):
                 pass
+
+    def _pushed(self, latents: torch.Tensor, ends: bool) -> Iterator[torch.Tensor]:
+        self.run.make_room(self.needed(latents)(self.sizes[0]))
+        yield from push_pieces(self.coder, latents, self.run.device, self.run.dtype, ends)

@@ -13,6 +13,7 @@ A call reads them, and changes them in place only if it writes. Nothing of them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,15 +30,16 @@ LINEAR_SUMS = ("sums", "total")
 class LayerPast:
     """The part of a BlockState that one layer reads, and where the call writes also changes.
 
-    ``sums`` [B, heads, d, d], ``total`` [B, width], ``left`` [B, width, cells]; ``by_block``: the sums and totals of
-    the block that is written, where only some blocks count, and those of all blocks that do.
+    ``sums`` [B, heads, d, d], ``total`` [B, width], ``left`` [B, width, cells]. ``by_block``: where only some blocks
+    count, the sums and totals of each; ``slot`` [1]: which of them the block that is written replaces.
     """
 
     sums: torch.Tensor
     total: torch.Tensor
     left: torch.Tensor
     writes: bool
-    by_block: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    by_block: tuple[torch.Tensor, ...] = ()
+    slot: torch.Tensor | None = None
 
     def with_past(self, own: list) -> list:
         """The sums of each sample's own tokens with those of the tokens before; where the call writes they are kept."""
@@ -52,10 +54,10 @@ class LayerPast:
         return together
 
     def _write_cached(self, own: list) -> None:
-        for number in range(2):
-            kept, newest = self.by_block[number]
-            newest.copy_(torch.stack([parts[number] for parts in own]))
-            (self.sums, self.total)[number].copy_(kept.sum(0))
+        for kept, whole, new in zip(self.by_block, (self.sums, self.total), zip(*own)):
+            # by a tensor: torch.compile takes another number, or a view of a part, for another graph
+            kept.index_copy_(0, self.slot, torch.stack(new)[None])
+            whole.copy_(kept.sum(0))
 
     def convolved(self, conv_temp, along_time: torch.Tensor) -> torch.Tensor:
         """The convolution along time of [B, width, frames, cells], with the frame before it and none after it."""
@@ -67,14 +69,13 @@ class LayerPast:
 
 def layers_of(state: BlockState, writes: bool) -> Iterator[LayerPast]:
     """The part of each layer, in order."""
-    kept = state.kept
+    kept, by_block, slot = state.kept, [], None
+    if state.cached_blocks and writes:
+        by_block = [kept[f"{name}_by_block"] for name in LINEAR_SUMS]
+        slot = torch.tensor([state.blocks % state.cached_blocks], device=by_block[0].device)
     for layer in range(len(kept["sums"])):
-        cached: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
-        if state.cached_blocks and writes:
-            slot = state.blocks % state.cached_blocks
-            both = (kept[f"{name}_by_block"][:, layer] for name in LINEAR_SUMS)
-            cached = tuple((blocks, blocks[slot]) for blocks in both)
-        yield LayerPast(kept["sums"][layer], kept["total"][layer], kept["left"][layer], writes, cached)
+        cached = tuple(blocks[:, layer] for blocks in by_block)
+        yield LayerPast(kept["sums"][layer], kept["total"][layer], kept["left"][layer], writes, cached, slot)
 
 
 def state_shapes(config, batch: int, cells: int, cached_blocks: int = 0) -> dict[str, tuple[int, ...]]:
@@ -88,6 +89,11 @@ def state_shapes(config, batch: int, cells: int, cached_blocks: int = 0) -> dict
     if cached_blocks:
         shapes |= {f"{name}_by_block": (cached_blocks, *shapes[name]) for name in LINEAR_SUMS}
     return shapes
+
+
+def cells_of(config, shape: Sequence[int]) -> int:
+    """Tokens of a frame of latents [..., h, w]."""
+    return math.prod(shape[-2:]) // math.prod(config.patch_size[1:])
 
 
 def state_bytes(config, batch: int, cells: int, itemsize: int, cached_blocks: int = 0) -> int:

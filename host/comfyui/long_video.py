@@ -5,9 +5,9 @@ from __future__ import annotations
 import comfy.patcher_extension
 
 from ...networks.families import TransformerSpec
-from ...networks.long_video import check_run
+from ...networks.long_video import cells_of, check_run, prepare_state
 from ...samplers import goes_by_blocks
-from ...samplers.block_causal import BLOCK, call_in, longest_block, prompt_of, start_of
+from ...samplers.block_causal import BLOCK, BlockCall, call_in, longest_block, prompt_of, start_of
 from . import guidance
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -24,6 +24,8 @@ OF_PROMPTS = {
     "gligen": "GLIGEN",
 }
 FRAMES = "sana_block_frames"
+CACHED = "sana_cached_blocks"
+"""How many blocks a state keeps one by one: in a conditioning, from which ComfyUI estimates memory."""
 
 
 def watch(patcher, spec: TransformerSpec):
@@ -36,7 +38,8 @@ def watch(patcher, spec: TransformerSpec):
         if spec.family.block_causal:
             options = getattr(sampler, "extra_options", {})
             sizes = [options[name] for name in BLOCK_SIZES if name in options]
-            guider.model_options.setdefault("transformer_options", {})[FRAMES] = (sizes or [BLOCK])[0]
+            run = {FRAMES: (sizes or [BLOCK])[0], CACHED: options.get("cached_blocks", 0)}
+            guider.model_options.setdefault("transformer_options", {}).update(run)
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     patcher.add_wrapper(WRAPPERS.OUTER_SAMPLE, before)
@@ -68,18 +71,34 @@ def _others(guider, function, denoise_mask) -> list[str]:
 
 
 def _prepare(executor, model, noise_shape, conds, *args, **kwargs):
-    """Memory is made ready for one block and not for the whole video."""
-    options = kwargs.get("model_options") or next(iter(args), None) or {}
-    block = options.get("transformer_options", {}).get(FRAMES, BLOCK)
-    longest = longest_block(noise_shape[2], block)
+    """Memory is made ready for one block and the state, and not for the whole video."""
+    options = (kwargs.get("model_options") or next(iter(args), None) or {}).get("transformer_options", {})
+    longest = longest_block(noise_shape[2], options.get(FRAMES, BLOCK))
+    cached = {CACHED: options.get(CACHED, 0)}
+    conds = {name: [{**entry, **cached} for entry in entries or ()] for name, entries in conds.items()}
     return executor(model, (*noise_shape[:2], longest, *noise_shape[3:]), conds, *args, **kwargs)
 
 
+def block_of(transformer_options: dict, timesteps) -> BlockCall | None:
+    """The BlockCall of our sampler, or of ComfyUI 0.33's, of which a call at time 0 writes."""
+    core = transformer_options.get("ar_state")
+    if core is None:
+        return call_in(transformer_options)
+    state = core["kv_caches"][0]["state"]
+    state.start = core["start_frame"]
+    return BlockCall(state, writes=not bool(timesteps.any()))
+
+
 def _with_prompt_of_block(executor, model, conds, x_in, timestep, model_options):
-    """Of several prompts (Sana Prompt Schedule) the one of the block is computed."""
+    """Of several prompts (Sana Prompt Schedule) the one of the block is computed.
+
+    The state is made here and not by the network, of which TorchCompileModel would compile that too.
+    """
     call = call_in(model_options.get("transformer_options"))
     if call is not None:
-        ratio = model.sana_spec.frame_ratio
+        network, ratio = model.diffusion_model, model.sana_spec.frame_ratio
+        tokens = x_in.new_empty(len(x_in), 0, 0, dtype=model.manual_cast_dtype or model.get_dtype())
+        prepare_state(call.state, network.config, tokens, cells_of(network.config, x_in.shape))
         conds = [_prompt(entries, call, ratio) for entries in conds]
     return executor(model, conds, x_in, timestep, model_options)
 

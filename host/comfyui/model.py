@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -25,11 +24,11 @@ from ...networks.families import TransformerSpec
 from ...networks.fast_layers import attention_by
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace
-from ...networks.long_video import state_bytes
+from ...networks.long_video import cells_of, state_bytes
 from ...networks.memory import CAPTION, transformer_memory
 from ...networks.perturbed import attention_of
 from ...networks.transformer import mask_of_times, network_inputs, velocity
-from ...samplers.block_causal import BlockCall, BlockState, call_in
+from ...samplers.block_causal import BlockState
 from ...samplers.flow_match import FlowMatch
 from ..errors import spoken
 from . import attention, compiling, guidance, long_video, packed, pairs, patches, traps
@@ -102,21 +101,17 @@ class ComfyForward:
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
         run = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._once, self, wrappers)
-        return run.execute(x, timesteps, context, given.get("guidance"), given.get("denoise_mask"), control, options)
+        more = (given.get(name) for name in ("guidance", "denoise_mask", "block"))
+        return run.execute(x, timesteps, context, *more, control, options)
 
-    def _once(self, x, timesteps, context, guidance, denoise_mask, control, transformer_options):
+    def _once(self, x, timesteps, context, guidance, denoise_mask, block, control, transformer_options):
         added = [part.to(x.dtype) for parts in (control or {}).values() for part in parts if part is not None]
-        block = self._block_of(transformer_options, timesteps)
         kept = of_one_call(self, context, transformer_options) if block is None else None
         more = {"kept": kept, "block": block}
         inputs = network_inputs(self.sana_spec, x, timesteps, context, guidance, denoise_mask, added, **more)
         with attention_by(self, attention.chosen(transformer_options)):
             output = called(transformer_options.get(compiling.KEY), super().forward, inputs)
         return velocity(self.sana_spec, output)
-
-    def _block_of(self, transformer_options, timesteps):
-        """The BlockCall of a long video; other models have none."""
-        return None
 
     @property
     def dtype(self):
@@ -126,17 +121,8 @@ class ComfyForward:
 class ComfyBlockForward(ComfyForward):
     """LongSANA's, which is called for one block of a long video.
 
-    ComfyUI 0.33's own sampler for such models (SamplerARVideo) asks for caches and gives them back with each call; a
-    call at time 0 writes.
+    ComfyUI 0.33's own sampler for such models (SamplerARVideo) asks for caches and gives them back with each call.
     """
-
-    def _block_of(self, transformer_options, timesteps):
-        core = transformer_options.get("ar_state")
-        if core is None:
-            return call_in(transformer_options)
-        state = core["kv_caches"][0]["state"]
-        state.start = core["start_frame"]
-        return BlockCall(state, writes=not bool(timesteps.any()))
 
     def init_kv_caches(self, batch_size, max_seq_len, device, dtype) -> list[dict]:
         """``end`` is the sampler's own count."""
@@ -215,11 +201,21 @@ class SanaVideo(SanaBaseModel):
 class SanaLongVideo(SanaVideo):
     """LongSANA: a call has one block, beside which its state is in memory."""
 
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **given):
+        """Gives the network its BlockCall by itself: of transformer_options TorchCompileModel sees no change."""
+        given["block"] = long_video.block_of(transformer_options or {}, t)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **given)
+
+    def extra_conds_shapes(self, **kwargs):
+        """How many blocks the state keeps one by one too (long_video.py)."""
+        return {**super().extra_conds_shapes(**kwargs), long_video.CACHED: [kwargs.get(long_video.CACHED, 0)]}
+
     def memory_required(self, input_shape, cond_shapes=None):
-        config, (batch, *_, rows, columns) = self.diffusion_model.config, input_shape
-        cells = rows * columns // math.prod(self.sana_spec.patch[1:])
-        dtype = self.manual_cast_dtype or self.get_dtype()
-        return super().memory_required(input_shape, cond_shapes) + state_bytes(config, batch, cells, dtype.itemsize)
+        config = self.diffusion_model.config
+        itemsize = (self.manual_cast_dtype or self.get_dtype()).itemsize
+        cached = max((count for (count,) in (cond_shapes or {}).get(long_video.CACHED, ())), default=0)
+        state = state_bytes(config, input_shape[0], cells_of(config, input_shape), itemsize, cached)
+        return super().memory_required(input_shape, cond_shapes) + state
 
 
 LATENT_FORMATS: dict[LatentSpace | None, type] = {

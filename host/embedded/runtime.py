@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from ...networks.accelerated import Acceleration, by_setting, called
 from ...networks.families import TransformerSpec
 from ...networks.fast_transformer import use_fast_transformer
 from ...networks.latent_spaces import denormalise, normalise
-from ...networks.long_video import check_run, state_bytes
+from ...networks.long_video import cells_of, check_run, state_bytes
 from ...networks.memory import transformer_memory
 from ...networks.perturbed import Perturbation, attention_of
 from ...networks.prompt_cache import Disk, PromptCache
@@ -332,9 +331,8 @@ def step_bytes(model: Model, guidance: Guidance, shape, mask=None) -> int:
 def _block_bytes(model: Model, guidance: Guidance, shape, options: dict) -> int:
     """The same of a long video, of which a call has one block, and its state."""
     longest = longest_block(shape[2], options.get("block_frames", BLOCK))
-    cells = math.prod(shape[3:]) // math.prod(model.spec.patch[1:])
-    cached = options.get("cached_blocks", 0)
-    kept = state_bytes(model.module.config, shape[0], cells, model.dtype.itemsize, cached)
+    config, cached = model.module.config, options.get("cached_blocks", 0)
+    kept = state_bytes(config, shape[0], cells_of(config, shape), model.dtype.itemsize, cached)
     return kept + step_bytes(model, guidance, (*shape[:2], longest, *shape[3:]), None)
 
 

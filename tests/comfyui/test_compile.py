@@ -6,6 +6,7 @@ import asyncio
 
 import drawing
 import in_process
+import long_films as films
 import pytest
 from torch import _dynamo
 from torch._dynamo.testing import CompileCounter
@@ -51,3 +52,17 @@ def test_steps_and_prompts_share_graphs(compiling):
         counts.append(counter.frame_count)
     assert counts[0] > 0 and counts[1:] == [2 * counts[0]] * 3
     assert not counters["graph_break"]
+
+
+def test_blocks_of_a_long_video_share_graphs(compiling, long_folder):
+    """None is compiled after the second block, which is shorter than the first, nor for a second video."""
+    compiled, counter = compiling
+    model, clip, vae = films.load()
+    counts, asked = [], {"frames": 33, "block_frames": 2}
+    for seed in (5, 6, 7):
+        positive = films.story((model, clip, vae), "a red ring", "a blue square falls on a green field", "ring")
+        expected, _ = films.sampled((model, clip, vae), positive, seed=seed, **asked)
+        made, _ = films.sampled((compiled(model), clip, vae), positive, seed=seed, **asked)
+        assert films.apart(made["samples"], expected["samples"]) < 1e-5
+        counts.append(counter.frame_count)
+    assert 0 < counts[0] <= counts[1] == counts[2] <= _dynamo.config.recompile_limit and not counters["graph_break"]

@@ -20,20 +20,22 @@ def parts(home, long_folder):
     hosts._current = None
 
 
-def test_memory_is_made_ready_for_a_block_and_its_state(parts, monkeypatch):
+@pytest.mark.parametrize("cached", [0, 2])
+def test_memory_is_made_ready_for_a_block_and_its_state(parts, monkeypatch, cached):
     """Not for the whole video, as ComfyUI would: its estimate is made from the latent's shape."""
     model = parts[0].model
     seen, usual = [], type(model).memory_required
-    monkeypatch.setattr(
-        type(model),
-        "memory_required",
-        lambda self, shape, **given: seen.append(list(shape)) or usual(self, shape, **given),
-    )
-    films.sampled(parts, films.prompt(parts), 33)
-    assert max(shape[2] for shape in seen) == 3
-    plain = super(type(model), model).memory_required([1, 16, 3, 4, 4])
-    network = model.diffusion_model
-    assert model.memory_required([1, 16, 3, 4, 4]) - plain == state_bytes(network.config, 1, 4, 4)
+
+    def estimated(self, shape, **given):
+        needed = usual(self, shape, **given)
+        seen.append((tuple(shape), needed - super(type(model), model).memory_required(shape, **given)))
+        return needed
+
+    monkeypatch.setattr(type(model), "memory_required", estimated)
+    _, state = films.sampled(parts, films.prompt(parts), 33, cached_blocks=cached)
+    kept = next(added for shape, added in seen if shape == (1, 16, 3, 4, 4))
+    assert max(shape[2] for shape, _ in seen) == 3
+    assert kept == state.bytes == state_bytes(model.diffusion_model.config, 1, 4, 4, cached)
 
 
 @pytest.mark.parametrize("budget", [1, 60_000], ids=["novram", "lowvram"])

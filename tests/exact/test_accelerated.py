@@ -12,6 +12,7 @@ from network_calls import image_inputs, video_inputs
 from sana_nodes.networks import accelerated, card_layers
 from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_transformer import use_fast_transformer
+from sana_nodes.samplers.block_causal import BlockCall, BlockState
 from torch import _dynamo
 from torch._dynamo.testing import CompileCounter
 
@@ -144,6 +145,20 @@ def test_what_cannot_be_recorded_runs_without_and_says_so(caplog):
         for _ in range(2):
             assert torch.equal(graphs.call(network, given)[0], network(**given)[0])
     said = "mode graphs: operation not permitted when stream is capturing; the model runs without CUDA graphs"
+    assert [record.message.endswith(said) for record in caplog.records].count(True) == 1
+
+
+def test_a_long_video_runs_without_graphs_and_says_so(caplog):
+    """A graph would read the state of the run that it was made in."""
+    network, given = network_and_inputs("video")
+    fast, recorded = use_fast_transformer(copy.deepcopy(network)).requires_grad_(False), Recorded()
+    graphs, states = accelerated.CudaGraphs(fast, recorded), (BlockState(), BlockState())
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        for writes in (True, False):
+            mine = graphs.call(fast, {**given, "block": BlockCall(states[0], writes)})[0]
+            assert torch.equal(mine, fast(**given, block=BlockCall(states[1], writes))[0])
+    assert not recorded.count and states[0].start == states[1].start > 0
+    said = "mode graphs: a call of a long video changes its run's state; the model runs without CUDA graphs"
     assert [record.message.endswith(said) for record in caplog.records].count(True) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sana_nodes import host as hosts
 from sana_nodes.host.embedded import devices
-from sana_nodes.networks import autoencoder
+from sana_nodes.networks import autoencoder, live_decoding
 from sana_nodes.networks.memory import is_out_of_memory
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="a build of torch for CUDA asks a real card")
@@ -127,6 +127,74 @@ def test_tiles_shrink_until_they_fit(here, monkeypatch, caplog, name, half):
         with on_the_cpu._run(half) as run:
             expected = getattr(on_the_cpu.autoencoder, half)(given, run, tried[-1])
     assert drawing.difference(result, expected) < 1e-4
+
+
+def in_blocks(vae, latents: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+    """The frames of latents that come in blocks, as they are decoded."""
+    return list(vae.stream(iter(latents.split(lengths, 2)), latents.shape[2]))
+
+
+def decoders_made(monkeypatch) -> list[int | None]:
+    """The sizes of tiles, in latent cells, of the decoders of blocks from now on."""
+    made, true = [], live_decoding.decoder
+
+    def noted(module, spec, device, tiles=None, has_room=None):
+        made.append(tiles and tiles.size)
+        return true(module, spec, device, tiles, has_room)
+
+    monkeypatch.setattr(live_decoding, "decoder", noted)
+    return made
+
+
+@pytest.mark.parametrize("estimates", [False, True], ids=["found out", "estimated"])
+def test_tiles_of_a_video_in_blocks_shrink_until_they_fit(here, monkeypatch, caplog, estimates):
+    """With the true estimate what cannot fit is not begun."""
+    latents, on_the_cpu = torch.randn(1, 16, 5, 8, 16, generator=torch.Generator().manual_seed(0)), a_vae("Wan")
+    made = decoders_made(monkeypatch)
+    for constant, pixels in {"VIDEO_TILE": 64, "LEAST_TILE": 32}.items():
+        monkeypatch.setattr(autoencoder, constant, pixels)
+    with card_cases.a_card() as machine:
+        vae = a_vae("Wan")
+        if not estimates:
+            forget_estimates(monkeypatch, vae)
+        frames, whole = in_blocks(vae, latents, [3, 2]), machine.peak[0]
+        with vae._run("decoding") as run:
+            needed = vae.autoencoder._frames_bytes(latents[:, :, :3], run)(None)
+    assert drawing.difference(torch.cat(frames), on_the_cpu.decode(latents)[0]) < 1e-4 and made == [None]
+    with card_cases.a_card(memory=needed if estimates else whole // 2) as machine, caplog.at_level(logging.WARNING):
+        frames = in_blocks(vae, latents, [3, 2])
+        assert machine.used[0] == devices.weight_bytes(vae.autoencoder.module)
+    tried = made[1:]
+    assert tried[-1] is not None and tried == (tried[-1:] if estimates else [None, 8, 4][: len(tried)])
+    assert (f"in tiles of {8 * tried[-1]} pixels or less" in caplog.text) != estimates
+    with on_the_cpu._run("decoding") as run:
+        expected = on_the_cpu.autoencoder.decode(latents, run, 8 * tried[-1])
+    assert drawing.difference(torch.cat(frames), expected[0]) < 1e-4
+
+
+def test_a_video_in_blocks_goes_on_in_smaller_tiles_without_a_seam(here, monkeypatch):
+    """Memory runs out in the middle of the second block and in the third; nothing is decoded or given twice."""
+    latents, vae = torch.randn(1, 16, 9, 4, 8, generator=torch.Generator().manual_seed(0)), a_vae("Wan")
+    for constant, pixels in {"VIDEO_TILE": 32, "LEAST_TILE": 16}.items():
+        monkeypatch.setattr(autoencoder, constant, pixels)
+    made, true, ends_at = decoders_made(monkeypatch), live_decoding.push_pieces, {None: (4, 1), 4: (2, 0)}
+
+    def fails(coder, given, *rest):
+        for number, piece in enumerate(true(coder, given, *rest)):
+            if ends_at.get(made[-1]) == (given.shape[2], number):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yield piece
+
+    monkeypatch.setattr(live_decoding, "push_pieces", fails)
+    frames = torch.cat(in_blocks(vae, latents, [3, 4, 2]))
+    assert made == [None, 4, 2]
+    with vae._run("decoding") as run:
+        whole, larger, smaller = (vae.autoencoder.decode(latents, run, tile)[0] for tile in (None, 32, 16))
+    expected = torch.cat([whole[:17], larger[17:25], smaller[25:]])
+    assert drawing.difference(frames, expected) < 1e-5
+    ends_at[2] = (2, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        in_blocks(vae, latents, [3, 4, 2])
 
 
 def forget_estimates(monkeypatch, vae) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import drawing
+import long_films as films
 import pytest
 import torch
 from sana_nodes.networks import accelerated
@@ -35,6 +36,20 @@ def test_blocks(host, counter):
     _dynamo.reset()
     drawing.ours((off, clip, off_vae), "a red ring", steps=2)
     assert counter.frame_count == 0
+
+
+def test_blocks_of_a_long_video(host, counter, long_folder):
+    model, clip, vae = films.load()
+    (fast, _) = drawing.call("SanaCompile", model=model, mode="blocks")
+    counts = []
+    for text in ("a red ring", "a blue square falls on a green field"):
+        positive = films.prompt((model, clip, vae), text)
+        expected, before = films.sampled((model, clip, vae), positive, 33)
+        made, state = films.sampled((fast, clip, vae), positive, 33)
+        assert films.apart(made["samples"], expected["samples"]) < 1e-5
+        assert all(films.apart(value, before.kept[name]) < 1e-5 for name, value in state.kept.items())
+        counts.append(counter.frame_count)
+    assert 0 < counts[0] == counts[1] <= 8, "no block after the second is compiled, nor another video's"
 
 
 def test_graphs_fall_back_without_cuda(host, caplog):
