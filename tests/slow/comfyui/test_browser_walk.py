@@ -155,8 +155,10 @@ def test_help_opens_and_nothing_is_cut_off(editor, tmp_path):
 def test_nodes_are_found_by_what_people_call_them(editor, alias):
     page = editor.page
     page.mouse.dblclick(800, 500)
+    page.wait_for_selector("[data-testid=result-item]", timeout=15_000)
     page.keyboard.type(alias, delay=20)
-    page.wait_for_timeout(1000)
+    page.wait_for_selector("[data-testid=result-item]:has-text('Sana')", timeout=15_000)
+    page.wait_for_timeout(500)
     found = page.eval_on_selector_all("[data-testid=result-item]", "all => all.map(each => each.innerText)")
     mine = [text for text in found if "Sana" in text]
     page.keyboard.press("Escape")
