@@ -49,13 +49,13 @@ def _story(prompts: str | None) -> dict[str, dict]:
             f"the prompts are {prompts!r}; give 1 to {most}, with {THEN} between them, such as "
             f'"a red ring moving right on a blue background {THEN} a red ring moving up on a blue background"'
         )
-    said, starts = (_first(graph, kind) for kind in ("SanaEncodeVideoPrompt", "SanaPromptSchedule"))
-    kinds = said["class_type"], starts["class_type"]
+    encoded, starts = (_first(graph, kind) for kind in ("SanaEncodeVideoPrompt", "SanaPromptSchedule"))
+    kinds = encoded["class_type"], starts["class_type"]
     graph = {number: node for number, node in graph.items() if node["class_type"] not in kinds}
     for i, text in enumerate(texts):
         before = {"previous": [f"2{i - 1}", 0]} if i else {}
         given = {"conditioning": [f"1{i}", 0], "start": seconds * i / len(texts), **before}
-        graph[f"1{i}"] = {**said, "inputs": {**said["inputs"], "prompt": text}}
+        graph[f"1{i}"] = {**encoded, "inputs": {**encoded["inputs"], "prompt": text}}
         graph[f"2{i}"] = {**starts, "inputs": {**starts["inputs"], **given}}
     save["positive"] = [f"2{len(texts) - 1}", 0]
     return graph

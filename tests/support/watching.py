@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from itertools import cycle, islice
 
 import drawing
 import filming
@@ -107,14 +108,14 @@ def check_first_frames(parts, chosen: dict[int, Move]) -> None:
 
 
 LONG_FRAMES = 161
-LONG_NEAR = 0.08
-"""The same of a long video, whose shapes stop where the frames before brought them."""
+LONG_NEAR = 0.15
+"""The same of a long video, whose shapes stop where the frames before brought them: nearer there than to the middle."""
 
 
-def stories() -> list[list[Move]]:
+def stories(count: int = 3) -> list[list[Move]]:
     """Stories of three prompts, chosen once, in which each changes the shape's direction, its colour or both."""
     rng, chosen = random.Random(2), []
-    for what in (("direction",), ("colour",), ("direction", "colour")):
+    for what in islice(cycle([("direction",), ("colour",), ("direction", "colour")]), count):
         moves = [rng.choice(all_moves())]
         while len(moves) < 3:
             moves.append(long_language.changed(moves[-1], rng, what))
@@ -141,6 +142,13 @@ def wrong_story(story: list[Move], frames: torch.Tensor) -> tuple[list[str], int
         if (colour, background) != (move.colour, move.background) or off > LONG_NEAR:
             found.append(f"{move.prompt}, frame {frame}: {colour} {shape} on {background}, {off:.3f} off")
     return found, others
+
+
+def check_stories(results: list[tuple[list[str], int]]) -> None:
+    """Of the last frames of three prompts each: four in five show what the prompt says, and two in three its shape."""
+    said = [text for found, _ in results for text in found]
+    assert len(said) <= len(results) * 3 / 5, said
+    assert sum(others for _, others in results) <= len(results)
 
 
 def told(parts, story: list[Move], seed: int) -> tuple[list[str], int]:

@@ -16,7 +16,7 @@ STORY = (
     "The sun comes out and the sailing boat reaches a green island",
 )
 SECONDS = 12.0
-DEMO = "sana-long-video-demo"
+DEMO = "sana-video-long-demo"
 DEMO_STORY = (
     "a red ring moving right on a blue background",
     "a yellow ring moving down on a blue background",
@@ -62,7 +62,7 @@ def minute() -> Template:
     )
 
 
-def told(prompts: tuple[str, ...], seconds: float, fps: float = 16.0, **encoding) -> dict[str, dict]:
+def in_time(prompts: tuple[str, ...], seconds: float, fps: float = 16.0, **encoding) -> dict[str, dict]:
     """Prompts one after another, each for so long: nodes 10, 11 … and their places in time 20, 21 …"""
     graph = {}
     for i, words in enumerate(prompts):
@@ -83,7 +83,7 @@ def told(prompts: tuple[str, ...], seconds: float, fps: float = 16.0, **encoding
 def story() -> Template:
     return published(
         "LongSANA a story of five prompts",
-        {**told(STORY, SECONDS), "30": save("24", "Save While It Is Made")},
+        {**in_time(STORY, SECONDS), "30": save("24", "Save While It Is Made")},
         (
             Group("2  Prompts 1 to 3", PROMPT, 0, {i + 1: (str(10 + i), str(20 + i)) for i in range(3)}),
             Group("2  Prompts 4 and 5", PROMPT, 1, {i - 2: (str(10 + i), str(20 + i)) for i in (3, 4)}),
@@ -96,7 +96,7 @@ def story() -> Template:
 def short_story() -> Template:
     graph = {
         "1": node("SanaLoadPipeline", "Load LongSANA", pipeline=DEMO),
-        **told(DEMO_STORY, DEMO_SECONDS, DEMO_SIZE["fps"], clip=("1", 1), instruction="video"),
+        **in_time(DEMO_STORY, DEMO_SECONDS, DEMO_SIZE["fps"], clip=("1", 1), instruction="video"),
         "30": save("22", "Save While It Is Made", vae=("1", 2), seed=1, **DEMO_SIZE),
     }
     return Template(
