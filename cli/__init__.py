@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     quantize.set_defaults(command=_quantize)
     demo = commands.add_parser("demo", help="generate with the small demo weights that come with the pack")
     demo.add_argument("prompt", nargs="?", metavar="PROMPT")
-    demo.add_argument("--video", action="store_true", help="a video with SANA-Video")
+    kind = demo.add_mutually_exclusive_group()
+    kind.add_argument("--video", action="store_true", help="a video with SANA-Video")
+    kind.add_argument("--long", action="store_true", help='20 seconds with LongSANA, of a PROMPT such as "A > B > C"')
     demo.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
     demo.set_defaults(command=_demo)
     return parser

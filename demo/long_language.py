@@ -51,11 +51,15 @@ def random_story(rng: random.Random, blocks: int) -> list[Move]:
     return moves
 
 
-def changed(move: Move, rng: random.Random) -> Move:
-    """Another direction, another colour or both, and sometimes another shape or background."""
-    what = rng.choice([("direction",), ("direction",), ("colour",), ("direction", "colour")])
-    if rng.random() < 0.25:
-        what = (*what, rng.choice(["shape", "background"]))
+CHANGES = (("direction",), ("direction",), ("colour",), ("direction", "colour"))
+"""What changes between two prompts, as often as it is here; in a quarter of them the shape or the background too."""
+
+
+def changed(move: Move, rng: random.Random, what: Sequence[str] = ()) -> Move:
+    """Another move; ``what`` of it is another, or one of CHANGES."""
+    if not what:
+        what = rng.choice(CHANGES)
+        what = (*what, rng.choice(["shape", "background"])) if rng.random() < 0.25 else what
     inks = [ink for ink in COLOURS if ink not in (move.colour, move.background)]
     colour, background = rng.sample(inks, 2)
     others = {

@@ -1,6 +1,6 @@
 """Plot loss curves: ``python demo/plot_curves.py FOLDER IMAGE NAME …`` (needs matplotlib).
 
-NAME: autoencoder and sprint, or video_autoencoder and video; FOLDER contains NAME_curve.json.
+NAME: autoencoder and sprint, video_autoencoder and video, or long_video; FOLDER contains NAME_curve.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ TITLES = {
     "sprint": "SANA-Sprint and Gemma-2",
     "video_autoencoder": "Wan VAE",
     "video": "SANA-Video and Gemma-2",
+    "long_video": "LongSANA",
 }
 
 
@@ -28,8 +29,8 @@ def main(folder: Path, image: Path, names: list[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
-    for axis, name in zip(axes, names):
+    figure, axes = pyplot.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
+    for axis, name in zip(axes[0], names):
         steps, losses, errors = zip(*json.loads((folder / f"{name}_curve.json").read_text()))
         axis.semilogy(steps, losses, alpha=0.25, color="tab:blue")
         axis.semilogy(steps, smoothed(losses), color="tab:blue", label="loss")

@@ -1,6 +1,6 @@
 """Train the video demo's SANA-Video further as LongSANA, block by block, and write it as a diffusers folder.
 
-    python demo/train_long_video.py --output demo/models/diffusers/sana-long-video-demo
+    python demo/train_long_video.py --output demo/models/diffusers/sana-video-long-demo
 
 Films are of the language in long_language.py, encoded once by the video demo's autoencoder. The transformer starts from
 the video demo's; Gemma-2 and the autoencoder are the video demo's, unchanged.

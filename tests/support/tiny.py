@@ -12,6 +12,7 @@ COMFYUI = Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") els
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = REPOSITORY / "demo" / "models" / "diffusers" / "sana-sprint-demo"
 VIDEO_DEMO = DEMO.with_name("sana-video-demo")
+LONG_DEMO = DEMO.with_name("sana-video-long-demo")
 
 
 SIZE = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from itertools import cycle, islice
 
 import drawing
 import filming
@@ -12,7 +13,9 @@ import torch
 
 sys.path.insert(0, str(tiny.REPOSITORY / "demo"))
 
+import long_language
 from language import COLOURS, SHAPES, coverage
+from sana_nodes.samplers.block_causal import block_bounds, prompt_blocks
 from video_language import DIRECTIONS, FRAMES, SIZE, Move, all_moves, film
 
 NEAR = 0.06
@@ -72,12 +75,16 @@ def check(results: list[tuple[list[str], int]]) -> None:
 SIZES = {"width": SIZE, "height": SIZE, "frames": FRAMES}
 
 
-def load(home):
-    """The demo's parts, out of a models folder that it is linked into."""
-    link = home / "models" / "diffusers" / "sana-video-demo"
+def load(home, folder=tiny.VIDEO_DEMO):
+    """A demo's parts, out of a models folder that it is linked into."""
+    link = home / "models" / "diffusers" / folder.name
     if not link.exists():
-        link.symlink_to(tiny.VIDEO_DEMO, target_is_directory=True)
-    return drawing.call("SanaLoadPipeline", pipeline="sana-video-demo")
+        link.symlink_to(folder, target_is_directory=True)
+    return drawing.call("SanaLoadPipeline", pipeline=folder.name)
+
+
+def load_long(home):
+    return load(home, tiny.LONG_DEMO)
 
 
 def check_text(parts, chosen: dict[int, Move]) -> None:
@@ -98,3 +105,60 @@ def check_first_frames(parts, chosen: dict[int, Move]) -> None:
         frames = filming.ours(parts, image, prompt=move.prompt, negative="", seed=seed, **SIZES, **SAMPLING)
         results.append(wrong(move, frames, aside))
     check(results)
+
+
+LONG_FRAMES = 161
+LONG_NEAR = 0.15
+"""The same of a long video, whose shapes stop where the frames before brought them: nearer there than to the middle."""
+
+
+def stories(count: int = 3) -> list[list[Move]]:
+    """Stories of three prompts, chosen once, in which each changes the shape's direction, its colour or both."""
+    rng, chosen = random.Random(2), []
+    for what in islice(cycle([("direction",), ("colour",), ("direction", "colour")]), count):
+        moves = [rng.choice(all_moves())]
+        while len(moves) < 3:
+            moves.append(long_language.changed(moves[-1], rng, what))
+        chosen.append(moves)
+    return chosen
+
+
+def moves_of_frames(story: list[Move]) -> list[Move]:
+    """The move of each frame of a story whose prompts last equally long, at whole blocks."""
+    bounds = block_bounds((LONG_FRAMES + 3) // 4, long_language.BLOCK)
+    begin = [0.0 if not i else (i * (LONG_FRAMES - 1) / len(story) - 1) / 4 + 1 for i in range(len(story))]
+    first = [4 * bounds[block] - 3 for block in prompt_blocks(begin, bounds)]
+    return [story[sum(frame >= number for number in first[1:])] for frame in range(LONG_FRAMES)]
+
+
+def wrong_story(story: list[Move], frames: torch.Tensor) -> tuple[list[str], int]:
+    """What the last frame of each prompt shows that it should not, and in how many the shape is another."""
+    moves, found, others = moves_of_frames(story), [], 0
+    centres = long_language.path(moves)
+    for frame in [number for number in range(LONG_FRAMES) if moves[number] != (*moves[1:], None)[number]]:
+        colour, shape, background, centre = seen(frames[frame])
+        move, off = moves[frame], max(abs(a - b) for a, b in zip(centre, centres[frame]))
+        others += shape != move.shape
+        if (colour, background) != (move.colour, move.background) or off > LONG_NEAR:
+            found.append(f"{move.prompt}, frame {frame}: {colour} {shape} on {background}, {off:.3f} off")
+    return found, others
+
+
+def check_stories(results: list[tuple[list[str], int]]) -> None:
+    """Of the last frames of three prompts each: four in five show what the prompt says, and two in three its shape."""
+    said = [text for found, _ in results for text in found]
+    assert len(said) <= len(results) * 3 / 5, said
+    assert sum(others for _, others in results) <= len(results)
+
+
+def told(parts, story: list[Move], seed: int) -> tuple[list[str], int]:
+    """What a film of a story shows that it should not."""
+    positive, said = {}, {"negative_prompt": "", "motion_score": 10, "instruction": "video"}
+    for i, move in enumerate(story):
+        states = drawing.call("SanaEncodeVideoPrompt", clip=parts[1], prompt=move.prompt, **said)[0]
+        place = {"start": 20 * i / len(story), "fps": float(long_language.FPS)}
+        positive = {"previous": drawing.call("SanaPromptSchedule", conditioning=states, **place, **positive)[0]}
+    empty = drawing.call("SanaEmptyVideoLatent", vae=parts[2], **{**SIZES, "frames": LONG_FRAMES})[0]
+    led = {"model": parts[0], "positive": positive["previous"], "latent_image": empty, "seed": seed}
+    latent, _ = drawing.call("SanaLongVideoSample", **led, block_frames=long_language.BLOCK)
+    return wrong_story(story, drawing.decode(parts[2], latent).flatten(0, -4))

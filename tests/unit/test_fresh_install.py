@@ -56,7 +56,7 @@ def test_the_first_example_generates_without_any_models(fresh):
 
 
 def test_demo_models_come_last(fresh, tmp_path):
-    assert choices("SanaLoadPipeline", "pipeline") == ["sana-sprint-demo", "sana-video-demo"]
+    assert choices("SanaLoadPipeline", "pipeline") == ["sana-sprint-demo", "sana-video-demo", "sana-video-long-demo"]
     for name in ("zebra", "sana-video-480p"):
         folder = tmp_path / "models" / "diffusers" / name
         folder.mkdir(parents=True)
@@ -66,6 +66,7 @@ def test_demo_models_come_last(fresh, tmp_path):
         "zebra",
         "sana-sprint-demo",
         "sana-video-demo",
+        "sana-video-long-demo",
     ]
 
 

@@ -1,9 +1,10 @@
-"""Templates of LongSANA: a minute from one prompt, a story, and a clip that is continued."""
+"""Templates of LongSANA: a minute from one prompt, stories, and a clip that is continued."""
 
 from __future__ import annotations
 
 from .published import WAN, file_list, links, loaders, original
 from .source import MODEL, NOTE, PROMPT, RESULT, SAMPLE, Group, Template, node
+from .videos import DEMO_NOTE
 
 LONG = original("SANA-Video_2B_480p_LongLive", "SANA_Video_2B_480p_LongLive.pth")
 BLOCKS = "It is sampled, decoded and saved block by block, so that its length takes no memory.\n\n"
@@ -15,19 +16,32 @@ STORY = (
     "The sun comes out and the sailing boat reaches a green island",
 )
 SECONDS = 12.0
+DEMO = "sana-video-long-demo"
+DEMO_STORY = (
+    "a red ring moving right on a blue background",
+    "a yellow ring moving down on a blue background",
+    "a yellow ring moving left on a blue background",
+)
+DEMO_SIZE = {"width": 128, "height": 128, "frames": 161, "fps": 8.0, "block_frames": 5}
+DEMO_SECONDS = 20 / 3
 
 
 def templates() -> dict[str, Template]:
-    return {"longsana_minute": minute(), "longsana_story": story(), "longsana_continue": continued()}
+    return {
+        "longsana_short_story": short_story(),
+        "longsana_minute": minute(),
+        "longsana_story": story(),
+        "longsana_continue": continued(),
+    }
 
 
-def prompt(text: str, title: str) -> dict:
-    settings = {"negative_prompt": "", "motion_score": 10, "instruction": "long"}
-    return node("SanaEncodeVideoPrompt", title, clip=("2", 0), prompt=text, **settings)
+def prompt(text: str, title: str, clip=("2", 0), instruction: str = "long") -> dict:
+    settings = {"negative_prompt": "", "motion_score": 10, "instruction": instruction}
+    return node("SanaEncodeVideoPrompt", title, clip=clip, prompt=text, **settings)
 
 
-def save(positive: str, title: str, **given) -> dict:
-    led = {"model": ("1", 0), "positive": (positive, 0), "vae": ("3", 0)}
+def save(positive: str, title: str, vae=("3", 0), **given) -> dict:
+    led = {"model": ("1", 0), "positive": (positive, 0), "vae": vae}
     return node("SanaLongVideoSave", title, **led, filename_prefix="video/LongSANA", **given)
 
 
@@ -48,25 +62,55 @@ def minute() -> Template:
     )
 
 
-def story() -> Template:
+def in_time(prompts: tuple[str, ...], seconds: float, fps: float = 16.0, **encoding) -> dict[str, dict]:
+    """Prompts one after another, each for so long: nodes 10, 11 … and their places in time 20, 21 …"""
     graph = {}
-    for i, words in enumerate(STORY):
+    for i, words in enumerate(prompts):
         before = {"previous": (str(20 + i - 1), 0)} if i else {}
-        graph[str(10 + i)] = prompt(words, f"Prompt {i + 1}")
-        second = SECONDS * i
+        start = round(seconds * i, 1)
+        graph[str(10 + i)] = prompt(words, f"Prompt {i + 1}", **encoding)
         graph[str(20 + i)] = node(
-            "SanaPromptSchedule", f"From Second {second:.0f}", conditioning=(str(10 + i), 0), start=second, **before
+            "SanaPromptSchedule",
+            f"From Second {start:g}",
+            conditioning=(str(10 + i), 0),
+            start=start,
+            fps=fps,
+            **before,
         )
-    graph["30"] = save("24", "Save While It Is Made")
+    return graph
+
+
+def story() -> Template:
     return published(
         "LongSANA a story of five prompts",
-        graph,
+        {**in_time(STORY, SECONDS), "30": save("24", "Save While It Is Made")},
         (
             Group("2  Prompts 1 to 3", PROMPT, 0, {i + 1: (str(10 + i), str(20 + i)) for i in range(3)}),
             Group("2  Prompts 4 and 5", PROMPT, 1, {i - 2: (str(10 + i), str(20 + i)) for i in (3, 4)}),
             Group("3  Result", RESULT, 0, {4: ("30",)}),
         ),
         "# A story of five prompts\n\n*From Second 12* and those like it add a prompt that begins at that time.",
+    )
+
+
+def short_story() -> Template:
+    graph = {
+        "1": node("SanaLoadPipeline", "Load LongSANA", pipeline=DEMO),
+        **in_time(DEMO_STORY, DEMO_SECONDS, DEMO_SIZE["fps"], clip=("1", 1), instruction="video"),
+        "30": save("22", "Save While It Is Made", vae=("1", 2), seed=1, **DEMO_SIZE),
+    }
+    return Template(
+        "LongSANA a short story",
+        graph,
+        (
+            Group("1  Model", MODEL, 0, {0: ("1",)}),
+            Group("2  Prompts", PROMPT, 0, {i + 1: (str(10 + i), str(20 + i)) for i in range(3)}),
+            Group("3  Result", RESULT, 0, {4: ("30",)}),
+            Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
+        ),
+        f"# A short story of three prompts\n\n{DEMO_NOTE} The shape goes to the side that its prompt says and waits "
+        f"there for the next prompt.\n\n{BLOCKS}**Your own prompts** need the published weights: the template "
+        "*LongSANA a story of five prompts* offers them as downloads.",
     )
 
 
