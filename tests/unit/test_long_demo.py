@@ -1,19 +1,14 @@
-"""The long video demo tells a story as its prompts say, and comes up in time: `sana-nodes demo --long`.
+"""The long video demo: its weights, and the workflow of `sana-nodes demo --long`.
 
-A story for each kind of change: tests/slow/test_long_demo.py.
+What it films: tests/slow/test_long_demo.py.
 """
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import pytest
 import tiny
 import watching
 from long_language import film
-from reading import decoded, tags_in
 from sana_nodes.cli import demo
 from sana_nodes.cli.calls import BadCall
 from sana_nodes.networks.families import FAMILIES
@@ -41,24 +36,6 @@ def test_its_parts_beside_the_transformer_are_the_video_demos():
     ):
         assert (tiny.LONG_DEMO / part).read_bytes() == (tiny.VIDEO_DEMO / part).read_bytes()
     assert FAMILIES["long_video"].config_class in (tiny.LONG_DEMO / "transformer" / "config.json").read_text()
-
-
-def test_demo_command_films_a_story_in_time(tmp_path):
-    story = watching.stories(12)[6]  # one that comes out well: nine in ten prompts do
-    prompts = " > ".join(move.prompt for move in story)
-    command = [sys.executable, "-m", "sana_nodes", "demo", "--long", prompts, "--output", str(tmp_path)]
-    before = os.times()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    after = os.times()
-    took = after.children_user + after.children_system - before.children_user - before.children_system
-    assert done.returncode == 0, done.stderr[-2000:]
-    (file,) = tmp_path.rglob("*.mp4")
-    assert done.stdout.strip() == str(file)
-    frames = decoded(file)
-    assert len(frames) == watching.LONG_FRAMES and not watching.wrong_story(story, frames)[0]
-    told = [node["inputs"]["prompt"] for node in tags_in(file)["prompt"].values() if "prompt" in node["inputs"]]
-    assert sorted(told) == sorted(move.prompt for move in story)
-    assert took < 90, f"the demo took {took:.0f} s of the processors, however busy they are"
 
 
 @pytest.mark.parametrize("prompts", ["", "a ring >", " > ".join("abcdefghi")])
