@@ -167,7 +167,7 @@ def place(tmp_path):
 @pytest.fixture(scope="session")
 def s3_server():
     """moto's server for S3: the variables that lead s3fs to it."""
-    pytest.importorskip("moto.server", reason="moto is not installed: pip install -e '.[test-batch]'")
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server,s3]' s3fs")
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install sana-nodes[s3]")
     from moto.server import ThreadedMotoServer
 

@@ -202,7 +202,7 @@ def processes_of(title: str) -> list[int]:
 
 def test_the_recipe_of_ray_data(place, ray):
     """That of docs/batch.md, with this place's workflow, table and folders."""
-    pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install -e '.[test-batch]'")
+    pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install 'ray[data]'")
     text = (tiny.REPOSITORY / "docs" / "batch.md").read_text(encoding="utf-8")
     code = text[text.index("import ray\n") :].partition("```")[0]
     code = code.replace("/shared/prompts.csv", "/shared/points.csv").replace("batch_size=500", "batch_size=20")
