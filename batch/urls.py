@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..cli.calls import BadCall
+from ..model_loaders.files.whole import written_whole
 
 PACKAGES = {"s3": "sana-nodes[s3]", "s3a": "sana-nodes[s3]"}
 """What is installed for a protocol, where the pack has an extra of it."""
@@ -123,11 +124,9 @@ class Url:
 
     def get(self, file: Path) -> None:
         """Copy to a file of this machine, which has its name when it is whole."""
-        part = file.with_name(f".{file.name}.part")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with self.errors():
+        with written_whole(file) as part, self.errors():
             self._fs.get_file(self.path, str(part))
-        part.replace(file)
 
     def size(self) -> int | None:
         """Bytes of a file, None where there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..model_loaders.files.whole import written_whole
 from ..tools.templates.source import display_name, is_socket, kinds_of, node, outputs_of
 from .calls import BadCall
 from .older_packs import KSAMPLER, PASSED, RULES, UNKNOWN, New, sprint_sampler
@@ -206,14 +206,11 @@ def _shape(one: Node) -> dict:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file under another name and rename it, so that none is left half written. BadCall where it cannot be."""
-    part = path.with_name(f"{path.name}.part")
+    """Write a file, whole or not at all. BadCall where it cannot be."""
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with written_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise BadCall(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -18,6 +18,7 @@ from .files.build import build_from_config, load_strictly
 from .files.checkpoint import Checkpoint, UnusableFile, Value
 from .files.kinds import PREFIX, TRAINING_PREFIX, TRANSFORMERS, of_variant, require_kind
 from .files.open import open_checkpoint
+from .files.whole import written_whole
 from .naming import to_diffusers
 from .naming.nvlabs import position_config
 from .quantised.writer import StoredWeight, write_quantised
@@ -59,9 +60,9 @@ def write_quantised_transformer(path: Path, output: Path, wanted: str, written: 
     config = {key: value for key, value in module.config.items() if not key.startswith("_")}
     del module  # and with it the mapping of all its weights
     write_quantised(checkpoint, output, wanted, written)
-    output.with_suffix(".json").write_text(
-        json.dumps({"_class_name": family.config_class or family.module, **config}, indent=2) + "\n", encoding="utf-8"
-    )
+    text = json.dumps({"_class_name": family.config_class or family.module, **config}, indent=2) + "\n"
+    with written_whole(output.with_suffix(".json")) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _opened(path: Path, variant: str = "auto") -> tuple[Checkpoint, Family, dict]:

@@ -19,6 +19,7 @@ import folder_paths
 import latent_preview
 import torch
 
+from ...model_loaders.files.whole import written_whole
 from ...model_loaders.tiny_decoder import load_tiny_decoder
 from ...networks.latent_spaces import DC_AE, LTX2, WAN, LatentSpace, normalise
 from ...networks.previews import PreviewMap, TinyDecoder, fingerprint, fit_preview, moving_frame
@@ -197,8 +198,7 @@ def _write(maps: dict[str, PreviewMap]) -> None:
     file, last = _file(), list(maps.items())[-KEPT:]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        half_written = file.with_suffix(".part")
-        half_written.write_text(json.dumps({key: asdict(value) for key, value in last}), encoding="utf-8")
-        half_written.replace(file)
+        with written_whole(file) as part:
+            part.write_text(json.dumps({key: asdict(value) for key, value in last}), encoding="utf-8")
     except OSError as error:
         logger.warning("The preview's colours could not be stored in %s: %s", file, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from ..files.build import placeholder_dtype
 from ..files.checkpoint import Checkpoint, Entry
+from ..files.whole import written_whole
 from .formats import FORMATS, MARK
 from .layers import packing_of
 from .packing import PACKINGS
@@ -53,19 +53,14 @@ def write_quantised(
     """
     kept = placeholder_dtype(checkpoint)
     plans = {name: packing_of(name, entry.shape, wanted) for name, entry in checkpoint.entries.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as stream:
-            starts = _write_header(stream, list(_shapes(checkpoint, plans, kept)))
-            for name, entry in checkpoint.entries.items():
-                weight = _read(entry, torch.float32 if plans[name] else kept)
-                parts = _stored(name, weight, plans[name])
-                for part, tensor in parts.items():
-                    _write(stream, starts[part], tensor)
-                written(_described(name, weight, plans[name], parts))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, temporary.open("wb") as stream:
+        starts = _write_header(stream, list(_shapes(checkpoint, plans, kept)))
+        for name, entry in checkpoint.entries.items():
+            weight = _read(entry, torch.float32 if plans[name] else kept)
+            parts = _stored(name, weight, plans[name])
+            for part, tensor in parts.items():
+                _write(stream, starts[part], tensor)
+            written(_described(name, weight, plans[name], parts))
 
 
 def quantised_bytes(shapes: Mapping[str, tuple[int, ...]], wanted: str) -> int:
