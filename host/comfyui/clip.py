@@ -105,10 +105,9 @@ class SanaTextModel(torch.nn.Module):
 
     def encode_token_weights(self, tokens: dict):
         device = self.options.get("execution_device") or comfy.model_management.text_encoder_device()
-        ids = tuple(pair[0] for pair in tokens[IDS][0])
         # ModelPatcher names the patches that a model was loaded with; hooks change weights under the same name
         weights = getattr(self, "current_weight_patches_uuid", None), weights_probe(self.gemma)
-        wanted = [prompts.PromptTokens(ids, tokens[FIRST_KEPT]), *tokens.get(SOON, ())]
+        wanted = [_prompt_of(tokens), *tokens.get(SOON, ())]
         states = self.cache.encode_all(self.gemma, wanted, device, weights, patched=not tokens.get(PLAIN))[0]
         return states.to(comfy.model_management.intermediate_device()).float(), None, {ENCODER: self.fingerprint}
 
@@ -199,11 +198,12 @@ def encode_prompts(clip, wanted: Sequence[prompts.Prompt]) -> list[list]:
             f"{CORE_GEMMA if kind in CORE_GEMMA_TOKENIZERS else ''}"
         )
     plain = not (clip.patcher.patches or clip.patcher.forced_hooks or clip.apply_hooks_to_conds)
-    soon = [prompt.tokens(clip.tokenizer.tokenizer) for prompt in wanted[1:]]
-    encoded: list[list] = []
-    for prompt in wanted:
-        options = {name: value for name, value in vars(prompt).items() if name != "text"}
-        tokens = clip.tokenize(prompt.text, **options)
-        tokens.update({PLAIN: plain, SOON: [] if encoded else soon})
-        encoded.append(clip.encode_from_tokens_scheduled(tokens))
-    return encoded
+    made = [clip.tokenize(**vars(prompt)) for prompt in wanted]
+    for tokens in made:
+        tokens[PLAIN] = plain
+    made[0][SOON] = [_prompt_of(tokens) for tokens in made[1:]]
+    return [clip.encode_from_tokens_scheduled(tokens) for tokens in made]
+
+
+def _prompt_of(tokens: dict) -> prompts.PromptTokens:
+    return prompts.PromptTokens(tuple(pair[0] for pair in tokens[IDS][0]), tokens[FIRST_KEPT])
