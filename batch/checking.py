@@ -137,7 +137,7 @@ class EmbeddedChecks:
         from ..host.embedded import graph as executor
 
         try:
-            self.folders.fetch(with_inputs(self.graph, inputs))
+            self.folders.fetch(self.graph, inputs)
             if whole or self.plan is None:
                 self.plan = self._whole(inputs)
             else:

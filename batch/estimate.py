@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli.calls import BadCall
-from .worker import Job, embedded_folders, with_inputs
+from .worker import Job, embedded_folders
 
 LIBRARIES = 1 << 30
 """Bytes of main memory that Python and its libraries take."""
@@ -51,7 +51,7 @@ def needs_of(job: Job) -> Needs:
     from ..nodes.describing import describe
 
     folders = embedded_folders(job, "estimate")
-    folders.fetch(with_inputs(job.graph, {}))
+    folders.fetch(job.graph, {})
     loaders = list(_loaders(job.graph))
     rows = [row for cls, name, dtype in loaders for row in describe(cls, name, dtype).get("parts", ())]
     card = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0

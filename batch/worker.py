@@ -94,10 +94,10 @@ class StagedFolders(Folders):
 
     copies: Copies | None = None
 
-    def fetch(self, nodes: Mapping[str, Mapping]) -> None:
-        """Copy the models that nodes name to this machine, where they are at a URL."""
+    def fetch(self, graph: Mapping[str, dict], inputs: Mapping[str, Mapping]) -> None:
+        """Copy the models that a graph with these inputs names to this machine, where they are at a URL."""
         if self.copies:
-            self.copies.fetch(nodes)
+            self.copies.fetch(with_inputs(graph, inputs))
 
     def save_target(self, prefix, width, height, folder=None):
         staged = folder is None or Path(folder) == Path(self.output)
@@ -174,7 +174,7 @@ class Worker:
         folder = self._folder(task)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.folders.fetch(with_inputs(self.job.graph, task.inputs))
+        self.folders.fetch(self.job.graph, task.inputs)
         plan = executor.varied(self._checked(task.inputs), task.inputs, self.folders)
         return Run(plan, lambda: _staging.set(folder) and None)
 
