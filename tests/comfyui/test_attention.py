@@ -14,12 +14,8 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def loaded(home, reference):
-    from sana_nodes import host as hosts
-
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    yield drawing.call("SanaLoadPipeline", pipeline="tiny")
-    hosts._current = None
+    with in_process.comfyui(home):
+        yield drawing.call("SanaLoadPipeline", pipeline="tiny")
 
 
 @pytest.fixture(scope="module")

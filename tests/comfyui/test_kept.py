@@ -11,12 +11,8 @@ STEPS = 4
 
 @pytest.fixture
 def parts(home, reference):
-    from sana_nodes import host as hosts
-
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    yield drawing.call("SanaLoadPipeline", pipeline="tiny")
-    hosts._current = None
+    with in_process.comfyui(home):
+        yield drawing.call("SanaLoadPipeline", pipeline="tiny")
 
 
 def keys_computed(parts, model=None) -> float:

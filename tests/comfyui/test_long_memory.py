@@ -12,12 +12,8 @@ from sana_nodes.networks.long_video import state_bytes
 
 @pytest.fixture(scope="module")
 def parts(home, long_folder):
-    from sana_nodes import host as hosts
-
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    yield films.load()
-    hosts._current = None
+    with in_process.comfyui(home):
+        yield films.load()
 
 
 @pytest.mark.parametrize("cached", [0, 2])

@@ -20,12 +20,8 @@ from tracing import traced_peak
 
 @pytest.fixture(scope="module")
 def parts(home, reference):
-    from sana_nodes import host as hosts
-
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    yield drawing.call("SanaLoadPipeline", pipeline="tiny")
-    hosts._current = None
+    with in_process.comfyui(home):
+        yield drawing.call("SanaLoadPipeline", pipeline="tiny")
 
 
 def modules_of(parts):

@@ -11,13 +11,9 @@ from controlling import PROMPT
 
 @pytest.fixture(scope="module")
 def sana(home, sana_reference):
-    from sana_nodes import host as hosts
-
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    core_nodes.load_nodes()
-    yield drawing.call("SanaLoadPipeline", pipeline="tiny-sana")
-    hosts._current = None
+    with in_process.comfyui(home):
+        core_nodes.load_nodes()
+        yield drawing.call("SanaLoadPipeline", pipeline="tiny-sana")
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,15 @@ from sana_nodes.networks.previews import fit_preview
 @pytest.fixture
 def loading(home, reference, monkeypatch, tmp_path):
     """Loaders of parts with no VAE loaded and no map kept before."""
-    from sana_nodes import host as hosts
+    with in_process.comfyui(home):
+        from sana_nodes.host.comfyui import previews
 
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    from sana_nodes.host.comfyui import previews
-
-    folder = home / "models" / "vae" / "other-dc-ae"
-    if not folder.is_dir():
-        tiny.autoencoder(seed=9).save_pretrained(folder)
-    monkeypatch.setattr(previews, "_loaded", weakref.WeakSet())
-    monkeypatch.setattr(previews, "_file", lambda: tmp_path / "sana-nodes" / "previews.json")
-    yield previews
-    hosts._current = None
+        folder = home / "models" / "vae" / "other-dc-ae"
+        if not folder.is_dir():
+            tiny.autoencoder(seed=9).save_pretrained(folder)
+        monkeypatch.setattr(previews, "_loaded", weakref.WeakSet())
+        monkeypatch.setattr(previews, "_file", lambda: tmp_path / "sana-nodes" / "previews.json")
+        yield previews
 
 
 def pipeline():

@@ -13,16 +13,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def comfy(home, sana_reference, video_references):
-    from sana_nodes import host as hosts
+    with in_process.comfyui(home):
+        import comfy.model_patcher
 
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    import comfy.model_patcher
-
-    if not hasattr(comfy.model_patcher.ModelPatcher, "deepclone_multigpu"):
-        pytest.skip("this ComfyUI loads a model once")
-    yield comfy.model_patcher
-    hosts._current = None
+        if not hasattr(comfy.model_patcher.ModelPatcher, "deepclone_multigpu"):
+            pytest.skip("this ComfyUI loads a model once")
+        yield comfy.model_patcher
 
 
 def another(patcher):

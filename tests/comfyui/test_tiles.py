@@ -15,12 +15,8 @@ IMAGE = torch.rand(2, 170, 230, 3, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="module")
 def vae(home, reference):
-    from sana_nodes import host as hosts
-
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    yield drawing.call("SanaLoadVAE", vae_name="tiny")[0]
-    hosts._current = None
+    with in_process.comfyui(home):
+        yield drawing.call("SanaLoadVAE", vae_name="tiny")[0]
 
 
 @pytest.fixture

@@ -17,14 +17,10 @@ KINDS = {"tiny": (2, 32, 3, 2), "tiny-video": (2, 16, 2, 8, 8), "tiny-video-ltx2
 
 @pytest.fixture(scope="module")
 def comfy(home, video_references):
-    from sana_nodes import host as hosts
+    with in_process.comfyui(home):
+        import comfy.model_management
 
-    in_process.start_comfyui(home)
-    hosts.use("comfyui")
-    import comfy.model_management
-
-    yield comfy.model_management
-    hosts._current = None
+        yield comfy.model_management
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tiny
@@ -23,3 +25,15 @@ def start_comfyui(home: Path) -> None:
         import folder_paths  # noqa: F401
     finally:
         sys.argv = arguments
+
+
+@contextmanager
+def comfyui(home: Path) -> Iterator:
+    """Nodes run in the real ComfyUI within it; gives that host."""
+    from sana_nodes import host as hosts
+
+    start_comfyui(home)
+    try:
+        yield hosts.use("comfyui")
+    finally:
+        hosts._current = None

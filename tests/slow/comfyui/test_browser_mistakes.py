@@ -6,11 +6,9 @@ import copy
 import re
 
 import browser
-import fresh
 import pytest
 from sana_nodes.tools.templates import templates
 from sana_nodes.tools.templates.source import node
-from server import Server
 
 pytestmark = pytest.mark.skipif(browser.why_not() is not None, reason=str(browser.why_not()))
 
@@ -48,18 +46,6 @@ MISTAKES = {
 
 OURS_INSIDE = re.compile(r"sana_nodes|\bSana(?:Load|Encode|Empty|SCM|Flow|Save|Decode|Select)[A-Z]?\w+|Traceback")
 """Names of our modules and classes, which the canvas does not show."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(fresh.home(tmp_path_factory.mktemp("fresh"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=browser.RENDERINGS)
-def editor(server, request):
-    with browser.Editor(server, request.param) as opened:
-        yield opened
 
 
 def mistaken(name: str) -> dict:

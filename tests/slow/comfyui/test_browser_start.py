@@ -22,12 +22,6 @@ TEXTS = 450_000
 """Bytes of the texts of four languages, as ComfyUI serves them: letters other than ASCII take six bytes each."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(fresh.home(tmp_path_factory.mktemp("fresh"))) as running:
-        yield running
-
-
 def test_what_the_pack_adds_to_the_start(server, tmp_path_factory):
     """Bytes of ours that the page fetches when it starts, and the time of its thread with and without the pack."""
     with Server(fresh.home(tmp_path_factory.mktemp("bare"), with_pack=False)) as bare:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import browser
-import fresh
 import pytest
 from sana_nodes.tools import workflows
 from sana_nodes.tools.templates import templates
-from server import Server
 
 pytestmark = pytest.mark.skipif(browser.why_not() is not None, reason=str(browser.why_not()))
 ALL = templates()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(fresh.home(tmp_path_factory.mktemp("fresh"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=browser.RENDERINGS)
-def editor(server, request):
-    with browser.Editor(server, request.param) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("name", ALL)
