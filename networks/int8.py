@@ -43,17 +43,21 @@ class Int8Linear(torch.nn.Linear):
     """
 
     def forward(self, x):
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.weight.dtype != torch.int8:
-            return functional.linear(x, self.weight.to(x.dtype), bias)
+        return self.product(x, self.weight, self.bias)
+
+    def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer's answer with its weight and bias where ``x`` is."""
+        bias = None if bias is None else bias.to(x.dtype)
+        if weight.dtype != torch.int8:
+            return functional.linear(x, weight.to(x.dtype), bias)
         from bitsandbytes import functional as kernels
 
         rows = x.reshape(-1, x.shape[-1])
         values, largest, outliers = kernels.int8_vectorwise_quant(rows.to(torch.float16), threshold=THRESHOLD)
-        out = kernels.int8_linear_matmul(values, self.weight).float()
+        out = kernels.int8_linear_matmul(values, weight).float()
         out *= largest[:, None] / STEPS * (self.weight_scale / STEPS)
         if outliers is not None and outliers.numel():
-            out += rows[:, outliers].float() @ self.convert_weight(self.weight[:, outliers]).t()
+            out += rows[:, outliers].float() @ self.convert_weight(weight[:, outliers]).t()
         out = out.to(x.dtype) if bias is None else out.to(x.dtype) + bias
         return out.reshape(*x.shape[:-1], -1)
 

@@ -21,7 +21,7 @@ from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens, use_fast_text_encoder
 from ..errors import spoken
 from . import packed
-from .modules import log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
+from .modules import loads_dynamically, log_compute_dtype, set_reload, use_comfy_ops, uses_bf16
 from .patches import patch_other_layers
 from .traps import ENCODER
 
@@ -169,7 +169,8 @@ def build_clip(
     kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
     dequantised = {name: value for name, value in loaded.quantised.items() if name not in kept}
     set_values(loaded.module, dequantised, precision.floating(wanted) or compute)
-    use_fast_text_encoder(use_comfy_ops(loaded.module, wanted, compute))
+    dynamic = loads_dynamically(load_device, more.get("disable_dynamic", False))
+    use_fast_text_encoder(use_comfy_ops(loaded.module, wanted, compute, dynamic=dynamic))
     packed.use_packed_layers(loaded.module, kept, compute, load_device, products)
     log_compute_dtype("SANA's Gemma-2", compute)
     target = SimpleNamespace(

@@ -15,7 +15,7 @@ from ...networks import precision
 from ...networks.controlnet import acts_at, check_latent, check_vae, control_residuals, control_time, hint_latent
 from ...networks.fast_transformer import use_fast_transformer
 from .model import SanaLatentFormat, network_dtypes
-from .modules import use_comfy_ops
+from .modules import loads_dynamically, use_comfy_ops
 
 
 class ControlForward(torch.nn.Module):
@@ -95,5 +95,6 @@ def build_controlnet(loaded: LoadedControlNet, weight_dtype: str) -> SanaControl
     device = comfy.model_management.get_torch_device()
     stored, cast = network_dtypes(loaded.module, wanted, device, float16=True)
     set_values(loaded.module, loaded.quantised, precision.floating(wanted) or cast or stored)
-    network = use_fast_transformer(use_comfy_ops(loaded.module, wanted, cast or stored), loaded.spec.clips)
+    module = use_comfy_ops(loaded.module, wanted, cast or stored, dynamic=loads_dynamically(device))
+    network = use_fast_transformer(module, loaded.spec.clips)
     return SanaControlNet(ControlForward(network, stored).eval(), loaded.spec, device, cast)

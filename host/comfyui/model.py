@@ -33,7 +33,7 @@ from ...samplers.flow_match import FlowMatch
 from ..errors import spoken
 from . import attention, compiling, guidance, long_video, packed, pairs, patches, traps
 from .kept import of_one_call
-from .modules import log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
+from .modules import loads_dynamically, log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
 from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
 
 
@@ -286,9 +286,10 @@ def build_model(
     config.set_inference_dtype(stored, cast)
     config.latent_format = _latent_format(loaded.spec)
 
-    module = packed.use_packed_layers(
-        use_comfy_ops(loaded.module, wanted, cast or stored), kept, cast or stored, load_device, products
-    )
+    disable_dynamic = disable_dynamic or mode != "off"
+    dynamic = loads_dynamically(load_device, disable_dynamic)
+    module = use_comfy_ops(loaded.module, wanted, cast or stored, dynamic=dynamic)
+    module = packed.use_packed_layers(module, kept, cast or stored, load_device, products)
     module = use_fast_transformer(module, loaded.spec.clips)
     module.sana_spec, module.weight_dtype = loaded.spec, stored
     family = loaded.spec.family
@@ -297,7 +298,7 @@ def build_model(
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
-    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic and mode == "off"))
+    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
     patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device())
     set_reload(patcher, _reload, weakref.ref(model), loaded.path, loaded.spec, weight_dtype, products)
     watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)

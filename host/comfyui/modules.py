@@ -13,6 +13,7 @@ import comfy.ops
 import torch
 
 from ...networks import precision
+from ...networks.int8 import Int8Linear
 from ...networks.text_encoder import TokenEmbedding
 
 logger = logging.getLogger(__name__)
@@ -47,18 +48,56 @@ class CastingEmbedding(TokenEmbedding, comfy.ops.CastWeightBiasOp):
         return self.scaled(torch.nn.functional.embedding(ids, table))
 
 
+SENT_ALONG = 16 * 1024
+"""Bytes of a layer up to which ComfyUI's dynamic memory sends it to the card with each call of a model."""
+
+
+class CastingInt8(Int8Linear, comfy.ops.CastWeightBiasOp):
+    """An eight-bit layer that dynamic memory (0.33) keeps on the card, as ComfyUI's own layers.
+
+    Of other layers it uploads the weights again at each call.
+    """
+
+    comfy_cast_weights = True
+
+    def forward(self, x):
+        if not hasattr(self, "_v"):  # the range of the card's memory that ComfyUI gave it
+            return super().forward(x)
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self, device=x.device, dtype=torch.int8, bias_dtype=x.dtype, offloadable=True
+        )
+        out = self.product(x, weight, bias)
+        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return out
+
+    def use_floating_weight(self) -> None:
+        """Leave dynamic memory until the model is loaded again: a weight with a LoRA is a floating-point one."""
+        if hasattr(self, "_v"):
+            import comfy_aimdo.model_vbar  # is there where dynamic memory is
+
+            comfy_aimdo.model_vbar.vbar_unpin(self._v)
+            del self._v
+        self._v_signature = self.weight_lowvram_function = None
+
+
 def use_comfy_ops(
-    module: torch.nn.Module, weight_dtype: torch.dtype | None, compute_dtype: torch.dtype, called_whole: bool = True
+    module: torch.nn.Module,
+    weight_dtype: torch.dtype | None,
+    compute_dtype: torch.dtype,
+    called_whole: bool = True,
+    dynamic: bool = False,
 ) -> torch.nn.Module:
     """Give a module comfy's layers, so that ComfyUI manages its memory. In place.
 
-    ``called_whole``: every call begins with the module's own forward.
+    ``called_whole``: every call begins with the module's own forward. ``dynamic``: see loads_dynamically.
     """
     precision.use_casting_layers(module, CASTING, weight_dtype, compute_dtype)
     own: dict[torch.nn.Module, None] = {}  # in order, and quick to ask
     for part in module.modules():
         if type(part) is TokenEmbedding:
             part.__class__ = CastingEmbedding
+        elif dynamic and type(part) is Int8Linear and comfy.model_management.module_size(part) > SENT_ALONG:
+            part.__class__ = CastingInt8
         elif hasattr(part, "comfy_cast_weights"):
             if all(parameter.dtype == compute_dtype for parameter in part.parameters(recurse=False)):
                 part.comfy_cast_weights = False  # ComfyUI sets it on what it offloads or patches at each use
@@ -112,6 +151,12 @@ def patcher_class(dynamic: bool = True) -> type:
     """ComfyUI 0.33 selects the patcher at start (``dynamic`` offload or not); older versions have one."""
     plain = comfy.model_patcher.ModelPatcher
     return getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
+
+
+def loads_dynamically(device: torch.device, disable_dynamic: bool = False) -> bool:
+    """Whether the patcher of a model on a device has 0.33's dynamic memory."""
+    dynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", ())
+    return device.type != "cpu" and issubclass(patcher_class(not disable_dynamic), dynamic)
 
 
 def set_reload(patcher, build: Callable, *arguments) -> None:

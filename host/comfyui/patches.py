@@ -15,6 +15,7 @@ from ...networks.latent_spaces import DC_AE
 from ...samplers import SAMPLERS, flow_match, trigflow
 from ..errors import spoken
 from . import kept, traps
+from .modules import CastingInt8
 
 SELF_ATTENTION = "self-attention (HyperTile, TomePatchModel, NAGuidance, HypernetworkLoader)"
 CROSS_ATTENTION = "cross-attention (NAGuidance, HypernetworkLoader)"
@@ -122,13 +123,21 @@ def patch_other_layers(patcher, device_to, *_) -> None:
     in a model that is loaded in part.
     """
     dynamic = getattr(patcher, "is_dynamic", bool)()
+    eight_bits = {}
     for key in patcher.patches:
         owner, _, name = key.rpartition(".")
         layer = comfy.utils.get_attr(patcher.model, owner)
-        if hasattr(layer, "comfy_cast_weights") or name not in layer._parameters:  # merges list buffers too
+        if name not in layer._parameters:  # merges list buffers too
             continue
-        if dynamic or key not in patcher.backup:
+        if isinstance(layer, CastingInt8):
+            eight_bits[owner] = layer
+        elif not hasattr(layer, "comfy_cast_weights") and (dynamic or key not in patcher.backup):
             patcher.patch_weight_to_device(key, device_to=device_to)
+    for owner, layer in eight_bits.items():
+        layer.use_floating_weight()
+        for name in ("weight", "bias"):
+            if getattr(layer, name) is not None:
+                patcher.patch_weight_to_device(f"{owner}.{name}", device_to=device_to, force_cast=True)
 
 
 def area_in_cells(area, dims: int, cell: int) -> tuple:

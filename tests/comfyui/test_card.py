@@ -10,7 +10,7 @@ import card_process
 import pytest
 
 CASES = ["SCM", "int8 with a LoRA", "packed nvfp4 with a LoRA", "other layers patched", "image to video", "prompt"]
-CASES += ["preview", "Wan decodes"]
+CASES += ["prompt of 8 bits", "prompt of 8 bits, patched and not", "preview", "Wan decodes"]
 
 
 @pytest.fixture(scope="module", params=["full", "partial:60000", "dynamic:all"])

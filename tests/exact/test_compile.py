@@ -1,10 +1,12 @@
-"""torch.compile takes a transformer whole: no graph break, and no compilation for another step, prompt or block."""
+"""torch.compile takes a transformer whole: no graph break, and no compilation for another step or prompt.
+
+For another block of a long video: tests/slow/test_long_compile.py.
+"""
 
 from __future__ import annotations
 
 import copy
 
-import compiled_blocks
 import pytest
 import tiny
 import torch
@@ -58,8 +60,3 @@ def test_prompts_and_steps_share_one_graph(make, inputs, part):
     graphs = 1 if part == "whole" else 2  # the channels of the first block's tokens are not last in memory
     assert counts[:2] == [graphs] * 2, "another step is no other graph, nor is a third block"
     assert counts[2:] == [2 * graphs] * 4, "once more for prompts of every length"
-
-
-def test_blocks_of_a_long_video_share_graphs():
-    """The whole network, and a window of every block, are in tests/slow/test_long_compile.py: each takes minutes."""
-    compiled_blocks.share_graphs("blocks", cached=2)

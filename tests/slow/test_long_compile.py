@@ -1,11 +1,48 @@
-"""torch.compile of a long video's calls: the whole network, and blocks that see every block before them."""
+"""torch.compile of a long video's calls: blocks of a film share their graphs, and so does the next film."""
 
 from __future__ import annotations
 
-import compiled_blocks
+import copy
+
 import pytest
+import tiny
+import torch
+from sana_nodes.networks.fast_transformer import use_fast_transformer
+from sana_nodes.samplers.block_causal import BlockCall, BlockState
+from torch import _dynamo
+from torch._dynamo.testing import CompileCounterWithBackend
 
 
-@pytest.mark.parametrize(("part", "cached"), [("whole", 0), ("whole", 2), ("blocks", 0)])
+def run_of_blocks(network, counter, cached: int, run: int) -> tuple[list, list[int]]:
+    """The outputs and the states of a long video's calls, and how many graphs there were after each block."""
+    state, generator, made, counts = BlockState(cached_blocks=cached), torch.Generator().manual_seed(run), [], []
+    for number, frames in enumerate((3, 2, 2, 2, 2)):
+        words = torch.randn(1, 5 + 3 * number + run, 48, generator=generator)
+        for time in (1000.0, 889.0, 0.0):
+            x = torch.randn(1, 16, frames, 6, 10, generator=generator)
+            call = BlockCall(state, writes=time == 0)
+            made.append(network(x, words, torch.tensor([time]), return_dict=False, block=call)[0])
+            made.extend(tensor.clone() for tensor in state.kept.values())
+        counts.append(counter.frame_count)
+    return made, counts
+
+
+@pytest.mark.parametrize("cached", [0, 2], ids=["all", "window"])
+@pytest.mark.parametrize("part", ["whole", "blocks"])
 def test_blocks_of_a_long_video_share_graphs(part, cached):
-    compiled_blocks.share_graphs(part, cached)
+    """Reading and writing are two; the second block's frames, fewer, are once more for every length of a block."""
+    network = use_fast_transformer(tiny.video_transformer()).requires_grad_(False)
+    compiled, counter = copy.deepcopy(network), CompileCounterWithBackend("aot_eager")
+    _dynamo.reset()
+    for one in [compiled] if part == "whole" else compiled.transformer_blocks:
+        one.compile(backend=counter, fullgraph=True)
+    graphs = []
+    with torch.no_grad():
+        for run in range(3):
+            made, counts = run_of_blocks(compiled, counter, cached, run)
+            expected, _ = run_of_blocks(network, counter, cached, run)
+            assert max(float((one - other).abs().max()) for one, other in zip(made, expected)) < 1e-5
+            assert counts[1:] == [counts[1]] * 4, counts
+            graphs.append(counts[-1])
+    assert graphs[1] == graphs[2] <= _dynamo.config.recompile_limit * (1 if part == "whole" else 2)
+    assert part == "whole" or graphs[0] == graphs[1], "of the whole what makes the state is compiled too"

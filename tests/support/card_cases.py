@@ -7,7 +7,10 @@ counted as a difference.
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from sana_nodes.model_loaders.files.open import open_checkpoint
 from sana_nodes.model_loaders.quantised.packing import PACKINGS
 from sana_nodes.model_loaders.quantised.writer import write_quantised
 from sana_nodes.networks.previews import fit_preview
+from sana_nodes.networks.prompt_cache import PromptCache
 
 
 @contextlib.contextmanager
@@ -42,9 +46,16 @@ LORA = "card.safetensors"
 Run = Callable[[int], torch.Tensor]
 
 
+WIDE, WIDTH = "wide", 1024
+"""A Gemma with layers that are not sent along with each call of a model (modules.SENT_ALONG)."""
+
+
 def prepare(home) -> None:
     """What the cases load beside the fixtures' pipelines."""
     tiny.write_lora(home / "models" / "loras" / LORA)
+    encoder = home / "models" / "text_encoders" / WIDE
+    tiny.text_encoder(intermediate_size=WIDTH).save_pretrained(encoder)
+    shutil.copytree(tiny.DEMO / "tokenizer", encoder, dirs_exist_ok=True)
     folder = home / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
     network = tiny.transformer()
@@ -188,10 +199,18 @@ NOISE = "samplers/noise.py"
 """Where SCM's noise, which the CPU makes, is moved to the card: the one transfer of a step."""
 
 
+def small_encoder(host):
+    return drawing.call("SanaLoadPipeline", pipeline="tiny")[1]
+
+
 def encoded_prompt(host) -> torch.Tensor:
-    clip = drawing.call("SanaLoadPipeline", pipeline="tiny")[1]
+    clip = small_encoder(host)
     drawing.call("SanaEncodePrompt", clip=clip, text="another prompt")  # the instruction is kept now
-    return drawing.call("SanaEncodePrompt", clip=clip, text=PROMPT)[0][0][0]
+    return _states(clip)
+
+
+def _states(clip, text: str = PROMPT) -> torch.Tensor:
+    return drawing.call("SanaEncodePrompt", clip=clip, text=text)[0][0][0]
 
 
 VAES = {"DC-AE": "tiny", "Wan": "tiny-video", "LTX-2": "tiny-video-ltx2"}
@@ -273,15 +292,53 @@ def _bytes_of(path: Path) -> torch.Tensor:
     return torch.cat([value.view(torch.uint8).flatten().float() for value in narrow])
 
 
-OTHERS = {"prompt": encoded_prompt, "preview": previewed}
+def eight_bits(host):
+    """A CLIP of eight bits."""
+    return drawing.call("SanaLoadTextEncoder", encoder_name=WIDE, weight_dtype="int8_bnb")[0]
+
+
+def _changed(clip, host):
+    """With what a LoRA adds to a weight of 8 bits, which is a floating one then."""
+    change = torch.randn(WIDTH, 48, generator=torch.Generator().manual_seed(0)) * 0.05
+    name = "layers.1.mlp.up_proj"
+    if host.name == "embedded":
+        made = dataclasses.replace(clip, module=copy.deepcopy(clip.module), cache=PromptCache(clip.spec.new_cache))
+        layer = made.module.get_submodule(name)
+        layer.set_weight(layer.convert_weight(layer.weight) + change)
+        return made
+    made = clip.clone()
+    made.add_patches({f"gemma.{name}.weight": (change,)}, 1.0)
+    return made
+
+
+def prompt_of_eight_bits(host) -> torch.Tensor:
+    return _states(eight_bits(host))
+
+
+def prompt_of_eight_bits_changed(host) -> torch.Tensor:
+    """With a patch, and without it again: the weight that is on the card is that of 8 bits."""
+    clip = eight_bits(host)
+    given = (clip, PROMPT), (_changed(clip, host), PROMPT), (clip, "a green square")
+    return torch.cat([_states(one, text) for one, text in given], 1)
+
+
+OTHERS = {
+    "prompt": encoded_prompt,
+    "prompt of 8 bits": prompt_of_eight_bits,
+    "prompt of 8 bits, patched and not": prompt_of_eight_bits_changed,
+    "preview": previewed,
+}
 """What is no sampling and no coding."""
+
+ENCODERS = {"prompt": small_encoder, "prompt of 8 bits": eight_bits}
+"""The CLIPs of cases whose second prompt is to upload little."""
 
 SAVED = {"packed weights are saved": saved_packed}
 """On ComfyUI 0.8 and later, which know quantised weights."""
 
 COARSE = {
     "preview": 2 / 255,
-    **dict.fromkeys(("other layers patched", "LoRA", "int8 with a LoRA"), 2e-3),
+    **dict.fromkeys(("other layers patched", "LoRA", "int8 with a LoRA", "prompt of 8 bits, patched and not"), 2e-3),
     **{"packed int8 with a LoRA": 0.01, "packed nvfp4 with a LoRA": 0.15},
 }
 """Bounds of what is in steps of 8 bits, of patches, which ComfyUI computes in float16 on a card, and of sums of a LoRA

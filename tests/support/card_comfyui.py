@@ -160,9 +160,8 @@ def run(host, name: str) -> torch.Tensor:
     return {**card_cases.OTHERS, **card_cases.SAVED, **card_cases.TWO_CARDS}[name](host)
 
 
-def uploaded_again(machine) -> int:
+def uploaded_again(machine, clip) -> int:
     """Bytes that a second prompt moves to the card."""
-    clip = drawing.call("SanaLoadPipeline", pipeline="tiny")[1]
     for text in ("a red ring", "a green square"):
         machine.begin()
         drawing.call("SanaEncodePrompt", clip=clip, text=text)
@@ -173,7 +172,8 @@ def counted(machine, host, name: str) -> dict:
     """A case on the card: its values, and what each step more asked for of a model that is loaded already."""
     if name not in card_cases.SAMPLINGS:
         value = run(host, name).cpu()
-        return {"value": value, **({"again": uploaded_again(machine)} if name == "prompt" else {})}
+        encoder = card_cases.ENCODERS.get(name)
+        return {"value": value, **({"again": uploaded_again(machine, encoder(host))} if encoder else {})}
     sampling, counts = card_cases.SAMPLINGS[name].loaded(host), []
     value = sampling(STEPS).cpu()
     for steps in (STEPS, 2 * STEPS):

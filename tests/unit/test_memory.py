@@ -55,17 +55,11 @@ def test_the_steps_of_a_short_and_of_a_long_video_are_within_10_percent(shorter,
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_tracer_agrees_with_the_cpu_allocator(dtype):
-    """Within 10 %; what is missing is convolutions' own scratch in bfloat16.
-
-    A processor without bfloat16 kernels needs that scratch in float32: with oneDNN kept to AVX2, 0.54 of
-    DC-AE's encoding was traced and 0.19 of its decoding, which no host computes in bfloat16 there.
-    """
-    native = dtype == torch.float32 or native_bf16(torch.device("cpu"))
-    least = 0.9 if native else 0.15
+    """Within 10 %; what is missing is convolutions' own scratch in bfloat16."""
+    if dtype == torch.bfloat16 and not native_bf16(torch.device("cpu")):
+        pytest.skip("this processor has no bfloat16 kernels: no host computes in it, and its scratch is float32")
     for case, traced, allocated in benchmark.check(dtype):
-        assert least < traced / allocated <= 1.0, (
-            f"{case.model} {case.what}: {traced:,} traced, {allocated:,} allocated"
-        )
+        assert 0.9 < traced / allocated <= 1.0, f"{case.model} {case.what}: {traced:,} traced, {allocated:,} allocated"
 
 
 def test_the_tracer_counts_storages_once_and_forgets_the_dead():
