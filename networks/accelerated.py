@@ -14,6 +14,8 @@ from weakref import WeakSet
 
 import torch
 
+from .compiled_encoder import compiled_layer
+
 logger = logging.getLogger(__name__)
 
 MODES = ("blocks", "off", "graphs")
@@ -22,6 +24,10 @@ SETTING = "SANA_NODES_COMPILE"
 
 BACKEND = "inductor"
 """What compiles blocks, by torch.compile's name for it."""
+
+GRAPHS = 128
+"""Of blocks of one class. torch.compile by itself runs a ninth as it is, and says so in the log alone: the sizes of
+DC-AE's layers and of the models of a session are more."""
 
 NEEDS = (
     "Sana Compile, mode blocks: torch.compile failed here ({}). It needs Triton on a card and "
@@ -45,12 +51,14 @@ def parse_mode(mode: str) -> str:
 
 
 def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """What is compiled of a network: a transformer's blocks, DC-AE's decoder layer by layer; of others nothing.
+    """What is compiled of a network: the blocks of a transformer, the layers of Gemma-2 and of DC-AE's decoder.
 
     The video autoencoders' layers take another shape at each piece of a video.
     """
     if hasattr(module, "transformer_blocks"):
         return list(module.transformer_blocks)
+    if type(module).__name__ == "Gemma2Model":
+        return list(module.layers)
     if type(module).__name__ == "AutoencoderDC":
         return [layer for stage in module.decoder.up_blocks for layer in stage]
     return []
@@ -60,10 +68,7 @@ class CompiledBlocks:
     """torch.compile of each block. Blocks of one kind and shape share a graph, and so do prompts of any length."""
 
     def __init__(self, module: torch.nn.Module, backend: Any = None):
-        self._calls = [
-            (part, _any_length(torch.compile(part._call_impl, backend=backend or BACKEND)))
-            for part in blocks_of(module)
-        ]
+        self._calls = [(part, _compiled(part, backend or BACKEND)) for part in blocks_of(module)]
 
     def call(self, forward: Callable, inputs: dict) -> Any:
         with self.active():
@@ -72,13 +77,16 @@ class CompiledBlocks:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within it the blocks are called compiled; RuntimeError where that cannot be done here."""
+        from torch._dynamo import config
         from torch._dynamo.exc import TorchDynamoException
 
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before torch 2.6
         before = [part._compiled_call_impl for part, _ in self._calls]
         try:
             for part, call in self._calls:
                 part._compiled_call_impl = call
-            yield
+            with config.patch({limit: max(GRAPHS, getattr(config, limit))}):
+                yield
         except TorchDynamoException as error:
             raise RuntimeError(NEEDS.format(_reason(error))) from error
         finally:
@@ -87,6 +95,12 @@ class CompiledBlocks:
 
     def release(self) -> None:
         """A compiled block holds nothing: its weights are arguments."""
+
+
+def _compiled(part: torch.nn.Module, backend: Any) -> Callable:
+    if hasattr(part, "self_attn"):
+        return compiled_layer(part, backend)
+    return _any_length(torch.compile(part._call_impl, backend=backend))
 
 
 def _reason(error: Exception) -> str:

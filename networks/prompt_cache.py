@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .accelerated import Acceleration, called
 from .prompts import PromptTokens
 from .text_encoder import TOGETHER
 
@@ -110,11 +111,14 @@ def weights_probe(module) -> tuple[float, ...]:
 class PromptCache:
     """What is kept of one encoder.
 
-    ``new_cache`` makes an empty cache of keys and values for its module; ``disk`` keeps an instruction's.
+    ``new_cache`` makes an empty cache of keys and values for its module; ``disk`` keeps an instruction's;
+    ``acceleration`` calls the module.
     """
 
-    def __init__(self, new_cache: Callable[[], Any], disk: Disk | None = None):
-        self._new_cache, self.disk = new_cache, disk
+    def __init__(
+        self, new_cache: Callable[[], Any], disk: Disk | None = None, acceleration: Acceleration | None = None
+    ):
+        self._new_cache, self.disk, self.acceleration = new_cache, disk, acceleration
         self._weights: Hashable = None
         self._prefixes: list[Prefix] = []
         self._states: OrderedDict[PromptTokens, torch.Tensor] = OrderedDict()
@@ -172,7 +176,8 @@ class PromptCache:
             more = {"past_key_values": prefix.cut(length, len(prompts))}
         longest = max(len(tokens.ids) for tokens in prompts)
         rest = [[*tokens.ids[length:], *[tokens.ids[-1]] * (longest - len(tokens.ids))] for tokens in prompts]
-        states = module(input_ids=torch.tensor(rest, device=device), use_cache=bool(more), **more)[0]
+        given = {"input_ids": torch.tensor(rest, device=device), "use_cache": bool(more), **more}
+        states = called(self.acceleration, module, given)[0]
         first = states[:, :1] if prefix is None else prefix.first.expand(len(prompts), -1, -1)
         return [
             torch.cat([start, own[tokens.first_kept - length : len(tokens.ids) - length]])[None]
@@ -216,7 +221,8 @@ class PromptCache:
 
     def _made(self, module, ids: tuple[int, ...], device) -> Prefix:
         cache = self._new_cache()
-        states = module(input_ids=torch.tensor([ids], device=device), past_key_values=cache, use_cache=True)[0]
+        given = {"input_ids": torch.tensor([ids], device=device), "past_key_values": cache, "use_cache": True}
+        states = called(self.acceleration, module, given)[0]
         return Prefix(ids, cache, states[:, :1].clone())
 
 

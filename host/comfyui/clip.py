@@ -17,6 +17,7 @@ from ...model_loaders.files.kept import KeptTensors
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.text_encoder import LoadedTextEncoder, load_text_encoder
 from ...networks import precision, prompts
+from ...networks.accelerated import Acceleration, by_setting, set_mode
 from ...networks.prompt_cache import PromptCache, weights_probe
 from ...networks.text_encoder import memory_of_tokens, use_fast_text_encoder
 from ..errors import spoken
@@ -85,7 +86,7 @@ class SanaTokenizer:
 class SanaTextModel(torch.nn.Module):
     """Gemma-2 in the interface of ComfyUI's text encoder models."""
 
-    def __init__(self, loaded: LoadedTextEncoder, compute_dtype: torch.dtype):
+    def __init__(self, loaded: LoadedTextEncoder, compute_dtype: torch.dtype, acceleration: Acceleration | None = None):
         super().__init__()
         self.gemma = loaded.module
         self.spec = loaded.spec
@@ -93,7 +94,7 @@ class SanaTextModel(torch.nn.Module):
         self.options: dict = {}
         self.fingerprint = fingerprint_of(loaded.module)
         folder = Path(folder_paths.get_user_directory()) / "sana-nodes" / "prompts"
-        self.cache = PromptCache(loaded.spec.new_cache, KeptTensors(folder))
+        self.cache = PromptCache(loaded.spec.new_cache, KeptTensors(folder), acceleration)
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
@@ -169,13 +170,16 @@ def build_clip(
     kept = packed.packable(loaded.module, loaded.quantised if wanted is None else {})
     dequantised = {name: value for name, value in loaded.quantised.items() if name not in kept}
     set_values(loaded.module, dequantised, precision.floating(wanted) or compute)
+    if loads_dynamically(load_device) and set_mode() != "off":
+        more["disable_dynamic"] = True  # what is compiled stays where it is
     dynamic = loads_dynamically(load_device, more.get("disable_dynamic", False))
     use_fast_text_encoder(use_comfy_ops(loaded.module, wanted, compute, dynamic=dynamic))
     packed.use_packed_layers(loaded.module, kept, compute, load_device, products)
     log_compute_dtype("SANA's Gemma-2", compute)
+    acceleration = by_setting(loaded.module, load_device, "SANA's Gemma-2")
     target = SimpleNamespace(
         params={},
-        clip=lambda **_: SanaTextModel(loaded, compute),
+        clip=lambda **_: SanaTextModel(loaded, compute, acceleration),
         tokenizer=lambda **_: SanaTokenizer(loaded.tokenizer),
     )
     parameters = comfy.model_management.module_size(loaded.module) // compute.itemsize

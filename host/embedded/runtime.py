@@ -87,7 +87,8 @@ def build_clip(loaded: LoadedTextEncoder, weight_dtype: str, where: str, disk: D
     device = torch.device("cpu") if where == "cpu" else default_device()
     prepare(loaded, wanted, device, "SANA's Gemma-2")
     use_fast_text_encoder(loaded.module)
-    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, PromptCache(loaded.spec.new_cache, disk))
+    cache = PromptCache(loaded.spec.new_cache, disk, by_setting(loaded.module, device, "SANA's Gemma-2"))
+    return Clip(loaded.module, loaded.tokenizer, loaded.spec, device, cache)
 
 
 WORDS = "sana_words"

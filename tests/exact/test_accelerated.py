@@ -12,9 +12,13 @@ from network_calls import image_inputs, video_inputs
 from sana_nodes.networks import accelerated, card_layers
 from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_transformer import use_fast_transformer
+from sana_nodes.networks.prompt_cache import PromptCache
+from sana_nodes.networks.prompts import PromptTokens
+from sana_nodes.networks.text_encoder import use_fast_text_encoder
 from sana_nodes.samplers.block_causal import BlockCall, BlockState
 from torch import _dynamo
 from torch._dynamo.testing import CompileCounter
+from transformers import DynamicCache
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +83,46 @@ def test_the_decoder_of_dc_ae(monkeypatch, card):
     with torch.no_grad(), blocks.active():
         assert (mine.decode(latent)[0] - theirs.decode(latent)[0]).abs().max() < 1e-5
     assert counter.frame_count >= 6 and not _dynamo.utils.counters["graph_break"]
+
+
+def test_prompts_of_any_length_share_a_graph_of_gemmas_layers():
+    """One for an instruction, one for prompts behind it, one for several of them at once; none for another layer."""
+    module = use_fast_text_encoder(tiny.text_encoder()).requires_grad_(False)
+    instruction, counter, counts = tuple(range(5, 95)), CompileCounter(), []
+    plain = PromptCache(DynamicCache)
+    fast = PromptCache(DynamicCache, acceleration=accelerated.CompiledBlocks(module, counter))
+    for lengths in ((9,), (31,), (2,), (77,), (8, 20, 33), (11, 23)):
+        wanted = [PromptTokens((*instruction, *range(length, 2 * length)), 89) for length in lengths]
+        both = (cache.encode_all(module, wanted, "cpu") for cache in (plain, fast))
+        assert all((one - other).abs().max() < 1e-5 for one, other in zip(*both))
+        counts.append(counter.frame_count)
+    assert counts == [2, 2, 2, 2, 3, 3] and not _dynamo.utils.counters["graph_break"]
+
+
+def test_more_kinds_of_blocks_than_torch_compiles_by_itself():
+    """torch.compile runs a ninth of a class as it is: a network whose blocks are all of other sizes."""
+
+    class Block(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    class Network(torch.nn.Module):
+        def __init__(self, kinds):
+            super().__init__()
+            self.transformer_blocks = torch.nn.ModuleList(Block(4 + n, 5 + n) for n in range(kinds))
+
+        def forward(self, x):
+            for block in self.transformer_blocks:
+                x = block(x)
+            return x
+
+    kinds = _dynamo.config.recompile_limit + 3
+    network, counter = Network(kinds).requires_grad_(False), CompileCounter()
+    blocks = accelerated.CompiledBlocks(network, counter)
+    for _ in range(2):
+        blocks.call(network, {"x": torch.randn(2, 4)})
+        assert counter.frame_count == kinds
+    assert _dynamo.config.recompile_limit == kinds - 3, "only within a call"
 
 
 def test_a_missing_compiler_is_an_error_that_says_what_to_do():
