@@ -80,7 +80,7 @@ class CompiledBlocks:
         from torch._dynamo import config
         from torch._dynamo.exc import TorchDynamoException
 
-        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before torch 2.6
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # in older torch
         before = [part._compiled_call_impl for part, _ in self._calls]
         try:
             for part, call in self._calls:

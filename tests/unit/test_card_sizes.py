@@ -18,6 +18,7 @@ from sana_nodes.networks import autoencoder
 sys.path.append(str(tiny.REPOSITORY / "benchmarks"))  # last: it has a graphs.py as support has
 
 import memory as benchmark
+from sana_nodes.model_loaders.quantised.writer import quantised_bytes
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="a build of torch for CUDA asks a real card")
 
@@ -26,6 +27,7 @@ CARDS = (4, 6, 8, 12)
 DRIVER = 0.6
 """GB that a driver and its libraries take of a card."""
 
+README = (tiny.REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCUMENT = (tiny.REPOSITORY / "docs" / "what-to-expect.md").read_text(encoding="utf-8")
 
 DECODED = {
@@ -76,6 +78,41 @@ def row(name: str) -> str:
 @pytest.mark.parametrize("name", DECODED)
 def test_the_documentation_says_how_it_is_decoded(name):
     assert row(name) in DOCUMENT, row(name)
+
+
+SAMPLED = {
+    "1024 × 1024, SANA-Sprint 0.6B": ("Sprint 0.6B", "1024 x 1024, batch 1, prompt 300"),
+    "1024 × 1024, SANA-Sprint 1.6B": ("Sprint 1.6B", "1024 x 1024, batch 1, prompt 300"),
+    "4096 × 4096, SANA 1.6B 4K": ("Sana 1.6B", "4096 x 4096, batch 2, prompt 300"),
+    "832 × 480, 5 seconds, SANA-Video 480p": ("SANA-Video 480p", "832 x 480 x 81, batch 2, prompt 300"),
+    "1280 × 704, 5 seconds, SANA-Video 720p": ("SANA-Video 720p", "1280 x 704 x 121, batch 2, prompt 300"),
+}
+"""What is sampled: transformer and size of a step, in bfloat16; guidance computes two prompts at once."""
+
+
+@cache
+def weights_and_step(name: str) -> tuple[dict[str, int], int]:
+    """Bytes of a transformer's weights by their format, and of a step beside them."""
+    model, size = SAMPLED[name]
+    cases = benchmark.step_cases(model, "meta", torch.bfloat16)
+    step = next(case.estimate for case in cases if (case.what, case.size) == ("step", size))
+    state = benchmark.module(model, "meta", torch.bfloat16).state_dict()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    packed = {wanted: quantised_bytes(shapes, wanted) for wanted in ("fp8", "nvfp4")}
+    return {"bf16": sum(value.nbytes for value in state.values()), **packed}, step
+
+
+def sampled(name: str, size: int) -> str:
+    """The widest weights with which it stays whole on a card of ``size`` GB."""
+    weights, step = weights_and_step(name)
+    room = (size - DRIVER) * GB
+    return next((format for format, count in weights.items() if count + step <= room), "in part")
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_readme_says_which_weights_fit(name):
+    row = f"| {name} | {' | '.join(sampled(name, size) for size in CARDS)} |"
+    assert row in README, row
 
 
 @pytest.mark.parametrize("size", [4])
