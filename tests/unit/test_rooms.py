@@ -11,7 +11,7 @@ from imports import OURS
 
 ROOT = tiny.REPOSITORY
 COMFY = {"comfy", "folder_paths", "latent_preview", "nodes", "execution", "server", "main"}
-COMFY |= {"comfy_extras", "comfy_execution", "comfy_api"}
+COMFY |= {"comfy_aimdo", "comfy_extras", "comfy_execution", "comfy_api"}
 NETWORKS = {"sana.networks", "sana.samplers"}
 BELOW = {"sana.model_loaders", "sana.media", *NETWORKS}
 ALLOWED = {
