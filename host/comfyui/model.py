@@ -31,9 +31,10 @@ from ...networks.transformer import mask_of_times, network_inputs, velocity
 from ...samplers.block_causal import BlockState
 from ...samplers.flow_match import FlowMatch
 from ..errors import spoken
-from . import attention, compiling, guidance, long_video, packed, pairs, patches, traps
+from . import attention, compiling, guidance, long_video, packed, pairs, patches
 from .kept import of_one_call
 from .modules import loads_dynamically, log_compute_dtype, patcher_class, set_reload, use_comfy_ops, uses_bf16
+from .patcher import sana_patcher_class
 from .previews import PUBLISHED_GAIN, Previewing, SanaLTX2Format, SanaWanFormat
 
 
@@ -298,7 +299,7 @@ def build_model(
     model = make(loaded, config, _model_sampling(loaded.spec))
     word = str(wanted or stored).removeprefix("torch.")
     log_compute_dtype(loaded.spec.name, cast or stored, f"it is stored in {word}")
-    make_patcher = traps.patcher_class(patcher_class(not disable_dynamic))
+    make_patcher = sana_patcher_class(patcher_class(not disable_dynamic))
     patcher = make_patcher(model, load_device, comfy.model_management.unet_offload_device())
     set_reload(patcher, _reload, weakref.ref(model), loaded.path, loaded.spec, weight_dtype, products)
     watched = long_video.watch(patches.watch(patcher, loaded.spec), loaded.spec)

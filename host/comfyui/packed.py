@@ -11,11 +11,13 @@ time. ComfyUI has no packed convolutions, so both become products of matrices.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import torch
 from torch.nn import functional
@@ -129,6 +131,28 @@ class PackedTimes(Packed):
         count = frames.shape[1] - taps + 1
         near = torch.stack([frames[:, tap : tap + count] for tap in range(taps)], -1).flatten(-2)
         return self.product(near.flatten(0, 2)).unflatten(0, near.shape[:3])
+
+
+@contextmanager
+def saved_in_pieces() -> Iterator[None]:
+    """Lets ComfyUI 0.33 list packed weights that are not on the card as a whole.
+
+    It has a Parameter for each stored tensor, with a gradient, which torch refuses for integers.
+    """
+    usual = getattr(comfy.model_patcher, "LazyCastingParamPiece", None)
+    if usual is None:
+        yield
+        return
+
+    class Piece(usual):
+        def __new__(cls, caster, state_dict_key, tensor):
+            return torch.nn.Parameter.__new__(cls, tensor, requires_grad=False)
+
+    comfy.model_patcher.LazyCastingParamPiece = Piece
+    try:
+        yield
+    finally:
+        comfy.model_patcher.LazyCastingParamPiece = usual
 
 
 def _kind_of(layer: torch.nn.Module) -> type | None:

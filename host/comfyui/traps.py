@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
 from ...networks.families import TransformerSpec
@@ -46,20 +44,12 @@ def _tell_of_encoder(guider) -> None:
         )
 
 
-@cache
-def patcher_class(plain: type) -> type:
-    """A ModelPatcher that tells of a LoRA, from ComfyUI's own loader, that does not fit."""
-
-    class SanaPatcher(plain):
-        def add_patches(self, patches, *args, **kwargs):
-            if not patches:
-                editor.note(UNKNOWN_LORA)
-            elif key := _misfit(self, patches):
-                editor.note(f"this LoRA was made for a SANA model of another size: its {key} does not fit this one's")
-            return super().add_patches(patches, *args, **kwargs)
-
-    SanaPatcher.__name__ = SanaPatcher.__qualname__ = plain.__name__
-    return SanaPatcher
+def tell_of_patches(patcher, patches) -> None:
+    """A note where a LoRA, from ComfyUI's own loader, does not fit."""
+    if not patches:
+        editor.note(UNKNOWN_LORA)
+    elif key := _misfit(patcher, patches):
+        editor.note(f"this LoRA was made for a SANA model of another size: its {key} does not fit this one's")
 
 
 def _misfit(patcher, patches) -> str | None:

@@ -10,6 +10,8 @@ import card_process
 import pytest
 
 CASES = ["SCM", "int8 with a LoRA", "packed nvfp4 with a LoRA", "other layers patched", "image to video", "prompt"]
+if card_process.keeps_packed():
+    CASES += card_cases.SAVED
 CASES += ["prompt of 8 bits", "prompt of 8 bits, patched and not", "preview", "Wan decodes"]
 
 

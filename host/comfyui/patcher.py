@@ -1,0 +1,24 @@
+"""The ModelPatcher of a SANA model."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from . import packed, traps
+
+
+@cache
+def sana_patcher_class(plain: type) -> type:
+    """One of ComfyUI's patchers that tells of LoRAs that do not fit, and saves packed weights however it is loaded."""
+
+    class SanaPatcher(plain):
+        def add_patches(self, patches, *args, **kwargs):
+            traps.tell_of_patches(self, patches)
+            return super().add_patches(patches, *args, **kwargs)
+
+        def model_state_dict_for_saving(self, *args, **kwargs):
+            with packed.saved_in_pieces():
+                return super().model_state_dict_for_saving(*args, **kwargs)
+
+    SanaPatcher.__name__ = SanaPatcher.__qualname__ = plain.__name__
+    return SanaPatcher
