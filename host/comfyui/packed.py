@@ -11,8 +11,7 @@ time. ComfyUI has no packed convolutions, so both become products of matrices.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -66,6 +65,7 @@ class Packed:
 
     floating_shape: tuple[int, ...]
     scales_input = False
+    comfy_patched_weights: bool
     bias: torch.Tensor | None
     weight: Any
     _full_precision_mm: bool
@@ -133,26 +133,43 @@ class PackedTimes(Packed):
         return self.product(near.flatten(0, 2)).unflatten(0, near.shape[:3])
 
 
-@contextmanager
-def saved_in_pieces() -> Iterator[None]:
-    """Lets ComfyUI 0.33 list packed weights that are not on the card as a whole.
+def state_for_saving(patcher, usual: Callable, network: torch.nn.Module, prefix: str) -> dict[str, Any]:
+    """A network's weights by name, each patched when it is written. ``usual``: how ComfyUI lists them.
 
-    It has a Parameter for each stored tensor, with a gradient, which torch refuses for integers.
+    0.33 lists a packed weight that is not whole on the card as a Parameter for each stored tensor, which torch refuses
+    for integers: those are listed here.
     """
-    usual = getattr(comfy.model_patcher, "LazyCastingParamPiece", None)
-    if usual is None:
-        yield
-        return
+    waiting = {name: layer for name, layer in network.named_modules() if isinstance(layer, Packed) and _is_lazy(layer)}
+    if not waiting or not hasattr(comfy.model_patcher, "LazyCastingQuantizedParam"):
+        return usual(network, prefix)
+    for layer in waiting.values():
+        layer.comfy_patched_weights = True  # so they are listed as they are stored
+    try:
+        listed = usual(network, prefix)
+    finally:
+        for layer in waiting.values():
+            layer.comfy_patched_weights = False
+    for name, layer in waiting.items():
+        caster = comfy.model_patcher.LazyCastingQuantizedParam(patcher, f"{prefix}{name}.weight")
+        for key in layer.weight.state_dict(f"{name}.weight"):
+            listed[key] = _piece_class()(caster, f"{prefix}{key}", listed[key])
+        if (key := f"{prefix}{name}.bias") in patcher.patches:
+            listed[f"{name}.bias"] = comfy.model_patcher.LazyCastingParam(patcher, key, layer.bias)
+    return listed
 
-    class Piece(usual):
+
+def _is_lazy(layer: Packed) -> bool:
+    """Whether a layer's weight is quantised, and not on the card with its patches."""
+    return hasattr(layer.weight, "_qdata") and not getattr(layer, "comfy_patched_weights", False)
+
+
+@cache
+def _piece_class() -> type:
+    class Piece(comfy.model_patcher.LazyCastingParamPiece):
         def __new__(cls, caster, state_dict_key, tensor):
             return torch.nn.Parameter.__new__(cls, tensor, requires_grad=False)
 
-    comfy.model_patcher.LazyCastingParamPiece = Piece
-    try:
-        yield
-    finally:
-        comfy.model_patcher.LazyCastingParamPiece = usual
+    return Piece
 
 
 def _kind_of(layer: torch.nn.Module) -> type | None:

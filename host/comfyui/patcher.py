@@ -16,9 +16,9 @@ def sana_patcher_class(plain: type) -> type:
             traps.tell_of_patches(self, patches)
             return super().add_patches(patches, *args, **kwargs)
 
-        def model_state_dict_for_saving(self, *args, **kwargs):
-            with packed.saved_in_pieces():
-                return super().model_state_dict_for_saving(*args, **kwargs)
+        def model_state_dict_for_saving(self, model=None, prefix=""):
+            usual = super().model_state_dict_for_saving
+            return packed.state_for_saving(self, usual, self.model if model is None else model, prefix)
 
     SanaPatcher.__name__ = SanaPatcher.__qualname__ = plain.__name__
     return SanaPatcher
