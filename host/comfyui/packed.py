@@ -150,12 +150,22 @@ def state_for_saving(patcher, usual: Callable, network: torch.nn.Module, prefix:
         for layer in waiting.values():
             layer.comfy_patched_weights = False
     for name, layer in waiting.items():
-        caster = comfy.model_patcher.LazyCastingQuantizedParam(patcher, f"{prefix}{name}.weight")
-        for key in layer.weight.state_dict(f"{name}.weight"):
-            listed[key] = _piece_class()(caster, f"{prefix}{key}", listed[key])
+        listed.update(_listed(patcher, layer, f"{name}.weight", prefix))
         if (key := f"{prefix}{name}.bias") in patcher.patches:
             listed[f"{name}.bias"] = comfy.model_patcher.LazyCastingParam(patcher, key, layer.bias)
     return listed
+
+
+def _listed(patcher, layer: Packed, name: str, prefix: str) -> dict[str, torch.Tensor]:
+    """The stored tensors of a weight; where nothing patches it, those of the file: dynamic memory may hold others."""
+    key = f"{prefix}{name}"
+    if key not in patcher.patches:
+        stored = patcher.backup[key].weight if key in patcher.backup else layer.weight
+        return stored.state_dict(name)
+    caster = comfy.model_patcher.LazyCastingQuantizedParam(patcher, key)
+    return {
+        part: _piece_class()(caster, f"{prefix}{part}", value) for part, value in layer.weight.state_dict(name).items()
+    }
 
 
 def _is_lazy(layer: Packed) -> bool:

@@ -290,6 +290,10 @@ def _of_another_class(args, kwargs) -> type | None:
     return next((type(t) for t in tensors if type(t) not in plain and hasattr(t, "__tensor_flatten__")), None)
 
 
+SPELT = {"__invert__": "bitwise_not"}
+"""Operators that Python's name of a method is not."""
+
+
 def _is_composite(func) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
@@ -321,9 +325,10 @@ class _Functions(TorchFunctionMode):
         try:
             return func(*args, **kwargs)
         except RuntimeError as error:  # a method that asks a real device before it calls its operator
-            if "not linked with support for cuda" not in str(error) or not hasattr(OPERATORS, name):
+            operator = getattr(OPERATORS, SPELT.get(name, name), None)
+            if "not linked with support for cuda" not in str(error) or operator is None:
                 raise
-        return getattr(OPERATORS, name)(*args, **kwargs)
+        return operator(*args, **kwargs)
 
 
 def _with_index(name: str, args: tuple) -> tuple:
