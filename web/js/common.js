@@ -43,14 +43,17 @@ export function watch(node, name, changed) {
 }
 
 const undoing = new WeakMap();
+const removed = new WeakSet();
 
-/** Run `undo` when a node leaves the graph. */
+/** Run `undo` when a node leaves the graph; at once where it left while a part still waited for its texts. */
 export function onRemoval(node, undo) {
+  if (removed.has(node)) return undo();
   if (!undoing.has(node)) {
     const list = [];
     undoing.set(node, list);
     const back = after(node, "onRemoved", () => {
       undoing.delete(node);
+      removed.add(node);
       back();
       for (const each of list) each();
     });
@@ -62,6 +65,14 @@ export function onRemoval(node, undo) {
 export function locator(node) {
   const graph = node.graph;
   return graph && graph.rootGraph && graph.rootGraph !== graph ? `${graph.id}:${node.id}` : `${node.id}`;
+}
+
+/** Whether the editor's running node, "5" or in subgraphs "12:5", is this one. */
+export function isRunning(node, path) {
+  const ids = `${path}`.split(":");
+  let graph = app.rootGraph ?? app.graph;
+  for (const id of ids.slice(0, -1)) graph = graph?.getNodeById(Number(id))?.subgraph;
+  return `${node.id}` === ids.at(-1) && graph === node.graph;
 }
 
 export function element(tag, properties = {}, ...children) {

@@ -21,13 +21,43 @@ def test_what_the_editor_exports_is_the_twin(editor, name):
     assert exported == wanted
 
 
+SHOWN = """names => names.every(name => {
+    const has = src => decodeURIComponent(src ?? "").replaceAll("+", " ").includes(name);
+    const canvas = app.graph._nodes.flatMap(node => node.imgs ?? []).filter(each => each.naturalWidth);
+    const page = [...document.querySelectorAll("img, video")].filter(
+        each => (each.naturalWidth || each.videoWidth) && each.getBoundingClientRect().width > 40);
+    return [...canvas, ...page].some(each => has(each.src));
+})"""
+"""Whether each of these files is shown, on the canvas or in an element of the page."""
+
+
+def open_from_the_browser(editor, title: str) -> None:
+    """As a person opens it: Templates, sana-nodes, the card."""
+    page = editor.page
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.locator("[role=dialog] >> text=sana-nodes").first.click(timeout=30_000)
+    page.click(f'[data-testid="template-workflow-{title}"]', timeout=30_000)
+    page.wait_for_function(
+        "title => app.extensionManager.workflow.activeWorkflow?.filename === title", arg=title, timeout=30_000
+    )
+    page.wait_for_timeout(1500)
+
+
 @pytest.mark.parametrize("name", [name for name, template in ALL.items() if template.demo])
-def test_a_fresh_install_generates(editor, name):
+def test_a_fresh_install_generates(editor, name, tmp_path):
+    """From the template browser to the result in the node."""
     editor.errors.clear()
-    editor.template(ALL[name].title)
+    open_from_the_browser(editor, ALL[name].title)
+    editor.picture(tmp_path / "opened.png")
     entry = editor.run(300)
     assert entry["status"]["status_str"] == "success", entry["status"]
-    assert entry["outputs"] and not editor.ours()
+    files = [each for output in entry["outputs"].values() for each in output.get("images", [])]
+    saved = [each["filename"] for each in files if each["type"] == "output"]
+    editor.page.wait_for_timeout(2500)
+    editor.picture(tmp_path / "result.png")
+    assert saved
+    editor.page.wait_for_function(SHOWN, arg=saved, timeout=20_000)
+    assert not editor.ours()
 
 
 @pytest.mark.parametrize("name", [name for name, template in ALL.items() if template.models])
@@ -43,8 +73,8 @@ def test_missing_files_are_offered_with_their_addresses(editor, name):
 
 def test_the_template_browser_lists_them(editor):
     editor.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    editor.page.wait_for_selector("text=sana-nodes", timeout=15_000)
-    editor.page.click("text=sana-nodes")
+    editor.page.wait_for_selector("[role=dialog] >> text=sana-nodes", timeout=30_000)
+    editor.page.locator("[role=dialog] >> text=sana-nodes").first.click()
     editor.page.wait_for_timeout(1500)
     shown = editor.page.inner_text("body")
     assert "SANA-Sprint text to image" in shown
