@@ -13,11 +13,16 @@ from .rules import named_model
 
 
 def describe(node: str, name: str, weight_dtype: str = "default") -> dict:
-    """``parts``: a row of label, parameters, dtype and bytes in memory for each model; or ``error``."""
+    """``parts``: a row of label, parameters, dtype and bytes in memory for each model; or ``error``.
+
+    With ``missing`` if there is no such file.
+    """
     try:
         return {"parts": [_row(part, weight_dtype) for part in _parts(node, named_model(node, name))]}
     except KeyError:
         return {"error": f"{node[:100]} loads no file"}
+    except FileNotFoundError as error:
+        return {"error": str(error), "missing": True}
     except (OSError, ValueError) as error:
         return {"error": str(error)}
 

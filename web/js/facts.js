@@ -40,7 +40,8 @@ export async function created(node) {
     const found = answer?.ok ? await answer.json() : {};
     if (mine !== asked || !node.graph) return;
     known = (found.parts ?? []).map(row).join("\n");
-    say(known || found.error || "", found.error ? "var(--error-text, #f66)" : "");
+    const wrong = found.missing ? text("factsMissing") : found.error;
+    say(known || wrong || "", wrong ? "var(--error-text, #f66)" : "");
   };
   const status = ({ detail }) => {
     if (isRunning(node, detail?.node)) say(detail.text || known);
