@@ -176,7 +176,8 @@ def test_a_copied_sketch_is_one_of_its_own(page):
     copied = page.evaluate("app.graph._nodes.map(each => each.id)")[-1]
     assert copied != node and sketch_of(page, copied) == sketch_of(page, node)
     page.evaluate(f"app.graph.remove(app.graph.getNodeById({node}))")
-    page.wait_for_timeout(300)
+    page.evaluate(f"app.graph.getNodeById({copied}).pos = [300, 150]; app.canvas.deselectAll()")
+    page.wait_for_timeout(500)
     stroke(page, (0.5, 0.5), (0.8, 0.8))
     assert len(sketch_of(page, copied)["strokes"]) == 2
 
