@@ -92,6 +92,12 @@ def test_a_loader_deleted_while_its_request_runs(page, editor):
     assert not [text for text in lines(page) if text] and not editor.errors
 
 
+def test_a_loader_whose_file_is_not_there_says_so_in_a_line(page):
+    add(page, "SanaLoadVAE", vae_name="absent.safetensors")
+    page.wait_for_function("document.querySelector('.sana-line')?.textContent")
+    assert lines(page) == ["No such file yet: Run says how to get it"]
+
+
 def test_the_hooks_of_a_closed_graph_are_given_back(page):
     """Also of nodes in a subgraph: a listener that stays holds its node, and a sketch would go on to start runs."""
     page.evaluate(LISTENERS)
