@@ -66,7 +66,8 @@ def label(found: facts.Facts) -> str:
     """A kind as people call it, such as SANA-Sprint 1.6B; "" if the header does not tell."""
     if found.kind is None:
         return ""
-    return f"{found.kind.label.removesuffix(' transformer')} {amount(found.parameters)}"
+    name = found.kind.label.removesuffix(" transformer").removesuffix(" text encoder")
+    return f"{name} {amount(found.parameters)}"
 
 
 def amount(parameters: int) -> str:

@@ -28,7 +28,7 @@ def test_a_transformer(host, reference, home):
 def test_a_pipeline_has_three_parts(host, reference):
     labels = [part["label"] for part in describe("SanaLoadPipeline", "tiny")["parts"]]
     assert labels[0].startswith("SANA-Sprint") and [label.rpartition(" ")[0] for label in labels[1:]] == [
-        "Gemma-2 text encoder",
+        "Gemma-2",
         "DC-AE",
     ]
 

@@ -36,7 +36,7 @@ SIZES = {
     "SanaSketch": (320, 446),
     "SanaSCMSample": (280, 372),
     "SanaFlowSample": (290, 310),
-    "SanaSaveVideo": (260, 172),
+    "SanaSaveVideo": (260, 192),
     "SanaLongVideoSave": (280, 408),
     "SanaSaveVideoState": (280, 116),
     "SanaPromptSchedule": (290, 136),
