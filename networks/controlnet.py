@@ -28,12 +28,12 @@ def check_vae(spec: ControlNetSpec, vae, channels: int | None, is_video: bool) -
     if vae is None:
         raise ValueError(
             "SANA's ControlNet needs DC-AE to encode the control image: connect SANA's VAE to the vae input of "
-            "ControlNetApplyAdvanced"
+            "Apply ControlNet"
         )
     if is_video or channels != spec.latent_channels:
         raise ValueError(
             f"this VAE has {channels} latent channels and SANA's ControlNet takes {spec.latent_channels}: connect "
-            "DC-AE, SANA's VAE for images, to the vae input of ControlNetApplyAdvanced"
+            "DC-AE, SANA's VAE for images, to the vae input of Apply ControlNet"
         )
 
 

@@ -47,6 +47,13 @@ class GraphNode:
         link = next((link for link in links if isinstance(link, list) and link), None)
         return GraphNode(self.graph, str(link[0])) if link and str(link[0]) in self.graph else None
 
+    def after(self) -> Iterator[GraphNode]:
+        """The nodes that take something of this one."""
+        for key in self.graph:
+            node = GraphNode(self.graph, key)
+            if any(isinstance(link, list) and link and str(link[0]) == self.key for link in node.inputs.values()):
+                yield node
+
     def before(self, *names: str) -> Iterator[GraphNode]:
         """The nodes along the links of these inputs, the nearest first."""
         node, seen = self.source(*names), {self.key}

@@ -13,11 +13,16 @@ from .rules import named_model
 
 
 def describe(node: str, name: str, weight_dtype: str = "default") -> dict:
-    """``parts``: a row of label, parameters, dtype and bytes in memory for each model; or ``error``."""
+    """``parts``: a row of label, parameters, dtype and bytes in memory for each model; or ``error``.
+
+    With ``missing`` if there is no such file.
+    """
     try:
         return {"parts": [_row(part, weight_dtype) for part in _parts(node, named_model(node, name))]}
     except KeyError:
         return {"error": f"{node[:100]} loads no file"}
+    except FileNotFoundError as error:
+        return {"error": str(error), "missing": True}
     except (OSError, ValueError) as error:
         return {"error": str(error)}
 
@@ -61,7 +66,8 @@ def label(found: facts.Facts) -> str:
     """A kind as people call it, such as SANA-Sprint 1.6B; "" if the header does not tell."""
     if found.kind is None:
         return ""
-    return f"{found.kind.label.removesuffix(' transformer')} {amount(found.parameters)}"
+    name = found.kind.label.removesuffix(" transformer").removesuffix(" text encoder")
+    return f"{name} {amount(found.parameters)}"
 
 
 def amount(parameters: int) -> str:

@@ -206,7 +206,7 @@ class SanaImg2ImgLatent:
         }
         return {
             "required": {
-                "samples": ("LATENT", {"tooltip": "The latent of an image, from VAEEncode with SANA's VAE."}),
+                "samples": ("LATENT", {"tooltip": "The latent of an image, from VAE Encode with SANA's VAE."}),
                 "seed": seed_input(),
                 "strength": ("FLOAT", strength),
                 **schedule_inputs(),

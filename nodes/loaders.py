@@ -88,6 +88,7 @@ class SanaLoadPipeline:
 
     VALIDATE_INPUTS = checks.Validation(
         lambda pipeline=None, **_: _validate_name(pipeline, "pipeline folder", "diffusers"),
+        rules.sampler_fits,
         rules.vae_fits,
         always="pipeline",
     )
@@ -133,9 +134,11 @@ class SanaLoadTransformer:
             "optional": {"products": _products(), "variant": (list(VARIANTS), variant)},
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, model_name=None):
-        return _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS)
+    VALIDATE_INPUTS = checks.Validation(
+        lambda model_name=None, **_: _validate_name(model_name, "transformer", *TRANSFORMER_FOLDERS),
+        rules.sampler_fits,
+        always="model_name",
+    )
 
     def load(self, model_name, weight_dtype, products=PRODUCTS[0], variant="auto"):
         check_libraries()
@@ -154,7 +157,7 @@ class SanaLoadTextEncoder:
     SEARCH_ALIASES = ["sana", "gemma", "gemma loader", "load clip"]
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)
-    OUTPUT_TOOLTIPS = ("Gemma-2 as a CLIP; core CLIPTextEncode also works with it.",)
+    OUTPUT_TOOLTIPS = ("Gemma-2 as a CLIP; core CLIP Text Encode also works with it.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -191,7 +194,7 @@ class SanaLoadVAE:
     SEARCH_ALIASES = ["sana", "sana video", "dc-ae", "dcae", "wan vae", "ltx vae", "load vae"]
     FUNCTION = "load"
     RETURN_TYPES = ("VAE",)
-    OUTPUT_TOOLTIPS = ("The autoencoder, for core VAEDecode and VAEEncode.",)
+    OUTPUT_TOOLTIPS = ("The autoencoder, for core VAE Decode and VAE Encode.",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -260,13 +263,13 @@ class SanaLoadControlNet:
     DISPLAY_NAME = "Sana Load ControlNet"
     CATEGORY = "sana/loaders"
     DESCRIPTION = (
-        "Loads a SANA ControlNet for core ControlNetApplyAdvanced, which also needs SANA's VAE. It works with SANA and "
+        "Loads a SANA ControlNet for core Apply ControlNet, which also needs SANA's VAE. It works with SANA and "
         "with SANA-Sprint of the same size."
     )
     SEARCH_ALIASES = ["sana", "controlnet", "load controlnet", "hed", "canny"]
     FUNCTION = "load"
     RETURN_TYPES = ("CONTROL_NET",)
-    OUTPUT_TOOLTIPS = ("A ControlNet for ControlNetApplyAdvanced.",)
+    OUTPUT_TOOLTIPS = ("A ControlNet for Apply ControlNet.",)
 
     @classmethod
     def INPUT_TYPES(cls):

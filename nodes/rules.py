@@ -8,6 +8,8 @@ from pathlib import Path
 from .. import host
 from ..media.formats import VIDEO_FORMATS
 from ..model_loaders.files import facts, folders
+from ..model_loaders.files.checkpoint import UnusableFile
+from ..networks.families import FAMILIES, IMAGE, LONG_VIDEO, SPRINT, VIDEO, Family
 from ..networks.latent_spaces import LatentSpace
 from .checks import GraphNode, Problem
 
@@ -15,8 +17,19 @@ MODEL_LOADERS = {"SanaLoadPipeline": "transformer", "SanaLoadTransformer": ""}
 VAE_LOADERS = {"SanaLoadPipeline": "vae", "SanaLoadVAE": ""}
 """Loader to the part of its folder."""
 
+SAMPLERS = {
+    "SanaSCMSample": ("Sana SCM Sample", (SPRINT,)),
+    "SanaFlowSample": ("Sana Flow Sample", (IMAGE, VIDEO)),
+    "SanaLongVideoSample": ("Sana Long Video Sample", (LONG_VIDEO,)),
+    "SanaLongVideoSave": ("Sana Long Video Save", (LONG_VIDEO,)),
+}
+"""Node to its name on the page and the families that it samples."""
+
 SAMPLES = ("samples", "latent_image", "latent")
 DECODERS = ("VAEDecode", "VAEDecodeTiled", "SanaDecodeSaveVideo")
+IDLE = ("SanaSCMSample", "SanaFlowSample", "SanaLongVideoSample", "VAEDecode", "VAEDecodeTiled")
+"""What does not run where nothing takes its result."""
+
 IMAGES = ("images", "image", "samples", "latent_image")
 """Inputs along which frames and latents are followed to where their number is set."""
 
@@ -29,13 +42,43 @@ def sound_fits(node: GraphNode) -> Iterator[Problem]:
         yield "format", f"{node.inputs['format']} has no sound: choose {with_sound}, or disconnect audio"
 
 
+def sampler_fits(node: GraphNode) -> Iterator[Problem]:
+    """A model that its sampler cannot sample; ``node`` is the model's loader."""
+    family = _family(node)
+    for sampler in (GraphNode(node.graph, key) for key in node.graph):
+        title, families = SAMPLERS.get(sampler.kind, ("", ()))
+        if family and families and family not in families and _loader_of(sampler) == node and _runs(sampler):
+            named = " and ".join(each.name for each in families)
+            text = f"this model is {family.name}, and {title} is for {named}: sample it with {family.node}"
+            if families == (LONG_VIDEO,) and family is VIDEO:
+                text += ". If its file is LongSANA's, choose long as variant in Sana Load Transformer"
+            yield folders.LOADERS[node.kind][0], text
+
+
+def _family(loader: GraphNode) -> Family | None:
+    """The family of what a loader loads, from the headers of its files; None if it cannot be told."""
+    path = loaded_path(loader, MODEL_LOADERS)
+    try:
+        kind = None if path is None else facts.facts_of(path).kind
+    except (OSError, UnusableFile):
+        return None
+    family = FAMILIES.get(kind.key) if kind else None
+    variant = loader.inputs.get("variant", "auto")
+    if family in (VIDEO, LONG_VIDEO) and variant != "auto":
+        return LONG_VIDEO if variant == "long" else VIDEO
+    return family
+
+
 def vae_fits(node: GraphNode) -> Iterator[Problem]:
     """A VAE that decodes latents of a model which has another VAE; ``node`` is the VAE's loader."""
     input_name = folders.LOADERS[node.kind][0]
     own = _space(node, VAE_LOADERS)
     for decoder in (GraphNode(node.graph, key) for key in node.graph):
-        if own and decoder.kind in DECODERS and next(decoder.before("vae"), None) == node:
-            needed = _space(_model_loader(decoder), MODEL_LOADERS)
+        if own and decoder.kind in DECODERS and next(decoder.before("vae"), None) == node and _runs(decoder):
+            model = _model_loader(decoder)
+            if model is not None and any(sampler_fits(model)):
+                continue  # which of the two was meant is not known; the model's loader says it
+            needed = _space(model, MODEL_LOADERS)
             if needed and needed != own:
                 text = (
                     f"this VAE is {own.name}, and the model whose latents it decodes has {needed.name}: load that one"
@@ -48,8 +91,25 @@ def _model_loader(decoder: GraphNode) -> GraphNode | None:
     for sampler in decoder.before(*SAMPLES):
         guide = sampler.source("guider") or sampler
         if guide.source("model"):
-            return next((node for node in guide.before("model") if node.kind in MODEL_LOADERS), None)
+            return _loader_of(guide)
     return None
+
+
+def _runs(node: GraphNode) -> bool:
+    """Whether the result of a node goes anywhere: a sampler that was left aside on the canvas is not checked."""
+    waiting, seen = [node], {node.key}
+    while waiting:
+        followers = list(waiting.pop().after())
+        if any(follower.kind not in IDLE for follower in followers):
+            return True
+        waiting += [each for each in followers if each.key not in seen]
+        seen |= {each.key for each in followers}
+    return node.kind not in IDLE
+
+
+def _loader_of(guide: GraphNode) -> GraphNode | None:
+    """The loader of a sampler's or a guider's model."""
+    return next((node for node in guide.before("model") if node.kind in MODEL_LOADERS), None)
 
 
 def _space(loader: GraphNode | None, loaders: dict) -> LatentSpace | None:

@@ -98,16 +98,17 @@ def _images(path: Path) -> list:
 
 
 def _sheet(images: list):
-    """Images in a square: one, two beside each other, or two rows."""
+    """Images in a square: one, two beside each other, or two rows; of three, the last below the middle."""
     from PIL import Image
 
     count = len(images)
     across, down = (1, 1) if count == 1 else (2, 1) if count == 2 else (2, 2)
     side = SIDE // across
-    sheet = Image.new("RGB", (SIDE, side * down), "white")
+    sheet = Image.new("RGB", (SIDE, side * down), "#202020" if count == 3 else "white")
     for i, image in enumerate(images):
         shown = image.resize((side - LINE,) * 2 if count > 1 else (side, side), Image.Resampling.LANCZOS)
-        sheet.paste(shown, (i % across * (side + LINE // 2), i // across * (side + LINE // 2)))
+        left = (SIDE - shown.width) // 2 if count == 3 and i == 2 else i % across * (side + LINE // 2)
+        sheet.paste(shown, (left, i // across * (side + LINE // 2)))
     return sheet
 
 

@@ -42,7 +42,7 @@ class GemmaTokens(dict):
     def __missing__(self, name):
         raise ValueError(
             f"this CLIP is SANA's Gemma-2, which has no {name!r} tokens: "
-            "encode with Sana Encode Prompt, Sana Encode Video Prompt or CLIPTextEncode"
+            "encode with Sana Encode Prompt, Sana Encode Video Prompt or CLIP Text Encode"
         )
 
 

@@ -14,6 +14,7 @@ from ...model_loaders.quantised.formats import set_values
 from ...networks import precision
 from ...networks.controlnet import acts_at, check_latent, check_vae, control_residuals, control_time, hint_latent
 from ...networks.fast_transformer import use_fast_transformer
+from ..errors import spoken
 from .model import SanaLatentFormat, network_dtypes
 from .modules import loads_dynamically, use_comfy_ops
 
@@ -43,11 +44,13 @@ class SanaControlNet(comfy.controlnet.ControlNet):
         )
         self.spec, self.hint_shape = spec, None
 
+    @spoken
     def set_cond_hint(self, cond_hint, strength=1.0, timestep_percent_range=(0.0, 1.0), vae=None, extra_concat=()):
         video = getattr(vae, "latent_dim", 2) == 3
         check_vae(self.spec, vae, getattr(vae, "latent_channels", None), video)
         return super().set_cond_hint(cond_hint, strength, timestep_percent_range, vae, list(extra_concat))
 
+    @spoken
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         """What the ControlNets before this one add, and in its part of the run what it adds itself.
 

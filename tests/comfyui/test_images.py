@@ -140,7 +140,9 @@ def test_core_lora_loader_draws_as_ours(server):
 def test_controlnet_errors_reach_the_editor(server):
     graph = graphs.with_controlnet(graphs.sana(), "given.png")
     del graph["42"]["inputs"]["vae"]
-    assert "connect SANA's VAE to the vae input" in server.error(graph)
+    said = dict(server.run(graph)["status"]["messages"])["execution_error"]
+    assert said["exception_type"] == "SanaError"
+    assert "connect SANA's VAE to the vae input of Apply ControlNet" in said["exception_message"]
     assert "no ControlNet called 'absent'" in server.refusal(
         graphs.with_controlnet(graphs.sana(), "given.png", "absent")
     )

@@ -173,7 +173,7 @@ FLOW = {"steps": 4, "cfg": 1.0, "shift": 0.0, "solver": "euler", "denoise": 1.0,
 
 def test_ordinary_samplers_say_which_node_does(server):
     for graph in (ordinary("KSampler", **K), ordinary("SanaFlowSample", **FLOW)):
-        assert "LongSANA" in (said := server.error(graph)) and "use Sana Long Video Sample" in said
+        assert "LongSANA" in (said := server.problem(graph)) and " Sana Long Video Sample" in said
     assert "cfg is 6, but LongSANA has no guidance" in server.error(with_custom_advanced(OURS, cfg=6.0))
     assert len(frames_of(server, with_custom_advanced(OURS, cfg=1.0))) == 25
 
@@ -210,7 +210,7 @@ def test_areas_of_prompts_are_refused(server):
 
 def test_an_ordinary_model_in_a_long_node(server):
     graph = sampled(pipeline="tiny-video")
-    assert "this MODEL is SANA-Video, not LongSANA" in server.error(graph)
+    assert "this model is SANA-Video, and Sana Long Video Sample is for LongSANA" in server.refusal(graph)
     advanced = with_custom_advanced(OURS, positive="3")
     advanced["1"]["inputs"]["pipeline"] = "tiny-video"
     assert "this MODEL is SANA-Video, not LongSANA" in server.error(advanced)

@@ -249,9 +249,9 @@ def test_models_and_vaes_that_do_not_belong(server):
     sprint_in_video = lossless()
     sprint_in_video["30"] = graphs.node("SanaLoadPipeline", pipeline="tiny", weight_dtype="default")
     sprint_in_video["4"]["inputs"]["model"] = ["30", 0]
-    assert "the model whose latents it decodes has DC-AE" in server.problem(sprint_in_video)
+    assert "Sana Flow Sample is for SANA and SANA-Video" in server.refusal(sprint_in_video)
     video_in_sprint = graphs.example(pipeline="tiny-video")
-    assert "sample it with Sana Flow Sample" in server.problem(video_in_sprint)
+    assert "sample it with Sana Flow Sample" in server.refusal(video_in_sprint)
     other_vae = lossless()
     other_vae["31"] = graphs.node("SanaLoadPipeline", pipeline="tiny-video-ltx2", weight_dtype="default")
     other_vae["3"]["inputs"]["vae"] = ["31", 2]

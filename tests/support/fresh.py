@@ -11,7 +11,8 @@ FOLDERS = ("models", "input", "output", "custom_nodes", "user", "temp")
 
 
 def home(folder: Path, with_pack: bool = True) -> Path:
-    """Make the base directory of a ComfyUI in a folder that is there."""
+    """Make the base directory of a ComfyUI."""
+    folder.mkdir(exist_ok=True)
     for name in FOLDERS:
         (folder / name).mkdir()
     shutil.copy(tiny.COMFYUI / "input" / "example.png", folder / "input")

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import zipfile
 from pathlib import Path
 
-import pytest
-import tiny
-
-ROOT = tiny.REPOSITORY
-
-
-def archived() -> list[str]:
-    """The tracked files that .comfyignore does not leave out."""
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip("not a git checkout: what is tracked is not known")
-    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
-    left_out = [line for line in lines if line and not line.startswith("#")]
-    files = [file for file in done.stdout.splitlines() if (ROOT / file).is_file()]
-    return [f for f in files if not any(f == one or (one.endswith("/") and f.startswith(one)) for one in left_out)]
+from registry import ROOT, archived, pack
 
 
 def test_what_runs_is_in_it_and_tests_are_not():
@@ -58,11 +42,7 @@ def test_every_line_leaves_something_out():
 
 
 def test_it_is_small_without_the_demo_weights(tmp_path):
-    archive = tmp_path / "pack.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for file in archived():
-            if not file.startswith("demo/models/"):
-                packed.write(ROOT / file, file)
+    archive = pack(tmp_path / "pack.zip", without="demo/models/")
     assert archive.stat().st_size < 6_000_000
 
 

@@ -132,6 +132,49 @@ def test_a_vae_of_another_model(host, video_references):
     assert "this VAE is DC-AE, and the model whose latents it decodes has the Wan 2.1 VAE" in found[1]
 
 
+def test_a_model_of_another_sampler(host, video_references, sana_reference):
+    """It is said of the model's loader, and nothing then of the VAE, which fits the model that was meant."""
+    graph = graphs.example()
+    graph["30"] = graphs.node("SanaLoadPipeline", pipeline="tiny-video", weight_dtype="default")
+    graph["4"]["inputs"]["model"] = ["30", 0]
+    (found,) = problems(graph).items()
+    assert found[0] == ("30", "pipeline")
+    assert found[1] == (
+        "this model is SANA-Video, and Sana SCM Sample is for SANA-Sprint: sample it with Sana Flow Sample"
+    )
+    graph = graphs.sana("tiny")
+    assert "Sana Flow Sample is for SANA and SANA-Video: sample it with Sana SCM" in problems(graph)["1", "pipeline"]
+    assert problems(graphs.sana()) == {} == problems(graphs.video())
+
+
+def test_a_model_for_a_long_video(host, video_references, home):
+    here = home / "models" / "diffusion_models" / "a video transformer"
+    here.symlink_to(home / "models" / "diffusers" / "tiny-video" / "transformer", target_is_directory=True)
+    try:
+        _a_model_for_a_long_video(here.name)
+    finally:
+        here.unlink()
+
+
+def _a_model_for_a_long_video(name: str):
+    values = {"width": 64, "height": 64, "filename_prefix": "video/x"}
+    loader = graphs.node("SanaLoadTransformer", model_name=name, weight_dtype="default")
+    graph = {"1": loader, "7": graphs.node("SanaLongVideoSave", model=["1", 0], **values)}
+    assert "choose long as variant in Sana Load Transformer" in problems(graph)["1", "model_name"]
+    loader["inputs"]["variant"] = "long"
+    assert problems(graph) == {}
+
+
+def test_a_sampler_that_was_left_aside_is_not_checked(host, video_references):
+    graph = graphs.example()
+    led = {"positive": ["2", 0], "latent_image": ["3", 0], "seed": 0}
+    graph["40"] = graphs.node("SanaFlowSample", model=["1", 0], negative=["2", 0], **led)
+    graph["41"] = graphs.node("VAEDecode", samples=["40", 0], vae=["1", 2])
+    assert problems(graph) == {}
+    graph["42"] = graphs.node("PreviewImage", images=["41", 0])
+    assert ("1", "pipeline") in problems(graph)
+
+
 def test_a_graph_that_was_checked_is_forgotten(host):
     """What the next check without a graph says is of its own input."""
     graph = graphs.video()

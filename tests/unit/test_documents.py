@@ -56,3 +56,37 @@ def test_readme_names_every_template_and_models_that_can_be_downloaded():
 def test_every_page_is_reached_from_readme():
     linked = {a for a, _ in LINK.findall(read("README.md"))}
     assert {page for page in PAGES if page.startswith("docs/")} <= linked
+
+
+LIBRARY = re.compile(
+    r"\b(torch|diffusers|transformers|tokenizers|safetensors|numpy|einops|Pillow)[ -](\d+\.\d[\d.]*\d)\b"
+)
+
+
+def lines_of(name: str) -> list[str]:
+    return [line for line in read(name).splitlines() if line and not line.startswith("#")]
+
+
+def test_libraries_are_named_with_a_version_that_is_tested_or_the_oldest():
+    """What pip is said to install is what constraints.txt pins, so that a newer pin does not leave the page behind."""
+    pinned = {tuple(line.split(";")[0].strip().split("==")) for line in lines_of("constraints.txt")}
+    oldest = {tuple(line.split("==")) for line in lines_of("constraints-oldest.txt")}
+    named = {(page, *found) for page in PAGES for found in LIBRARY.findall(read(page))}
+    assert ("docs/install.md", "diffusers") in {found[:2] for found in named}
+    for page, library, version in named:
+        assert (library.lower(), version) in pinned | oldest, f"{page} names {library} {version}"
+    installed = re.findall(r"Would install ([a-z]+)-([\d.]+)", read("docs/install.md"))
+    newest = {tuple(line.split(";")[0].strip().split("==")) for line in lines_of("constraints.txt") if "< " not in line}
+    assert installed and set(installed) <= newest
+
+
+def test_pages_agree_on_the_pythons_and_the_comfyuis_that_are_tested():
+    project = read("pyproject.toml")
+    pythons = {found for page in PAGES for found in re.findall(r"Python (3\.\d+) to (3\.\d+)", read(page))}
+    every = re.search(r"python: \[(.*)\]", read(".github/workflows/ci.yml"))
+    assert every is not None
+    tested = re.findall(r'"([\d.]+)"', every[1])
+    assert pythons == {(tested[0], tested[-1])} and f'requires-python = ">={tested[0]}"' in project
+    text = " ".join(read(page).replace("\n", " ") for page in PAGES)
+    comfyuis = set(re.findall(r"ComfyUI (0[\d.]+\d(?:, [\d.]+\d)* and [\d.]+\d)", text))
+    assert len(comfyuis) == 1 and f'requires-comfyui = ">={comfyuis.pop().split(",")[0]}"' in project

@@ -126,7 +126,7 @@ def test_no_link_passes_behind_a_node(name):
             parent = points[parent].get("parentId")
         straight += not way
         others = {key: box for key, box in boxes.items() if key not in (str(source), str(target))}
-        assert not crossed(way, others)
+        assert not crossed([*way[:1], *way], others)  # more than two points: the editor limits how far a link swings
     assert straight
 
 
@@ -139,10 +139,13 @@ def test_the_router_sees_a_node_in_the_way():
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_template_opens_large_enough_to_read(name):
-    """The editor shows text from a zoom of 0.57; in a window of 1600 x 900 it fits these sizes above it."""
+    """The editor shows text from a zoom of 0.57; in a window of 1600 x 900 it fits these sizes above it.
+
+    The story of five prompts is somewhat larger. tests/slow/comfyui/test_browser_templates.py looks at the zoom.
+    """
     areas = arrange(ALL[name]).groups
-    assert max(box.right for box in areas) - min(box.x for box in areas) < 2150
-    assert max(box.bottom for box in areas) < 1280
+    assert max(box.right for box in areas) - min(box.x for box in areas) < 2100
+    assert max(box.bottom for box in areas) < (1260 if name == "longsana_story" else 1215)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,7 +10,7 @@ from .source import IMAGE, MODEL, NOTE, PROMPT, RESULT, SAMPLE, Group, Template,
 
 DEMO = "sana-sprint-demo"
 PUBLISHED = (
-    "**Your own prompts** need the published weights: `sana-nodes get sana-sprint-0.6b`, then choose it in the "
+    "**Your own prompts** need the published weights: **sana-nodes get sana-sprint-0.6b**, then choose it in the "
     "loader and "
     "set 1024 × 1024. The template *SANA-Sprint 1.6B text to image* offers them as downloads."
 )
@@ -134,11 +134,11 @@ def inpainting() -> Template:
         (
             Group("1  Model and size", MODEL, 0, {0: ("1", "3")}),
             Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
-            Group("2  Image", IMAGE, 0, {1: ("2",), 2: ("4", "5")}),
-            Group("3  Mask: white is generated again", IMAGE, 0, {3: ("7", "8"), 4: ("9",)}),
+            Group("2  Image", IMAGE, 0, {1: ("2",), 2: ("4",), 3: ("5",)}),
+            Group("3  Mask: white is generated again", IMAGE, 0, {4: ("7", "8"), 5: ("9",)}),
             Group("4  What to put there", PROMPT, 1, {1: ("11",)}),
-            Group("5  Sample inside the mask", SAMPLE, 1, {2: ("30", "6", "10"), 3: ("12", "13")}),
-            Group("6  Result", RESULT, 1, {4: ("14", "15")}),
+            Group("5  Sample inside the mask", SAMPLE, 1, {2: ("30", "6", "10"), 3: ("12",)}),
+            Group("6  Result", RESULT, 1, {4: ("13", "14"), 5: ("15",)}),
         ),
         "# Inpainting\n\nOnly what the mask opens changes: the rest of the latent is kept, and *Keep The Rest* puts "
         "the "
@@ -240,11 +240,11 @@ def several_prompts() -> Template:
         "SANA-Sprint several prompts at once",
         graph,
         (
-            Group("1  Model and size", MODEL, 0, {0: ("1", "2")}),
-            Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
-            *(Group(f"2  Prompt {i}", PROMPT, 0, {i: (f"1{i}",)}) for i in (1, 2, 3)),
-            *(Group(f"3  Sample {i}", SAMPLE, 1, {i: (f"2{i}", f"3{i}")}) for i in (1, 2, 3)),
-            Group("4  All results", RESULT, 1, {4: ("40", "41", "50")}),
+            Group("1  Model", MODEL, 0, {0: ("1",)}),
+            Group("2  Size", IMAGE, 1, {0: ("2", NOTE)}),
+            *(Group(f"3  Prompt {i}", PROMPT, 0, {i: (f"1{i}",)}) for i in (1, 2, 3)),
+            *(Group(f"4  Sample {i}", SAMPLE, 1, {i: (f"2{i}", f"3{i}")}) for i in (1, 2, 3)),
+            Group("5  All results", RESULT, 1, {4: ("40", "41", "50")}),
         ),
         "# Several prompts at once\n\nOne model and one size for three prompts; the results are one list of "
         "images.\n\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 
 from .source import NOTE, Group, Template
@@ -19,43 +21,49 @@ CORRIDOR = 88
 """Between the two rows; links that pass nodes run there."""
 
 SIZES = {
-    "SanaLoadPipeline": (270, 190),
-    "SanaLoadTransformer": (320, 150),
-    "SanaLoadTextEncoder": (320, 150),
-    "SanaLoadVAE": (320, 112),
-    "SanaLoadLora": (300, 125),
+    "SanaLoadPipeline": (264, 204),
+    "SanaLoadTransformer": (320, 166),
+    "SanaLoadTextEncoder": (320, 166),
+    "SanaLoadVAE": (320, 118),
+    "SanaLoadLora": (300, 136),
     "SanaLoadControlNet": (270, 150),
-    "SanaEncodePrompt": (310, 245),
-    "SanaEncodeVideoPrompt": (330, 300),
+    "SanaEncodePrompt": (276, 245),
+    "SanaEncodeVideoPrompt": (330, 298),
     "SanaEmptyLatent": (260, 150),
     "SanaEmptyVideoLatent": (260, 180),
     "SanaImageToVideoLatent": (280, 200),
-    "SanaCropToSize": (250, 110),
-    "SanaSketch": (320, 430),
-    "SanaSCMSample": (280, 270),
+    "SanaCropToSize": (250, 116),
+    "SanaSketch": (320, 446),
+    "SanaSCMSample": (280, 372),
     "SanaFlowSample": (290, 310),
-    "SanaSaveVideo": (320, 350),
-    "SanaLongVideoSave": (320, 510),
-    "SanaSaveVideoState": (280, 110),
-    "SanaPromptSchedule": (290, 130),
-    "SanaSelectFrames": (280, 150),
+    "SanaSaveVideo": (260, 192),
+    "SanaLongVideoSave": (280, 408),
+    "SanaSaveVideoState": (280, 116),
+    "SanaPromptSchedule": (290, 136),
+    "SanaSelectFrames": (260, 150),
     "VAEEncode": (220, 84),
     "VAEDecode": (220, 84),
     "VAEDecodeTiled": (280, 160),
     "ImageBatch": (260, 84),
-    "SaveImage": (280, 280),
-    "PreviewImage": (260, 255),
+    "SaveImage": (260, 304),
+    "PreviewImage": (260, 280),
     "LoadImage": (260, 4),
     "SolidMask": (230, 130),
     "MaskComposite": (230, 175),
     "SetLatentNoiseMask": (260, 84),
-    "ImageCompositeMasked": (280, 200),
+    "ImageCompositeMasked": (250, 200),
     "ControlNetApplyAdvanced": (300, 230),
     "EasyCache": (300, 180),
     "TorchCompileModel": (300, 90),
-    NOTE: (270, 270),
+    NOTE: (270, 160),
 }
-"""Width and height of each class: what both renderings need, measured in the editor. Load Image is collapsed."""
+"""Width and height of each class: what both renderings need once there is a result, as a test measures in the editor.
+
+Load Image is collapsed. A note is at least so high, and as high as its text.
+"""
+
+VIDEOS, RESULT = ("SanaSaveVideo", "SanaLongVideoSave"), 42
+"""Nodes that show a video as wide as themselves, and the pixels around it."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,15 @@ def class_of(template: Template, node_id: str) -> str:
 def arrange(template: Template) -> Layout:
     """A place for every node that a group holds."""
     columns = _columns(template)
-    heights = [max(_height(template, group) for group in template.groups if group.row == row) for row in (0, 1)]
+    flat = [group for group in template.groups if not group.both]
+    heights = [max(_height(template, group) for group in flat if group.row == row) for row in (0, 1)]
+    whole = max(sum(heights) + HEADING + PADDING + CORRIDOR, *(_height(template, each) for each in template.groups))
+    heights[1] = whole - heights[0] - HEADING - PADDING - CORRIDOR
     tops = (0.0, heights[0] + HEADING + PADDING + CORRIDOR)
     found = Layout()
     for group in template.groups:
-        found.groups.append(_place(template, group, columns, tops[group.row], heights[group.row], found.nodes))
+        height = whole if group.both else heights[group.row]
+        found.groups.append(_place(template, group, columns, tops[group.row], height, found.nodes))
     found.titles = _titles(template, found.groups)
     found.corridor = tops[1] - CORRIDOR / 2
     return found
@@ -122,8 +134,23 @@ def _height(template: Template, group: Group) -> float:
     return max(_stack(template, ids) for ids in group.columns.values())
 
 
+def _needed(template: Template, node_id: str) -> float:
+    """The height of a node, without its title."""
+    width, height = SIZES[class_of(template, node_id)]
+    if node_id == NOTE:
+        paragraphs = re.sub(r"\]\([^)]*\)", "", template.note).split("\n")
+        return max(height, 24 + sum(15 * math.ceil(6.2 * len(each) / (width - 24)) + 10 for each in paragraphs if each))
+    return height + (RESULT + (width - 28) * _ratio(template) if class_of(template, node_id) in VIDEOS else 0)
+
+
+def _ratio(template: Template) -> float:
+    """Height by width of a template's videos."""
+    sizes = (each["inputs"] for each in template.graph.values() if "frames" in each["inputs"])
+    return next(each.get("height", 480) / each.get("width", 832) for each in sizes)
+
+
 def _stack(template: Template, ids: tuple[str, ...]) -> float:
-    heights = [SIZES[class_of(template, i)][1] + TITLE for i in ids]
+    heights = [_needed(template, i) + TITLE for i in ids]
     return sum(heights) + BETWEEN * (len(ids) - 1)
 
 
@@ -133,7 +160,7 @@ def _place(template, group: Group, columns, top: float, height: float, nodes: di
         x, width = columns[column]
         y = top + HEADING
         for i in ids:
-            own: float = SIZES[class_of(template, i)][1]
+            own: float = _needed(template, i)
             if i == ids[-1] and (i == NOTE or len(group.columns) == 1 and _grows(template, i)):
                 own = top + HEADING + height - y - TITLE  # the last one fills the group
             nodes[i] = Box(x, y + TITLE, width, own)

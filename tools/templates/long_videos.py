@@ -45,8 +45,12 @@ def save(positive: str, title: str, vae=("3", 0), **given) -> dict:
     return node("SanaLongVideoSave", title, **led, filename_prefix="video/LongSANA", **given)
 
 
-def published(title: str, graph: dict, groups: tuple[Group, ...], note: str) -> Template:
-    base = (Group("1  Model", MODEL, 0, {0: ("1", "2", "3")}), Group("About this workflow", RESULT, 1, {0: (NOTE,)}))
+APART = (Group("1  Model", MODEL, 0, {0: ("1", "2", "3")}), Group("About this workflow", RESULT, 1, {0: (NOTE,)}))
+TOGETHER = (Group("1  Model", MODEL, 0, {0: ("1", "2", "3", NOTE)}, both=True),)
+"""The model and the note, each in its row or in one group."""
+
+
+def published(title: str, graph: dict, groups: tuple[Group, ...], note: str, base=APART) -> Template:
     models = links(LONG, WAN)
     text = f"{note} {BLOCKS}{file_list(*models.values())}"
     return Template(title, {**loaders(LONG, WAN), **graph}, (*base, *groups), text, models=models, demo=False)
@@ -57,7 +61,7 @@ def minute() -> Template:
     return published(
         "LongSANA a minute from one prompt",
         {"4": prompt(words, "Prompt"), "5": save("4", "Save While It Is Made")},
-        (Group("2  Prompt", PROMPT, 0, {1: ("4",)}), Group("3  Result", RESULT, 0, {2: ("5",)})),
+        (Group("2  Prompt", PROMPT, 0, {1: ("4",)}), Group("3  Result", RESULT, 0, {2: ("5",)}, both=True)),
         "# A minute from one prompt\n\nCancel the run at any time: the blocks so far stay as a file.",
     )
 
@@ -87,9 +91,10 @@ def story() -> Template:
         (
             Group("2  Prompts 1 to 3", PROMPT, 0, {i + 1: (str(10 + i), str(20 + i)) for i in range(3)}),
             Group("2  Prompts 4 and 5", PROMPT, 1, {i - 2: (str(10 + i), str(20 + i)) for i in (3, 4)}),
-            Group("3  Result", RESULT, 0, {4: ("30",)}),
+            Group("3  Result", RESULT, 0, {4: ("30",)}, both=True),
         ),
         "# A story of five prompts\n\n*From Second 12* and those like it add a prompt that begins at that time.",
+        TOGETHER,
     )
 
 
@@ -105,7 +110,7 @@ def short_story() -> Template:
         (
             Group("1  Model", MODEL, 0, {0: ("1",)}),
             Group("2  Prompts", PROMPT, 0, {i + 1: (str(10 + i), str(20 + i)) for i in range(3)}),
-            Group("3  Result", RESULT, 0, {4: ("30",)}),
+            Group("3  Result", RESULT, 0, {4: ("30",)}, both=True),
             Group("About this workflow", RESULT, 1, {0: (NOTE,)}),
         ),
         f"# A short story of three prompts\n\n{DEMO_NOTE} The shape goes to the side that its prompt says and waits "

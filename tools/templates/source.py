@@ -28,13 +28,15 @@ class Model:
 class Group:
     """A titled rectangle in one of two rows; ``columns``: the ids of its nodes from top to bottom, by column.
 
-    Columns are numbered across the whole workflow, so that what lies in one column has one width.
+    Columns are numbered across the whole workflow, so that what lies in one column has one width. ``both``: it is as
+    high as the two rows, and has its columns to itself.
     """
 
     title: str
     colour: str
     row: int
     columns: Mapping[int, tuple[str, ...]]
+    both: bool = False
 
 
 @dataclass(frozen=True)

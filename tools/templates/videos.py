@@ -8,7 +8,7 @@ from .source import IMAGE, MODEL, NOTE, PROMPT, RESULT, SAMPLE, Group, Template,
 DEMO = "sana-video-demo"
 SMALL = {"width": 128, "height": 128, "frames": 17}
 PUBLISHED = (
-    "**Your own prompts** need the published weights: `sana-nodes get sana-video-480p`, then choose it in the "
+    "**Your own prompts** need the published weights: **sana-nodes get sana-video-480p**, then choose it in the "
     "loader, and "
     "832 × 480, 81 frames, 50 steps, cfg 6 and 16 frames per second. The template *SANA-Video faster with EasyCache* "
     "offers them as downloads."
@@ -93,11 +93,12 @@ def image_to_video() -> Template:
             "11": save(("10", 0)),
         },
         (
-            Group("1  First frame", IMAGE, 0, {0: ("1", "3"), 1: ("2",), 2: ("4", "5")}),
-            Group("2  Video model", MODEL, 1, {0: ("6", NOTE)}),
+            Group("1  First frame", IMAGE, 0, {0: ("1", "3"), 1: ("2",), 2: ("4",), 3: ("5",)}),
+            Group("About this workflow", RESULT, 0, {4: (NOTE,)}),
+            Group("2  Video model", MODEL, 1, {0: ("6",)}),
             Group("3  Prompt: what moves", PROMPT, 1, {1: ("7",)}),
-            Group("4  Sample", SAMPLE, 1, {2: ("30", "8"), 3: ("9",)}),
-            Group("5  Result", RESULT, 0, {3: ("10", "11")}),
+            Group("4  Sample", SAMPLE, 1, {2: ("30", "8"), 3: ("9", "10")}),
+            Group("5  Result", RESULT, 1, {4: ("11",)}),
         ),
         "# Image to video\n\n**Your own image**: click *Your Image*, open it (Alt+C) and switch it on (Ctrl+B) and "
         "connect it to *Size, Length And First "

@@ -42,26 +42,51 @@ export function watch(node, name, changed) {
   onRemoval(node, after(widget, "callback", () => changed(widget.value)));
 }
 
-const undoing = new WeakMap();
+const leaving = new Map();
+const removed = new WeakSet();
 
-/** Run `undo` when a node leaves the graph. */
+/** Run `undo` when a node leaves the graph; at once where it left while a part still waited for its texts. */
 export function onRemoval(node, undo) {
-  if (!undoing.has(node)) {
+  if (removed.has(node)) return undo();
+  if (!leaving.has(node)) {
     const list = [];
-    undoing.set(node, list);
-    const back = after(node, "onRemoved", () => {
-      undoing.delete(node);
+    const leave = () => {
+      leaving.delete(node);
+      removed.add(node);
       back();
       for (const each of list) each();
-    });
+    };
+    const back = after(node, "onRemoved", leave);
+    leaving.set(node, { list, leave });
   }
-  undoing.get(node).push(undo);
+  leaving.get(node).list.push(undo);
+}
+
+const inGraph = (node) => {
+  const root = app.rootGraph ?? app.graph;
+  const here = node.graph === root || !root.subgraphs || root.subgraphs.get(node.graph?.id) === node.graph;
+  return here && node.graph?.getNodeById(node.id) === node;
+};
+
+/** After a graph was loaded: the editor does not say of the nodes in an earlier one's subgraphs that they are removed. */
+export function forgetClosed() {
+  for (const [node, { leave }] of [...leaving]) {
+    if (!inGraph(node)) leave();
+  }
 }
 
 /** The node's key in the editor's outputs: its id, after that of its subgraph. */
 export function locator(node) {
   const graph = node.graph;
   return graph && graph.rootGraph && graph.rootGraph !== graph ? `${graph.id}:${node.id}` : `${node.id}`;
+}
+
+/** Whether the editor's running node, "5" or in subgraphs "12:5", is this one. */
+export function isRunning(node, path) {
+  const ids = `${path}`.split(":");
+  let graph = app.rootGraph ?? app.graph;
+  for (const id of ids.slice(0, -1)) graph = graph?.getNodeById(Number(id))?.subgraph;
+  return `${node.id}` === ids.at(-1) && graph === node.graph;
 }
 
 export function element(tag, properties = {}, ...children) {

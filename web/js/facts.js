@@ -1,6 +1,6 @@
 // The loaders: what the chosen file is (family, parameters, dtype, memory), and what a loader is doing.
 import { api } from "../../../scripts/api.js";
-import { addLine, classOf, loadTexts, locator, onRemoval, text, watch, widgetOf } from "./common.js";
+import { addLine, classOf, isRunning, linked, loadTexts, onRemoval, text, watch, widgetOf } from "./common.js";
 
 const INPUTS = {
   SanaLoadPipeline: "pipeline",
@@ -33,17 +33,18 @@ export async function created(node) {
   const ask = async () => {
     const mine = ++asked;
     const name = widgetOf(node, input)?.value;
-    if (!name) return say((known = ""));
+    if (!name || linked(node, input)) return say((known = ""));
     const weight_dtype = widgetOf(node, "weight_dtype")?.value ?? "default";
     const query = new URLSearchParams({ node: classOf(node), name, weight_dtype });
     const answer = await api.fetchApi(`/sana-nodes/facts?${query}`).catch(() => null);
     const found = answer?.ok ? await answer.json() : {};
     if (mine !== asked || !node.graph) return;
     known = (found.parts ?? []).map(row).join("\n");
-    say(known || found.error || "", found.error ? "var(--error-text, #f66)" : "");
+    const wrong = found.missing ? text("factsMissing") : found.error;
+    say(known || wrong || "", wrong ? "var(--error-text, #f66)" : "");
   };
   const status = ({ detail }) => {
-    if (`${detail?.node}` === locator(node) || `${detail?.node}`.endsWith(`:${node.id}`)) say(detail.text || known);
+    if (isRunning(node, detail?.node)) say(detail.text || known);
   };
   api.addEventListener("sana-nodes.status", status);
   onRemoval(node, () => api.removeEventListener("sana-nodes.status", status));
@@ -56,5 +57,5 @@ export async function created(node) {
   watch(node, input, update);
   watch(node, "weight_dtype", update);
   update();
-  return { configured: update };
+  return { configured: update, connected: update };
 }

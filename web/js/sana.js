@@ -1,6 +1,6 @@
 // The editor extension of Sana Nodes: each part adds to a node when it is created, and gives its hooks back.
 import { app } from "../../../scripts/app.js";
-import { after, classOf, onRemoval } from "./common.js";
+import { after, classOf, forgetClosed, onRemoval } from "./common.js";
 import * as facts from "./facts.js";
 import * as notes from "./notes.js";
 import * as resolution from "./resolution.js";
@@ -29,6 +29,7 @@ app.registerExtension({
     if (!classOf(node).startsWith("Sana")) return;
     for (const part of PARTS) follow(node, part.created?.(node));
   },
+  afterConfigureGraph: forgetClosed,
   onNodeOutputsUpdated(outputs) {
     for (const part of PARTS) part.outputsRestored?.(outputs);
   },

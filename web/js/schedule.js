@@ -65,7 +65,8 @@ export async function created(node) {
   const update = () => {
     const values = Object.fromEntries(INPUTS.map((name) => [name, widgetOf(node, name)?.value]));
     const replaced = linked(node, "sigmas");
-    const found = replaced ? [] : angles(values);
+    const unknown = replaced || INPUTS.some((name) => linked(node, name)); // a link's value comes with the run
+    const found = unknown ? [] : angles(values);
     figure.innerHTML = drawing(found ?? []);
     const listed = (found ?? []).slice(0, 5).map((angle) => angle.toFixed(4).replace(/0+$/, "").replace(/\.$/, ""));
     if (found?.length > 5) listed.push("…");

@@ -31,7 +31,7 @@ class Sketch {
     const stack = element("div", { style: { position: "relative", lineHeight: "0", borderRadius: "4px", overflow: "hidden" } });
     stack.append(this.canvas, this.under);
     this.root = element("div", { className: "sana-sketch", style: { padding: "0 8px" } }, this.tools(), stack);
-    for (const name of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) {
+    for (const name of ["pointerdown", "pointermove", "pointerup", "pointercancel", "lostpointercapture"]) {
       this.canvas.addEventListener(name, (event) => this[name](event));
     }
     this.read();
@@ -123,6 +123,8 @@ class Sketch {
   pointerdown(event) {
     if (event.button !== 0) return;
     event.stopPropagation();
+    if (this.stroke) return; // a second finger
+    this.pointer = event.pointerId;
     this.canvas.setPointerCapture(event.pointerId);
     this.stroke = { c: this.ink.value, w: Number(this.size.value), p: this.place(event) };
     if (this.erasing) this.stroke.e = 1;
@@ -130,25 +132,32 @@ class Sketch {
   }
 
   pointermove(event) {
-    if (!this.stroke) return;
+    if (!this.stroke || event.pointerId !== this.pointer) return;
     event.stopPropagation();
     const points = this.stroke.p;
+    const before = points.length / 2;
     for (const each of event.getCoalescedEvents?.() ?? [event]) {
       const [x, y] = this.place(each);
       if (Math.hypot(x - points.at(-2), y - points.at(-1)) >= NEAR) points.push(x, y);
     }
-    this.line(this.stroke, Math.max(0, points.length / 2 - 2));
+    if (points.length / 2 > before) this.line(this.stroke, before - 1);
   }
 
   pointerup(event) {
-    if (!this.stroke) return;
+    if (!this.stroke || event.pointerId !== this.pointer) return;
     event.stopPropagation();
     const stroke = this.stroke;
     this.stroke = null;
     this.change(() => this.sketch.strokes.push(stroke));
   }
 
-  pointercancel() {
+  /** After the pointer is up there is no stroke any more; else its end never comes. */
+  lostpointercapture(event) {
+    this.pointerup(event);
+  }
+
+  pointercancel(event) {
+    if (event.pointerId !== this.pointer) return;
     this.stroke = null;
     this.render();
   }

@@ -309,17 +309,18 @@ def history(server) -> dict:
     return json.loads(server.get("/history"))
 
 
-def settled(server, seconds: float = 60) -> dict:
-    """The history once nothing runs or waits."""
-    deadline = time.time() + seconds
+def settled(editor, server, seconds: float = 60) -> dict:
+    """The history once nothing runs or waits.
+
+    Waiting is the page's: its requests go through the test, which answers none of them while it sleeps.
+    """
+    deadline, quiet = time.time() + seconds, 0
     while time.time() < deadline:
         queue = json.loads(server.get("/queue"))
-        if not queue["queue_running"] and not queue["queue_pending"]:
-            time.sleep(0.7)
-            queue = json.loads(server.get("/queue"))
-            if not queue["queue_running"] and not queue["queue_pending"]:
-                return history(server)
-        time.sleep(0.05)
+        quiet = 0 if queue["queue_running"] or queue["queue_pending"] else quiet + 1
+        if quiet == 2:
+            return history(server)
+        editor.page.wait_for_timeout(700 if quiet else 50)
     raise TimeoutError("the queue does not end")
 
 
@@ -335,14 +336,14 @@ def test_each_stroke_renders_and_the_latest_wins(editor, server):
     assert first["status"]["status_str"] == "success"
     set_mode(editor, "change")
     try:
-        before = set(settled(server))
+        before = set(settled(editor, server))
         began = time.time()
         stroke(editor, (0.2, 0.2), (0.8, 0.8))
         deadline = time.time() + PATIENCE
         while not set(history(server)) - before and time.time() < deadline:
-            time.sleep(0.01)
+            editor.page.wait_for_timeout(10)
         spent = time.time() - began
-        entries = settled(server)
+        entries = settled(editor, server)
         (key,) = set(entries) - before
         messages = dict(entries[key]["status"]["messages"])
         kept = {str(each) for each in messages["execution_cached"]["nodes"]}
@@ -355,7 +356,7 @@ def test_each_stroke_renders_and_the_latest_wins(editor, server):
         latest = saved_sketch(editor, nodes["sketch"])
         deadline, rendered = time.time() + PATIENCE, ""
         while rendered != latest and time.time() < deadline:
-            time.sleep(0.2)
+            editor.page.wait_for_timeout(200)
             entries = history(server)
             new = sorted(set(entries) - before, key=lambda key: entries[key]["prompt"][0])
             rendered = entries[new[-1]]["prompt"][2][str(nodes["sketch"])]["inputs"]["sketch"] if new else ""
