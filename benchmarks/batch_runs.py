@@ -1,15 +1,20 @@
 """Long runs of ``sana-nodes batch`` with the demo weights at the smallest size: rate, memory, kills, and equal results.
 
-    python benchmarks/batch_runs.py run OUTPUT [--rows 2000] [--kills K --victim process|worker|raylet]
-                                    [--against OTHER] [-- OPTIONS OF sana-nodes batch]
+    python benchmarks/batch_runs.py run OUTPUT [--rows 2000] [--kills K --victim process|worker|raylet|server]
+                                    [--servers N] [--against OTHER] [-- OPTIONS OF sana-nodes batch]
     python benchmarks/batch_runs.py rates [--rows 100] [--shell 5] [--turns 3]
+    python benchmarks/batch_runs.py overhead [--rows 500] [--turns 3]
     python benchmarks/batch_runs.py table [--rows 1000000]
 
 ``run`` makes a table of prompts and seeds, and runs it: killed K times at random moments (seeded) and given again
-each time, then to its end. Every row must be there once. ``--against`` compares the images and the manifest with those
-of another output. Memory is the resident memory of the command, from a quarter of the rows on. ``rates`` compares the
-batch with the shell loop and with a loop in one process that loads the models once, taking turns. ``table`` reads a
-table of core nodes that run in no time: rows a second of the check, and its memory.
+each time, then to its end. Every row must be there once. ``--servers`` starts servers of COMFYUI_PATH for the engine
+comfyui; one that is killed is started again, for half of the kills while the command goes on. ``--against`` compares
+the images and the manifest with those of another output. Memory is the resident memory of the command, from a quarter
+of the rows on.
+
+``rates`` compares the batch with the shell loop and with a loop in one process that loads the models once, taking
+turns. ``overhead`` runs core nodes that take no time: milliseconds of a row in the bare executor, in the engine local
+and on one worker of Ray. ``table`` reads a table of them: rows a second of the check, and its memory.
 """
 
 from __future__ import annotations
@@ -27,16 +32,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from batch_fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
 SETTINGS = ("1.pipeline=sana-sprint-demo", "3.width=32", "3.height=32")
 COLOURS, SHAPES = ("red", "green", "blue", "yellow", "white", "black"), ("circle", "square", "ring", "cross")
-TIMES = ("seconds", "ended", "device", "versions", "attempts", "files")
-"""What of a line may differ from run to run; files are compared as images."""
+TIMES = ("seconds", "ended")
+"""What of a line may differ from run to run."""
 
 
 def prompts(count: int) -> list[tuple[str, str, int]]:
@@ -99,23 +108,34 @@ def resident(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
 
 
-def killed(arguments: Sequence[str], output: Path, victim: str, moment: random.Random, rows: int) -> dict:
+def killed(arguments: Sequence[str], given: argparse.Namespace, moment: random.Random, fleet: Fleet | None) -> dict:
     """One run that is killed after a random number of rows and a random moment more."""
-    before, wanted = count_of(output), moment.randint(1, max(1, rows // 40))
+    output, before = given.output, count_of(given.output)
     running = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while count_of(output) < before + wanted and running.poll() is None:
-        time.sleep(0.02)
+    wait_for(before + moment.randint(1, max(1, given.rows // 40)), output, running)
     time.sleep(moment.uniform(0, 0.2))
-    kill(running, victim)
-    if victim == "worker":
-        lost = count_of(output)
-        while count_of(output) <= lost + 1 and running.poll() is None:
-            time.sleep(0.02)
+    at, number, back = count_of(output), moment.randrange(given.servers or 1), moment.random() < 0.5
+    if fleet is None:
+        kill(running, given.victim)
+    else:
+        fleet.kill(number)
+        if back:
+            fleet.start_again(number)
+    if given.victim in ("worker", "server"):  # the command goes on without it
+        wait_for(count_of(output) + 2, output, running)
         running.send_signal(signal.SIGINT)
-    running.wait(600)
+    code = running.wait(600)
+    if fleet is not None and not back:
+        fleet.start_again(number)
     keys = [line["key"] for line in lines_of(output)]
     assert len(keys) == len(set(keys)), "a row was made twice"
-    return {"before": before, "after": len(keys)}
+    return {"before": before, "at": at, "after": len(keys), "exit_code": code}
+
+
+def wait_for(rows: int, output: Path, running: subprocess.Popen) -> None:
+    """Until so many rows are in the manifest, or the command has ended."""
+    while count_of(output) < rows and running.poll() is None:
+        time.sleep(0.02)
 
 
 def whole(arguments: Sequence[str], output: Path, rows: int) -> dict:
@@ -146,33 +166,50 @@ def flatness(memory: Sequence[int]) -> dict:
 
 
 def compared(output: Path, other: Path) -> dict:
-    """The largest difference of a pixel, how many images differ at all, and whether the manifests say the same."""
-    ours, theirs = lines_of(output), lines_of(other)
-    same = [{k: v for k, v in line.items() if k not in TIMES} for line in ours] == [
-        {k: v for k, v in line.items() if k not in TIMES} for line in theirs
-    ]
-    largest, different = 0, 0
-    for line in ours:
-        for file in line["files"]:
+    """The largest difference of a pixel, how many images and files differ at all, and what differs in the manifests.
+
+    Where only ``TIMES`` differ, they are the same byte by byte without these.
+    """
+    fields: set[str] = set()
+    largest, images, files = 0, 0, 0
+    pairs = list(zip(lines_of(output), lines_of(other), strict=True))
+    for ours, theirs in pairs:
+        fields |= {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+        files += ours["files"] != theirs["files"]
+        assert [file["name"] for file in ours["files"]] == [file["name"] for file in theirs["files"]]
+        for file in ours["files"]:
             pair = [np.asarray(Image.open(folder / file["name"])).astype(int) for folder in (output, other)]
             found = int(np.abs(pair[0] - pair[1]).max())
-            largest, different = max(largest, found), different + bool(found)
-    return {"largest_difference": largest, "images_that_differ": different, "same_manifest": same}
+            largest, images = max(largest, found), images + bool(found)
+    counts = {"rows_compared": len(pairs), "images_that_differ": images, "files_that_differ": files}
+    return {**counts, "largest_difference": largest, "fields_that_differ": sorted(fields - set(TIMES))}
 
 
 def run(given: argparse.Namespace) -> dict:
+    if not given.servers:
+        return run_on(given, given.options, None)
+    from batch_fleet import Fleet
+
+    with tempfile.TemporaryDirectory() as name, Fleet(given.servers, Path(name)) as fleet:
+        return run_on(given, ["--engine", "comfyui", "--address", fleet.address, *given.options], fleet)
+
+
+def run_on(given: argparse.Namespace, options: Sequence[str], fleet: Fleet | None) -> dict:
     shutil.rmtree(given.output, ignore_errors=True)
     table = table_of(given.rows, given.output.with_suffix(".csv"))
-    arguments, moment = command(table, given.output, given.options), random.Random(given.kills)
+    arguments, moment = command(table, given.output, options), random.Random(given.kills)
     found: dict = {"options": given.options, "kills": []}
     for _ in range(given.kills):
-        found["kills"].append(killed(arguments, given.output, given.victim, moment, given.rows))
+        victims = fleet if given.victim == "server" else None
+        found["kills"].append(killed(arguments, given, moment, victims))
+        print(json.dumps(found["kills"][-1]), flush=True)
     if count_of(given.output) < given.rows:
         found |= whole(arguments, given.output, given.rows)
     lines = lines_of(given.output)
     assert [line["key"] for line in lines] == [key for key, _, _ in prompts(given.rows)], "rows are missing"
     assert all(line["error"] is None for line in lines)
     assert {path.name for path in given.output.glob("*.png")} == {line["files"][0]["name"] for line in lines}
+    found |= {"rows_in_all": len(lines), "attempts": max(line["attempts"] for line in lines)}
     if given.against:
         found |= compared(given.output, given.against)
     return found
@@ -250,6 +287,57 @@ def rates(given: argparse.Namespace) -> dict:
     return {**medians, "times_faster": ratios}
 
 
+def overhead(given: argparse.Namespace) -> dict:
+    """Milliseconds of a row of core nodes: the executor alone, and what each engine adds to it."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+        for turn in range(given.turns):
+            ways = {"executor_ms": lambda: executed(given.rows, folder)}
+            for engine, more in (("local", {}), ("ray", {"workers": 1})):
+                ways[f"{engine}_ms"] = lambda e=engine, m=more, t=turn: engined(given.rows, folder, f"{e}{t}", e, **m)
+            for way in sorted(ways, reverse=bool(turn % 2)):
+                found.setdefault(way, []).append(1000 * ways[way]())
+            print(json.dumps({way: round(values[-1], 2) for way, values in found.items()}), flush=True)
+    return {way: round(statistics.median(values), 2) for way, values in found.items()}
+
+
+def executed(count: int, folder: Path) -> float:
+    """Seconds a row in the embedded executor, each graph checked and run as ``sana-nodes run`` does it."""
+    from sana_nodes import NODE_CLASS_MAPPINGS, host
+    from sana_nodes.host.embedded import graph as executor
+
+    folders = host.use("embedded").folders  # type: ignore[attr-defined]
+    folders.input, folders.output = folder, folder / "executed"
+    begin = time.perf_counter()
+    for number in range(count):
+        executor.run(core_graph(number % 97), NODE_CLASS_MAPPINGS, folders)
+    return (time.perf_counter() - begin) / count
+
+
+def engined(count: int, folder: Path, name: str, engine: str, **more: Any) -> float:
+    """Seconds a row in an engine, from its first row to its last one."""
+    from sana_nodes.batch import run as start
+
+    rows = [{"key": f"p{i}", "2.x": i % 97} for i in range(count)]
+    running = iter(start(core_graph(0), rows, output=folder / name, input=folder, engine=engine, **more))
+    next(running)
+    begin = time.perf_counter()
+    times = [time.perf_counter() for _ in running]
+    return (times[-1] - begin) / len(times)
+
+
+def core_graph(x: int) -> dict:
+    """Core nodes that take no time."""
+    links = {"destination": ["1", 0], "source": ["1", 0]}
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "ImageCompositeMasked", "inputs": {**links, "x": x, "y": 0, "resize_source": False}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "Sana"}},
+    }
+
+
 def table(given: argparse.Namespace) -> dict:
     """A table of two inputs of core nodes, checked whole; peak memory by the system."""
     import resource
@@ -259,12 +347,7 @@ def table(given: argparse.Namespace) -> dict:
     from sana_nodes.batch.tables import open_table
     from sana_nodes.batch.worker import Job
 
-    links = {"destination": ["1", 0], "source": ["1", 0]}
-    graph = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
-        "2": {"class_type": "ImageCompositeMasked", "inputs": {**links, "x": 0, "y": 0, "resize_source": False}},
-        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "Sana"}},
-    }
+    graph = core_graph(0)
     with tempfile.TemporaryDirectory() as name:
         folder, found = Path(name), []
         Image.new("RGB", (8, 8)).save(folder / "a.png")
@@ -289,7 +372,8 @@ def main() -> None:
     one.add_argument("output", type=Path)
     one.add_argument("--rows", type=int, default=2000)
     one.add_argument("--kills", type=int, default=0)
-    one.add_argument("--victim", choices=("process", *VICTIMS), default="process")
+    one.add_argument("--victim", choices=("process", *VICTIMS, "server"), default="process")
+    one.add_argument("--servers", type=int, default=0)
     one.add_argument("--against", type=Path)
     one.set_defaults(call=run)
     two = ways.add_parser("rates")
@@ -297,6 +381,10 @@ def main() -> None:
     two.add_argument("--shell", type=int, default=5)
     two.add_argument("--turns", type=int, default=3)
     two.set_defaults(call=rates)
+    four = ways.add_parser("overhead")
+    four.add_argument("--rows", type=int, default=500)
+    four.add_argument("--turns", type=int, default=3)
+    four.set_defaults(call=overhead)
     three = ways.add_parser("table")
     three.add_argument("--rows", type=int, default=1_000_000)
     three.set_defaults(call=table)
