@@ -211,7 +211,8 @@ def test_the_recipe_of_ray_data(place, ray):
     place.points(40)
     script = place.root / "recipe.py"
     script.write_text("import ray\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n" + code)
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=500)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
     index = "".join(path.read_text() for path in (place.root / "index").rglob("*.csv"))
     files = [line.split(",")[1].strip('"') for line in index.split() if line.strip('"').startswith("p")]
     assert len(files) == 40 and all((place.root / file).is_file() for file in files)
