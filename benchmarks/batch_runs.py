@@ -10,7 +10,7 @@
 each time, then to its end. Every row must be there once. ``--servers`` starts servers of COMFYUI_PATH for the engine
 comfyui; one that is killed is started again, for half of the kills while the command goes on. ``--against`` compares
 the images and the manifest with those of another output. Memory is the resident memory of the command, from a quarter
-of the rows on.
+of the rows on to the last one.
 
 ``rates`` compares the batch with the shell loop and with a loop in one process that loads the models once, taking
 turns. ``overhead`` runs core nodes that take no time: milliseconds of a row in the bare executor, in the engine local
@@ -146,7 +146,7 @@ def whole(arguments: Sequence[str], output: Path, rows: int) -> dict:
     while running.poll() is None:
         made = count_of(output) - before
         first = first or (time.perf_counter() if made else 0.0)
-        if made >= (rows - before) / 4:
+        if (rows - before) / 4 <= made < rows - before:
             memory.append(resident(running.pid))
         time.sleep(0.25)
     errors = running.stderr.read() if running.stderr else ""
