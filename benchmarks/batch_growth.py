@@ -79,17 +79,12 @@ def moments(count: int, rows: int, stages: Sequence[float]) -> dict[str, list[fl
 
 
 def efficiency(count: int, rows: int, stages: Sequence[float]) -> dict:
-    """What each worker did between its first row and its last one, and what all did between those of all.
-
-    The second counts the end too, at which workers wait for the others; it is short in a long batch.
-    """
+    """Of the time between a worker's first row and its last one, the part that its stages take."""
     found = moments(count, rows, stages)
-    made = sum(len(times) - 1 for times in found.values())
-    busy, row = sum(times[-1] - times[0] for times in found.values()), sum(stages[:3])
-    whole = max(times[-1] for times in found.values()) - min(times[0] for times in found.values())
-    rate = sum(map(len, found.values())) / whole
-    both = {"efficiency": round(row * made / busy, 4), "with_the_end": round(row * made / count / whole, 4)}
-    return {"workers": count, "row_s": round(row, 4), **both, "rows_per_s": round(rate, 2)}
+    made, row = sum(len(times) - 1 for times in found.values()), sum(stages[:3])
+    busy = sum(times[-1] - times[0] for times in found.values())
+    rate = round(count * made / busy, 2)
+    return {"workers": count, "row_s": round(row, 4), "efficiency": round(row * made / busy, 4), "rows_per_s": rate}
 
 
 def bend(count: int, rows: int, stages: Sequence[float]) -> dict:

@@ -91,13 +91,13 @@ def below(parent: int) -> dict[int, str]:
 VICTIMS = {"worker": "ray::ClusterWorker", "raylet": "raylet/raylet"}
 
 
-def kill(running: subprocess.Popen, victim: str) -> None:
+def kill(running: subprocess.Popen, victim: str, moment: random.Random) -> None:
     """The command itself; or a worker or the raylet of its cluster, after which it continues or ends."""
     targets = [pid for pid, title in below(running.pid).items() if VICTIMS.get(victim, "-") in title]
     if victim == "process":
         targets = [running.pid]
-    for pid in targets[:1]:
-        os.kill(pid, signal.SIGKILL)
+    if targets:
+        os.kill(moment.choice(targets), signal.SIGKILL)
 
 
 def resident(pid: int) -> int:
@@ -108,28 +108,53 @@ def resident(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
 
 
-def killed(arguments: Sequence[str], given: argparse.Namespace, moment: random.Random, fleet: Fleet | None) -> dict:
-    """One run that is killed after a random number of rows and a random moment more."""
-    output, before = given.output, count_of(given.output)
-    running = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(before + moment.randint(1, max(1, given.rows // 40)), output, running)
-    time.sleep(moment.uniform(0, 0.2))
-    at, number, back = count_of(output), moment.randrange(given.servers or 1), moment.random() < 0.5
-    if fleet is None:
-        kill(running, given.victim)
-    else:
+class Killed:
+    """A command that is killed, or whose workers or servers are, at random moments; it is given again when it ended.
+
+    Where a worker or a server was killed it goes on, or is interrupted and given again, by chance.
+    """
+
+    def __init__(self, arguments: Sequence[str], given: argparse.Namespace, fleet: Fleet | None):
+        self.arguments, self.given, self.fleet, self.moment = arguments, given, fleet, random.Random(given.kills)
+        self.running: subprocess.Popen | None = None
+
+    def once(self) -> dict:
+        output, victim, moment = self.given.output, self.given.victim, self.moment
+        if self.running is None:
+            self.running = subprocess.Popen(self.arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running, before = self.running, count_of(output)
+        wait_for(before + moment.randint(1, max(1, self.given.rows // 40)), output, running)
+        time.sleep(moment.uniform(0, 0.2))
+        at, goes_on = count_of(output), moment.random() < 0.5
+        assert running.poll() is None, "the command ended by itself: give it more rows"
+        if self.fleet is not None:
+            self._kill_server(self.fleet, moment.randrange(self.given.servers), moment.random() < 0.5)
+        else:
+            kill(running, victim, moment)
+        if victim in ("worker", "server"):
+            wait_for(count_of(output) + 2, output, running)
+            if not goes_on:
+                running.send_signal(signal.SIGINT)
+        if goes_on and victim in ("worker", "server"):
+            code = running.poll()
+        else:
+            code, self.running = running.wait(600), None
+        keys = [line["key"] for line in lines_of(output)]
+        assert len(keys) == len(set(keys)), "a row was made twice"
+        return {"before": before, "at": at, "after": len(keys), "exit_code": code}
+
+    def _kill_server(self, fleet: Fleet, number: int, at_once: bool) -> None:
+        """And start it again: at once, or when the others have made rows meanwhile."""
         fleet.kill(number)
-        if back:
-            fleet.start_again(number)
-    if given.victim in ("worker", "server"):  # the command goes on without it
-        wait_for(count_of(output) + 2, output, running)
-        running.send_signal(signal.SIGINT)
-    code = running.wait(600)
-    if fleet is not None and not back:
+        if not at_once and self.running is not None:
+            wait_for(count_of(self.given.output) + 2, self.given.output, self.running)
         fleet.start_again(number)
-    keys = [line["key"] for line in lines_of(output)]
-    assert len(keys) == len(set(keys)), "a row was made twice"
-    return {"before": before, "at": at, "after": len(keys), "exit_code": code}
+
+    def end(self) -> None:
+        """The command that still runs finishes its rows at work."""
+        if self.running is not None:
+            self.running.send_signal(signal.SIGINT)
+            self.running.wait(600)
 
 
 def wait_for(rows: int, output: Path, running: subprocess.Popen) -> None:
@@ -197,12 +222,12 @@ def run(given: argparse.Namespace) -> dict:
 def run_on(given: argparse.Namespace, options: Sequence[str], fleet: Fleet | None) -> dict:
     shutil.rmtree(given.output, ignore_errors=True)
     table = table_of(given.rows, given.output.with_suffix(".csv"))
-    arguments, moment = command(table, given.output, options), random.Random(given.kills)
-    found: dict = {"options": given.options, "kills": []}
-    for _ in range(given.kills):
-        victims = fleet if given.victim == "server" else None
-        found["kills"].append(killed(arguments, given, moment, victims))
-        print(json.dumps(found["kills"][-1]), flush=True)
+    arguments = command(table, given.output, options)
+    found: dict = {"options": given.options, "kills": 0}
+    killed = Killed(arguments, given, fleet if given.victim == "server" else None)
+    for found["kills"] in range(1, given.kills + 1):
+        print(json.dumps(killed.once()), flush=True)
+    killed.end()
     if count_of(given.output) < given.rows:
         found |= whole(arguments, given.output, given.rows)
     lines = lines_of(given.output)
