@@ -94,7 +94,8 @@ def test_a_million_rows_are_read_in_flat_memory(place):
         finally:
             tracemalloc.stop()
 
-    assert peak(50_000) - peak(10_000) < 40_000 * 2
+    peak(1000)  # what is loaded when it is first needed
+    assert peak(50_000) - peak(10_000) < 10_000
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is read from /proc")
