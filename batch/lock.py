@@ -62,14 +62,11 @@ class StoreLock:
     long finds that the object is another one's: ``check`` tells it.
     """
 
-    def __init__(self, url: Url, place: str):
-        self.url, self.place, self.lost = url, place, False
+    def __init__(self, url: Url, output: str):
+        self.url, self.output, self.lost = url, output, False
         self._facts = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
-        self._began, self._beats, self._ending = (
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            0,
-            threading.Event(),
-        )
+        self._facts["began"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._beats, self._ending = 0, threading.Event()
         self._take()
         self._thread = threading.Thread(target=self._beat, name="sana-lock", daemon=True)
         self._thread.start()
@@ -77,7 +74,7 @@ class StoreLock:
     def check(self) -> None:
         """OSError where another batch has taken the lock: this one was silent for too long."""
         if self.lost:
-            raise OSError(f"another batch has begun to write into {self.place}, as this one gave no sign of life")
+            raise OSError(f"another batch has begun to write into {self.output}, as this one gave no sign of life")
 
     def release(self) -> None:
         """Remove the object, if it is this batch's."""
@@ -95,8 +92,8 @@ class StoreLock:
 
     def _take(self) -> None:
         if not self._create():
-            self._wait_for_silence()
-            self.url.remove_self()
+            if self._is_silent():
+                self.url.remove_self()
             if not self._create():
                 raise self._held(self.url.read())
 
@@ -104,22 +101,22 @@ class StoreLock:
         """Whether the object was made by this process; the answer to a first try may have been lost."""
         return self.url.create(self._text()) or self._is_ours(self.url.read())
 
-    def _wait_for_silence(self) -> None:
-        """Until the object is gone, or has not changed for SILENCE; BadCall where it changes."""
+    def _is_silent(self) -> bool:
+        """Whether the object has not changed for SILENCE, and not just gone; BadCall where it changes."""
         seen, begin = self.url.read(), time.monotonic()
+        text = "%s began a batch into %s: waiting %.0f s for a sign of it"
         if seen is not None:
-            logger.warning(
-                "%s began a batch into %s: waiting %.0f s for a sign of it", _owner(seen), self.place, SILENCE
-            )
+            logger.warning(text, _owner(seen), self.output, SILENCE)
         while seen is not None and time.monotonic() - begin < SILENCE:
             time.sleep(min(1.0, SILENCE / 4))
             found = self.url.read()
             if found is not None and found != seen:
                 raise self._held(found)
             seen = found
+        return seen is not None
 
     def _held(self, found: bytes | None) -> BadCall:
-        return BadCall(f"another batch is writing into {self.place} ({_owner(found)}); wait for it, or stop it")
+        return BadCall(f"another batch is writing into {self.output} ({_owner(found)}); wait for it, or stop it")
 
     def _is_ours(self, found: bytes | None) -> bool:
         return found is not None and _facts(found).get("id") == self._facts["id"]
@@ -147,4 +144,4 @@ def _facts(found: bytes) -> dict:
 
 def _owner(found: bytes | None) -> str:
     facts = _facts(found or b"")
-    return f"process {facts.get('process', '?')} of {facts.get('host', '?')}"
+    return f"process {facts.get('process', '?')} on {facts.get('host', '?')}, {facts.get('began', '?')}"

@@ -5,7 +5,7 @@
 
 It makes a table of prompts and seeds, and runs it: killed K times at random moments (seeded) and given again each time,
 then to its end. Every row must be there once. ``--servers`` starts servers of COMFYUI_PATH for the engine comfyui; one
-that is killed is started again, for half of the kills while the command goes on. ``--against`` compares the images and
+that is killed is started again, for half of the kills while the command runs. ``--against`` compares the images and
 the manifest with those of another output. Memory is the resident memory of the command, from a quarter of the rows on
 to the last one.
 """
@@ -104,7 +104,7 @@ def resident(pid: int) -> int:
 class Killed:
     """A command that is killed, or whose workers or servers are, at random moments; it is given again when it ended.
 
-    Where a worker or a server was killed it goes on, or is interrupted and given again, by chance.
+    Where a worker or a server was killed it continues, or is interrupted and given again, by chance.
     """
 
     def __init__(self, arguments: Sequence[str], given: argparse.Namespace, fleet: Fleet | None):
@@ -118,7 +118,7 @@ class Killed:
         running, before = self.running, count_of(output)
         wait_for(before + moment.randint(1, max(1, self.given.rows // 40)), output, running)
         time.sleep(moment.uniform(0, 0.2))
-        at, goes_on = count_of(output), moment.random() < 0.5
+        at, continues = count_of(output), moment.random() < 0.5
         assert running.poll() is None, "the command ended by itself: give it more rows"
         if self.fleet is not None:
             self._kill_server(self.fleet, moment.randrange(self.given.servers), moment.random() < 0.5)
@@ -126,9 +126,9 @@ class Killed:
             kill(running, victim, moment)
         if victim in ("worker", "server"):
             wait_for(count_of(output) + 2, output, running)
-            if not goes_on:
+            if not continues:
                 running.send_signal(signal.SIGINT)
-        if goes_on and victim in ("worker", "server"):
+        if continues and victim in ("worker", "server"):
             code = running.poll()
         else:
             code, self.running = running.wait(600), None

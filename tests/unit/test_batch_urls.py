@@ -154,7 +154,7 @@ def begun(place, output):
 def test_a_second_batch_into_a_url_is_refused(place, store, quick_lock):
     output = f"{store}/out"
     first = begun(place, output)
-    with pytest.raises(BadCall, match=f"another batch is writing into {output} .process {os.getpid()} of "):
+    with pytest.raises(BadCall, match=f"another batch is writing into {output} .process {os.getpid()} on "):
         batch.run(place.workflow, place.points(3), output=output, input=place.root / "input")
     list(first)
     assert_complete(output, 3)
@@ -170,7 +170,7 @@ def test_a_batch_that_was_killed_leaves_a_lock_that_is_taken(place, store, quick
     begin = time.monotonic()
     assert [record["key"] for record in made(place, place.points(3), output)] == ["p1", "p2"]
     assert time.monotonic() - begin >= lock.SILENCE
-    assert f"process {os.getpid()} of " in caplog.text and "waiting 1 s for a sign of it" in caplog.text
+    assert f"process {os.getpid()} on " in caplog.text and "waiting 1 s for a sign of it" in caplog.text
     assert_complete(output, 3)
 
 
