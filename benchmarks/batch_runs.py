@@ -73,7 +73,7 @@ def count_of(output: Path) -> int:
 
 def below(parent: int) -> dict[int, str]:
     """The processes that a process started, and those below them, with their titles."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
     rows = [(int(pid), int(above), title) for pid, above, title in (line.split(None, 2) for line in listed)]
     found: dict[int, str] = {parent: ""}
     for _ in range(6):

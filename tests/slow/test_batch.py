@@ -21,7 +21,7 @@ from sana_nodes.batch.checking import EmbeddedChecks, Rows, read_all
 from sana_nodes.batch.columns import Columns
 from sana_nodes.batch.tables import open_table
 from sana_nodes.batch.urls import Url
-from sana_nodes.batch.worker import Job
+from sana_nodes.batch.worker import Job, Stopped
 
 WORKFLOW = tiny.REPOSITORY / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
 SETTINGS = ["--set", "3.width=32", "--set", "3.height=32"]
@@ -209,9 +209,28 @@ def test_ray_continues_without_a_machine_that_is_lost(place, ray):
         cluster.shutdown()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a raylet is killed with a signal")
+def test_ray_that_lost_its_last_machine_ends_in_words(place, ray):
+    """Soon, and the same call continues on a new cluster. Its workers live until Ray finds that the raylet is gone."""
+    count, table, killed = 5000, place.points(5000), []
+
+    def run():
+        return batch.run(place.workflow, table, engine="ray", workers=2, **place.folders)
+
+    with pytest.raises(Stopped, match="has lost its last machine; give the same command again"):
+        for number, _ in enumerate(run()):
+            if number == 10:
+                os.kill(processes_of("raylet/raylet")[0], signal.SIGKILL)
+                killed.append(time.monotonic())
+    assert time.monotonic() - killed[0] < 120
+    done = len(lines_of(place.output))
+    assert 10 < done < count and len(list(run())) == count - done
+    place.assert_complete(count)
+
+
 def processes_of(title: str) -> list[int]:
     """Processes of Ray, by the title that it gives them, below this one."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
     parents = {int(pid): int(parent) for pid, parent, *_ in (line.split(None, 2) for line in listed)}
 
     def is_below(pid: int) -> bool:
