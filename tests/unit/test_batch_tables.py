@@ -186,7 +186,7 @@ def test_a_table_is_streamed(tmp_path):
             tracemalloc.stop()
 
     peak(10)
-    assert peak(20_000) < 1.03 * peak(2_000)
+    assert peak(20_000) < peak(2_000) + 10_000, "threads of earlier tests may end meanwhile"
 
 
 def test_a_nodes_own_check_sees_every_row(place, capsys):
