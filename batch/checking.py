@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from ..cli.calls import BadCall
 from ..cli.workflows import declared_inputs
-from .columns import Changes, Columns, digest, folded, inputs_hash
-from .manifest import Keys, short_hash
+from .columns import Changes, Columns, digest, inputs_hash
+from .keys import Keys
 from .tables import BadRow, BadTable, Row, Table
 from .worker import Job, Task, embedded_folders, with_inputs
 
@@ -80,35 +80,25 @@ def read_all(rows: Rows, checks: Checks) -> Keys:
             whole = fresh not in seen and len(seen) < WHOLE_CHECKS
             checks.check(task.inputs, whole)
             seen.update({fresh} if whole else ())
-            keys.add(task.key, task.hash)
+            _add(keys, task, row, rows.table.line_word)
         except BadRow as error:
             problems += [f"{rows.where(row)}: {line}" for line in str(error).splitlines()]
         if len(problems) >= MOST_PROBLEMS:
             problems[MOST_PROBLEMS:] = ["reading ended there; correct these rows first"]
             break
-    if not problems and len(keys) == 0:
-        raise BadTable(f"{rows.table.name} has no rows")
-    if problems := problems or _duplicates(rows, keys):
+    if problems:
         raise BadTable("\n".join(problems))
+    if len(keys) == 0:
+        raise BadTable(f"{rows.table.name} has no rows")
     return keys
 
 
-def _duplicates(rows: Rows, keys: Keys) -> list[str]:
-    """Rows with the key of an earlier row. The table is read again only where short hashes are equal."""
-    twins = keys.twins()
-    first: dict[bytes, tuple[int, str]] = {}
-    found: list[str] = []
-    for row, number in rows if twins else ():
-        key = rows.columns.key_of(row.cells, number + 1)
-        if short_hash(key) not in twins:
-            continue
-        earlier = first.setdefault(folded(key), (row.line, key))
-        if earlier[0] != row.line:
-            also = "" if earlier[1] == key else f" ({earlier[1]!r}, which some systems take for the same name)"
-            found.append(f"{rows.where(row)}: the key {key[:100]!r} is also that of line {earlier[0]}{also}")
-        if len(found) >= MOST_PROBLEMS:
-            break
-    return found
+def _add(keys: Keys, task: Task, row: Row, word: str) -> None:
+    """BadRow for the key of an earlier row; ``word``: what a row is counted in."""
+    if earlier := keys.add(task.key, task.hash, row.line):
+        line, key = earlier
+        also = "" if key == task.key else f" ({key!r}, which some systems take for the same name)"
+        raise BadRow(f"the key {task.key[:100]!r} is also that of {word} {line}{also}")
 
 
 def loaders_of(outputs: Mapping[str, Sequence[str]]) -> frozenset[str]:

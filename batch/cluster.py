@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,9 @@ RESERVED = 0.05
 
 PATIENCE = 600.0
 """Seconds in which a worker must start where none works: a cluster may have to start a machine first."""
+
+CHECK = 5.0
+"""Seconds without a result after which it is asked whether the cluster has machines."""
 
 MOST_STARTS = 3
 """Workers that may fail to start one after another before the batch ends."""
@@ -122,7 +126,7 @@ class RayEngine:
             if not working and not self.waiting:
                 return
             starting = {member.starting: member for member in self.members if member.starting is not None}
-            for ref in self._ended([*working, *starting], None if working else PATIENCE):
+            for ref in self._ended([*working, *starting], bool(working)):
                 if ref in starting:
                     self._has_started(starting[ref])
                 elif ref in working[ref].rows:  # not where its actor was lost just now
@@ -130,14 +134,19 @@ class RayEngine:
                     self._hand_out(take)  # before these are written down
                     yield from made
 
-    def _ended(self, refs: list, timeout: float | None) -> list:
-        ended, _ = self.ray.wait(refs, num_returns=1, timeout=timeout)
-        if not ended:
-            raise Stopped(
-                f"no worker has started in {PATIENCE:.0f} s: {self.ray.available_resources()} of the cluster are free, "
-                f"and each takes {self.options}; see to that, and give the same command again"
-            )
-        return ended
+    def _ended(self, refs: list, working: bool) -> list:
+        """The first that ends. Stopped where no machine is left, or no worker starts and none is ``working``."""
+        begin = time.monotonic()
+        while working or time.monotonic() - begin < PATIENCE:
+            ended, _ = self.ray.wait(refs, num_returns=1, timeout=CHECK)
+            if ended:
+                return ended
+            if not any(node["Alive"] for node in self.ray.nodes()):
+                raise Stopped("the Ray cluster has lost its last machine; give the same command again")
+        raise Stopped(
+            f"no worker has started in {PATIENCE:.0f} s: {self.ray.available_resources()} of the cluster are free, "
+            f"and each takes {self.options}; see to that, and give the same command again"
+        )
 
     def _hand_out(self, take: Take) -> None:
         """Rows to members that have started; at least one group waits where there are rows left."""

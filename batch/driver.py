@@ -17,7 +17,8 @@ from ..cli.workflows import apply_settings, read_workflow
 from .checking import EmbeddedChecks, Rows, read_all
 from .cluster import RayEngine
 from .columns import SEEDS, Columns, digest
-from .manifest import DONE, FAILED, MISSING, Keys
+from .keys import DIGITS, Keys
+from .manifest import DONE, FAILED, MISSING
 from .ordering import ordered
 from .outputs import Bucket, Folder, output_at
 from .servers import ServerChecks, ServersEngine
@@ -49,7 +50,7 @@ class Batch:
         output: Folder | Bucket,
         options: dict,
     ):
-        self.rows, self.keys, self.job, self.output, self.manifest = rows, keys, job, output, output.manifest
+        self.rows, self.job, self.output, self.manifest = rows, job, output, output.manifest
         self.notes: list[str] = []
         self.total, self._options = len(keys), options
         self._engine: Callable[[], Any] | None = engine
@@ -59,7 +60,8 @@ class Batch:
         self._again: deque[Task] = deque()
         self.on_step: Callable[[str], None] | None = None
         self._stopping = False
-        self._look_back()
+        self._look_back(keys)
+        keys.close()
         waiting = self.total - self._state.count(DONE)
         limit = options["limit"]
         self.left = waiting if limit is None else min(limit, waiting)
@@ -171,17 +173,18 @@ class Batch:
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
-    def _look_back(self) -> None:
+    def _look_back(self, keys: Keys) -> None:
         """What the manifest says of earlier calls. BadCall where rows were made of something else."""
         found, gone = bytearray(self.total), {}
         names: dict[int, str] = {}
         for offset, record in self.manifest.lines():
-            number = self.keys.find(record["key"])
-            if number is None:
+            row = keys.find(record["key"])
+            if row is None:
                 gone[record["key"]] = offset
                 continue
+            number, inputs = row
             self._offsets[number], self._state[number] = offset, FAILED if record["error"] else DONE
-            found[number] = self._differs(number, record)
+            found[number] = self._differs(inputs, record)
             if found[number]:
                 names.setdefault(found[number], record["key"])
         self._gone = list(gone.values())
@@ -190,13 +193,13 @@ class Batch:
                 self._state[number] = MISSING
         self._say_changes(found, names)
 
-    def _differs(self, number: int, record: dict) -> int:
+    def _differs(self, inputs: str, record: dict) -> int:
         """What a row that is done was made of, or has lost, against what it would be now."""
         if record["error"]:
             return SAME
         if record["workflow"] != self._workflow:
             return OTHER_WORKFLOW
-        if int(record["inputs"][:16], 16) != self.keys.inputs[number]:
+        if record["inputs"][:DIGITS] != inputs:
             return OTHER_INPUTS
         return SAME if all(map(self.output.has, record["files"])) else LOST
 

@@ -2,102 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
+from ..cli.calls import BadCall
+
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
-TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
-"""Kinds of frames (RFC 6455); 0 continues one."""
 
 AGAIN = 2.0
 """Seconds after which a connection that was lost is opened again."""
 
 TIMEOUT = 60.0
-"""Seconds in which a server that is silent is asked whether it is there."""
-
-LARGEST = 1 << 26
-"""Bytes of a message: previews come as well, and are left out."""
+"""Seconds after which the connection to a server that tells nothing is opened again: the server may be gone."""
 
 
-class Closed(OSError):
-    """The connection has ended."""
-
-
-class Socket:
-    """The receiving side of a websocket."""
-
-    def __init__(self, host: str, port: int, path: str, timeout: float = TIMEOUT):
-        self._socket = socket.create_connection((host, port), timeout)
-        try:
-            key = base64.b64encode(os.urandom(16)).decode()
-            lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", "Upgrade: websocket", "Connection: Upgrade"]
-            lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", ""]
-            self._socket.sendall("\r\n".join(lines).encode())
-            self._file = self._socket.makefile("rb")
-            if b" 101 " not in self._file.readline(1024):
-                raise Closed("the server has no websocket there")
-            while self._file.readline(65536).strip():
-                pass
-        except BaseException:
-            self.close()
-            raise
-
-    def messages(self) -> Iterator[dict]:
-        """The JSON messages as they come; Closed at the end."""
-        while True:
-            kind, data = self._message()
-            if kind == TEXT:
-                found = json.loads(data)
-                if isinstance(found, dict):
-                    yield found
-
-    def _message(self) -> tuple[int, bytes]:
-        """Kind and bytes of a message, its frames joined; pings are answered meanwhile."""
-        kind, parts = 0, []
-        while True:
-            final, code, data = self._frame()
-            if code == CLOSE:
-                raise Closed("the server closed the connection")
-            if code == PING:
-                self._send(PONG, data)
-            elif code != PONG:
-                kind = code or kind
-                parts.append(data)
-                if final:
-                    return kind, b"".join(parts)
-
-    def _frame(self) -> tuple[bool, int, bytes]:
-        first, second = self._exactly(2)
-        length = second & 127
-        if length > 125:
-            length = int.from_bytes(self._exactly(2 if length == 126 else 8), "big")
-        if length > LARGEST:
-            raise Closed(f"a message of {length:,} bytes")
-        return bool(first & 128), first & 15, self._exactly(length)
-
-    def _exactly(self, count: int) -> bytes:
-        data = self._file.read(count)
-        if data is None or len(data) < count:
-            raise Closed("the connection has ended")
-        return data
-
-    def _send(self, code: int, data: bytes) -> None:
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(data[:125]))
-        self._socket.sendall(struct.pack("!BB", 128 | code, 128 | len(masked)) + mask + masked)
-
-    def close(self) -> None:
-        """End the connection; who waits for a message gets Closed."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+def import_websocket() -> Any:
+    """The module websocket; BadCall names the extra where it is missing."""
+    try:
+        import websocket
+    except ImportError as error:
+        raise BadCall(
+            "the engine comfyui needs the package websocket-client: pip install sana-nodes[comfyui]"
+        ) from error
+    return websocket
 
 
 class Listener:
@@ -108,11 +37,11 @@ class Listener:
     """
 
     def __init__(self, host: str, port: int, client: str, on_step: Callable[[str, int, int], None] = lambda *_: None):
-        self.host, self.port, self.client, self.on_step = host, port, client, on_step
+        self.websocket, self.url, self.on_step = import_websocket(), f"ws://{host}:{port}/ws?clientId={client}", on_step
         self.remaining: int | None = None
         self._ended: dict[str, threading.Event] = {}
         self._stopping = threading.Event()
-        self._socket: Socket | None = None
+        self._socket: Any = None
         threading.Thread(target=self._listen, name="sana-listening", daemon=True).start()
 
     @property
@@ -129,24 +58,36 @@ class Listener:
     def close(self) -> None:
         """End the connection and the thread."""
         self._stopping.set()
-        if self._socket is not None:
-            self._socket.close()
+        if (open_now := self._socket) is not None:
+            open_now.abort()
 
     def _listen(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._socket = Socket(self.host, self.port, f"/ws?clientId={self.client}")
-                for message in self._socket.messages():
+                for message in self._messages():
                     self._hear(message.get("type"), message.get("data"))
-            except (OSError, ValueError):
-                pass
+            except (OSError, ValueError, TypeError, AttributeError, self.websocket.WebSocketException):
+                pass  # no websocket, or messages of another kind: who waits for a row asks the server itself
             finally:
                 self._leave()
             self._stopping.wait(AGAIN)
 
+    def _messages(self) -> Iterator[dict]:
+        """The JSON messages as they come, until the server closes the connection; previews are left out."""
+        text, close = self.websocket.ABNF.OPCODE_TEXT, self.websocket.ABNF.OPCODE_CLOSE
+        options = {"http_no_proxy": ["*"], "skip_utf8_validation": True}  # as the API's calls; JSON is decoded strictly
+        self._socket = self.websocket.create_connection(self.url, timeout=TIMEOUT, **options)
+        while not self._stopping.is_set():
+            kind, data = self._socket.recv_data()
+            if kind == close:
+                return
+            found = json.loads(data) if kind == text else None
+            if isinstance(found, dict):
+                yield found
+
     def _leave(self) -> None:
         if self._socket is not None:
-            self._socket.close()
+            self._socket.shutdown()
         self._socket, self.remaining = None, None
         for event in list(self._ended.values()):  # who waits asks the server itself
             event.set()

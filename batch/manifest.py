@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,44 +18,6 @@ PARQUET_LINES = 4096
 """Lines that are held while manifest.parquet is written."""
 
 MISSING, FAILED, DONE = 0, 1, 2
-
-
-class Keys:
-    """The keys of a table's rows in 8 bytes each, and a hash of each row's inputs in 8 more: a million rows fit."""
-
-    def __init__(self) -> None:
-        self.keys, self.inputs = array("Q"), array("Q")
-        self._order: Any = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def add(self, key: str, inputs: str) -> None:
-        self.keys.append(short_hash(key))
-        self.inputs.append(int(inputs[:16], 16))
-
-    def _sorted(self) -> tuple:
-        import numpy as np
-
-        if self._order is None:
-            keys = np.frombuffer(self.keys, np.uint64) if len(self.keys) else np.zeros(0, np.uint64)
-            order = np.argsort(keys, kind="stable")
-            self._order = order, keys[order]
-        return self._order
-
-    def twins(self) -> set[int]:
-        """The short hashes that occur more than once."""
-        _, keys = self._sorted()
-        return {int(key) for key in keys[1:][keys[1:] == keys[:-1]]}
-
-    def find(self, key: str) -> int | None:
-        """The number of the row with a key, from 0."""
-        import numpy as np
-
-        order, keys = self._sorted()
-        wanted = np.uint64(short_hash(key))
-        at = int(np.searchsorted(keys, wanted))
-        return int(order[at]) if at < len(keys) and keys[at] == wanted else None
 
 
 def short_hash(key: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli.calls import BadCall, check_output
-from .lock import Lock
+from .lock import Lock, StoreLock
 from .manifest import NAME, PARQUET, Manifest, line_of, short_hash, sync_folder
 from .urls import Url
 
@@ -82,10 +82,7 @@ class Folder:
 
 
 class Bucket:
-    """A folder of an object store. Workers put files there; the manifest is made in a folder of this machine.
-
-    Two batches at once into one are not noticed: object stores lend no lock that ends with a process.
-    """
+    """A folder of an object store. Workers put files there; the manifest is made in a folder of this machine."""
 
     def __init__(self, url: Url):
         self.url = url.text
@@ -94,6 +91,7 @@ class Bucket:
         self.path = Path(tempfile.mkdtemp(prefix="sana-batch-"))
         self.staging = self.path / "work"
         self.manifest: Manifest
+        self._lock: StoreLock
 
     def __str__(self) -> str:
         return self.url
@@ -102,14 +100,21 @@ class Bucket:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def begin(self) -> None:
+        """Hold the folder's lock, and read what is there; BadCall where another batch writes into it."""
         try:
-            self.manifest = GatheredManifest(self.path, self._url)
-            self._sizes = self._url.files()
+            self._lock = StoreLock(self._url.child(f"{HIDDEN}/lock.json"), self.url)
+            try:
+                self.manifest = GatheredManifest(self.path, self._url, self._lock)
+                self._sizes = self._url.files()
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise BadCall(f"the output {self.url} cannot be used: {error}") from error
 
     def end(self) -> None:
         self.manifest.close()
+        self._lock.release()
         self.discard()
 
     def keep(self, files: Sequence[dict]) -> None:
@@ -129,8 +134,9 @@ class Bucket:
 class GatheredManifest(Manifest):
     """A manifest whose lines are objects: one for each row, durable when it is put, and gathered now and then."""
 
-    def __init__(self, folder: Path, url: Url):
+    def __init__(self, folder: Path, url: Url, lock: StoreLock):
         self.url, self.rows, self.parts = url, url.child(f"{HIDDEN}/rows"), url.child(f"{HIDDEN}/parts")
+        self.lock = lock
         (folder / NAME).write_bytes(url.child(NAME).read() or b"")
         super().__init__(folder)
         self._single: dict[str, bytes] = {}
@@ -154,6 +160,7 @@ class GatheredManifest(Manifest):
                 folder.remove(*names[begin : begin + LINES_OF_PART])
 
     def append(self, record: dict) -> int:
+        self.lock.check()
         line, name = line_of(record), f"{short_hash(record['key']):016x}.json"
         self.rows.child(name).write(line)
         self._single[name] = line
@@ -169,6 +176,7 @@ class GatheredManifest(Manifest):
 
     def tidy(self, offsets: Sequence[int]) -> None:
         """Leave these lines, as one object."""
+        self.lock.check()
         super().tidy(offsets)
         self.url.child(NAME).put(self.path)
         self._forget([*self.parts.files()], [*self.rows.files()])

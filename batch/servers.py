@@ -17,7 +17,7 @@ from typing import Any
 from ..cli.calls import BadCall
 from .checking import loaders_of
 from .columns import Changes
-from .listening import Listener
+from .listening import Listener, import_websocket
 from .tables import BadRow
 from .worker import Job, Made, Stopped, Take, Task, delivered, is_full, with_inputs
 
@@ -319,6 +319,7 @@ class ServerChecks:
     """
 
     def __init__(self, graph: Mapping[str, dict], address: str | None, input: Path | None):
+        import_websocket()  # before a table of any length is read
         server = servers_at(address)[0]
         facts_of(server)
         self.files: tuple = (input,) if input else ()

@@ -65,7 +65,13 @@ class Given(Table):
 
     def __iter__(self) -> Iterator[Row]:
         for number, cells in enumerate(self.rows, 1):
-            yield Row(number, cells)
+            plain = {name: _plain(cell) for name, cell in cells.items()} if isinstance(cells, Mapping) else cells
+            yield Row(number, plain)
+
+
+def _plain(cell: Any) -> Any:
+    """A number or text of NumPy, as pandas and Ray Data give them, as one of Python."""
+    return cell.item() if type(cell).__module__ == "numpy" and getattr(cell, "shape", None) == () else cell
 
 
 def open_table(table: str | Path | Sequence[Mapping[str, Any]]) -> Table:

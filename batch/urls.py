@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOSYS
 from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -117,6 +118,21 @@ class Url:
         with self.errors():
             self._fs.pipe_file(self.path, data)
 
+    def create(self, data: bytes) -> bool:
+        """Make a file that is not there; whether this was so. Of two callers at once one does, where the store can."""
+        try:
+            with self.errors():
+                self._fs.pipe_file(self.path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if self.read() is not None:  # some stores say so in other words
+                return False
+            if error.errno != ENOSYS and not isinstance(error.__cause__, (TypeError, NotImplementedError)):
+                raise
+            self.write(data)
+        return True
+
     def put(self, file: Path) -> None:
         """Make a file of one of this machine."""
         with self.errors():
@@ -148,6 +164,11 @@ class Url:
             for path in paths:
                 with self.errors(), suppress(FileNotFoundError):
                     self._fs.rm_file(path)
+
+    def remove_self(self) -> None:
+        """Remove this file; no error where it is gone already."""
+        with self.errors(), suppress(FileNotFoundError):
+            self._fs.rm_file(self.path)
 
     def files(self, deep: bool = False) -> dict[str, int]:
         """Names and bytes of the files in a folder, ``deep``: and below it, in the order of their names."""

@@ -5,11 +5,11 @@
 
 ``--stages``: seconds of encoding, sampling, decoding and saving one row; the last overlaps the others. The default is
 SANA-Sprint at 1024 x 1024 on an H100, as published. ``--times``: a JSON file of benchmarks/run.py, whose rows prompt,
-sprint-0.6b-step (twice) and dc-ae-decode are taken instead. Efficiency is the time that the rows take on one worker
-without any overhead, over workers times the time that passed, from when each worker had made a row to the last one.
-Each worker writes a file of 200 kB for a row. ``--bend`` makes the stages shorter, with the most workers, until
-efficiency falls below 0.95. ``--pools`` compares workers that do all stages with separate pools for encoding, sampling
-and decoding, of as many workers in all. Ray's CPUs are numbers here: sleeping takes none.
+sprint-0.6b-step (twice) and dc-ae-decode are taken instead. Efficiency is the time that the rows take without any
+overhead, over the time that passed for each worker between its first row and its last one. Each worker writes a file
+of 200 kB for a row. ``--bend`` makes the stages shorter, with the most workers, until efficiency falls below 0.95.
+``--pools`` compares workers that do all stages with separate pools for encoding, sampling and decoding, of as many
+workers in all. Ray's CPUs are numbers here: sleeping takes none.
 """
 
 from __future__ import annotations
@@ -63,29 +63,28 @@ def sleeping(stages: Sequence[float]) -> type:
     return Sleeping
 
 
-def spent(count: int, rows: int, stages: Sequence[float]) -> tuple[int, float]:
-    """Rows that were made since each worker had made one, and the seconds since then; so many rows each in all."""
+def moments(count: int, rows: int, stages: Sequence[float]) -> dict[str, list[float]]:
+    """When each worker's rows were done, by the driver; so many rows each."""
     from PIL import Image
 
     engine = type("Simulated", (RayEngine,), {"worker": sleeping(stages)})
     driver.ENGINES["simulated"] = engine  # type: ignore[assignment]
     table = [{"key": f"r{i}", "3.filename_prefix": f"r{i}"} for i in range(count * rows)]
+    found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         Image.new("RGB", (8, 8)).save(Path(folder) / "white.png")
-        running = iter(
-            driver.run(GRAPH, table, output=f"{folder}/out", input=folder, engine="simulated", workers=count)
-        )
-        started: set[str] = set()
-        while len(started) < count:
-            started.add(next(running)["device"])
-        begin = time.perf_counter()
-        return sum(1 for _ in running), time.perf_counter() - begin
+        for line in driver.run(GRAPH, table, output=f"{folder}/out", input=folder, engine="simulated", workers=count):
+            found.setdefault(line["device"], []).append(time.perf_counter())
+    return found
 
 
 def efficiency(count: int, rows: int, stages: Sequence[float]) -> dict:
-    made, seconds = spent(count, rows, stages)
-    ideal = sum(stages[:3]) * made / count
-    return {"workers": count, "rows": made, "seconds": round(seconds, 3), "efficiency": round(ideal / seconds, 4)}
+    """Of the time between a worker's first row and its last one, the part that its stages take."""
+    found = moments(count, rows, stages)
+    made, row = sum(len(times) - 1 for times in found.values()), sum(stages[:3])
+    busy = sum(times[-1] - times[0] for times in found.values())
+    rate = round(count * made / busy, 2)
+    return {"workers": count, "row_s": round(row, 4), "efficiency": round(row * made / busy, 4), "rows_per_s": rate}
 
 
 def bend(count: int, rows: int, stages: Sequence[float]) -> dict:
@@ -93,7 +92,6 @@ def bend(count: int, rows: int, stages: Sequence[float]) -> dict:
     above: dict = {}
     while True:
         found = efficiency(count, rows, stages)
-        found |= {"row_s": sum(stages[:3]), "rows_per_s": round(found["rows"] / found["seconds"], 1)}
         print(json.dumps(found), flush=True)
         if found["efficiency"] < FLOOR:
             return {"above": above, "below": found}
@@ -157,6 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     stages = stages_of(options.times) if options.times else list(options.stages)
     ray, most = import_ray(), max(options.workers)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the engine's own cluster
     ray.init(num_cpus=most, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     found: dict = {"stages": stages, "rows": options.rows, "growth": []}
     for count in options.workers:

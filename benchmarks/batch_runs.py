@@ -1,15 +1,13 @@
 """Long runs of ``sana-nodes batch`` with the demo weights at the smallest size: rate, memory, kills, and equal results.
 
-    python benchmarks/batch_runs.py run OUTPUT [--rows 2000] [--kills K --victim process|worker|raylet]
-                                    [--against OTHER] [-- OPTIONS OF sana-nodes batch]
-    python benchmarks/batch_runs.py rates [--rows 100] [--shell 5] [--turns 3]
-    python benchmarks/batch_runs.py table [--rows 1000000]
+    python benchmarks/batch_runs.py OUTPUT [--rows 2000] [--kills K --victim process|worker|raylet|server]
+                                    [--servers N] [--against OTHER] [-- OPTIONS OF sana-nodes batch]
 
-``run`` makes a table of prompts and seeds, and runs it: killed K times at random moments (seeded) and given again
-each time, then to its end. Every row must be there once. ``--against`` compares the images and the manifest with those
-of another output. Memory is the resident memory of the command, from a quarter of the rows on. ``rates`` compares the
-batch with the shell loop and with a loop in one process that loads the models once, taking turns. ``table`` reads a
-table of core nodes that run in no time: rows a second of the check, and its memory.
+It makes a table of prompts and seeds, and runs it: killed K times at random moments (seeded) and given again each time,
+then to its end. Every row must be there once. ``--servers`` starts servers of COMFYUI_PATH for the engine comfyui; one
+that is killed is started again, for half of the kills while the command runs. ``--against`` compares the images and
+the manifest with those of another output. Memory is the resident memory of the command, from a quarter of the rows on
+to the last one.
 """
 
 from __future__ import annotations
@@ -27,16 +25,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from batch_fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "example_workflows" / "api" / "sana_sprint_text_to_image.json"
 SETTINGS = ("1.pipeline=sana-sprint-demo", "3.width=32", "3.height=32")
 COLOURS, SHAPES = ("red", "green", "blue", "yellow", "white", "black"), ("circle", "square", "ring", "cross")
-TIMES = ("seconds", "ended", "device", "versions", "attempts", "files")
-"""What of a line may differ from run to run; files are compared as images."""
+TIMES = ("seconds", "ended")
+"""What of a line may differ from run to run."""
 
 
 def prompts(count: int) -> list[tuple[str, str, int]]:
@@ -71,7 +73,7 @@ def count_of(output: Path) -> int:
 
 def below(parent: int) -> dict[int, str]:
     """The processes that a process started, and those below them, with their titles."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
     rows = [(int(pid), int(above), title) for pid, above, title in (line.split(None, 2) for line in listed)]
     found: dict[int, str] = {parent: ""}
     for _ in range(6):
@@ -82,13 +84,13 @@ def below(parent: int) -> dict[int, str]:
 VICTIMS = {"worker": "ray::ClusterWorker", "raylet": "raylet/raylet"}
 
 
-def kill(running: subprocess.Popen, victim: str) -> None:
+def kill(running: subprocess.Popen, victim: str, moment: random.Random) -> None:
     """The command itself; or a worker or the raylet of its cluster, after which it continues or ends."""
     targets = [pid for pid, title in below(running.pid).items() if VICTIMS.get(victim, "-") in title]
     if victim == "process":
         targets = [running.pid]
-    for pid in targets[:1]:
-        os.kill(pid, signal.SIGKILL)
+    if targets:
+        os.kill(moment.choice(targets), signal.SIGKILL)
 
 
 def resident(pid: int) -> int:
@@ -99,23 +101,59 @@ def resident(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
 
 
-def killed(arguments: Sequence[str], output: Path, victim: str, moment: random.Random, rows: int) -> dict:
-    """One run that is killed after a random number of rows and a random moment more."""
-    before, wanted = count_of(output), moment.randint(1, max(1, rows // 40))
-    running = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while count_of(output) < before + wanted and running.poll() is None:
+class Killed:
+    """A command that is killed, or whose workers or servers are, at random moments; it is given again when it ended.
+
+    Where a worker or a server was killed it continues, or is interrupted and given again, by chance.
+    """
+
+    def __init__(self, arguments: Sequence[str], given: argparse.Namespace, fleet: Fleet | None):
+        self.arguments, self.given, self.fleet, self.moment = arguments, given, fleet, random.Random(given.kills)
+        self.running: subprocess.Popen | None = None
+
+    def once(self) -> dict:
+        output, victim, moment = self.given.output, self.given.victim, self.moment
+        if self.running is None:
+            self.running = subprocess.Popen(self.arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running, before = self.running, count_of(output)
+        wait_for(before + moment.randint(1, max(1, self.given.rows // 40)), output, running)
+        time.sleep(moment.uniform(0, 0.2))
+        at, continues = count_of(output), moment.random() < 0.5
+        assert running.poll() is None, "the command ended by itself: give it more rows"
+        if self.fleet is not None:
+            self._kill_server(self.fleet, moment.randrange(self.given.servers), moment.random() < 0.5)
+        else:
+            kill(running, victim, moment)
+        if victim in ("worker", "server"):
+            wait_for(count_of(output) + 2, output, running)
+            if not continues:
+                running.send_signal(signal.SIGINT)
+        if continues and victim in ("worker", "server"):
+            code = running.poll()
+        else:
+            code, self.running = running.wait(600), None
+        keys = [line["key"] for line in lines_of(output)]
+        assert len(keys) == len(set(keys)), "a row was made twice"
+        return {"before": before, "at": at, "after": len(keys), "exit_code": code}
+
+    def _kill_server(self, fleet: Fleet, number: int, at_once: bool) -> None:
+        """And start it again: at once, or when the others have made rows meanwhile."""
+        fleet.kill(number)
+        if not at_once and self.running is not None:
+            wait_for(count_of(self.given.output) + 2, self.given.output, self.running)
+        fleet.start_again(number)
+
+    def end(self) -> None:
+        """The command that still runs finishes its rows at work."""
+        if self.running is not None:
+            self.running.send_signal(signal.SIGINT)
+            self.running.wait(600)
+
+
+def wait_for(rows: int, output: Path, running: subprocess.Popen) -> None:
+    """Until so many rows are in the manifest, or the command has ended."""
+    while count_of(output) < rows and running.poll() is None:
         time.sleep(0.02)
-    time.sleep(moment.uniform(0, 0.2))
-    kill(running, victim)
-    if victim == "worker":
-        lost = count_of(output)
-        while count_of(output) <= lost + 1 and running.poll() is None:
-            time.sleep(0.02)
-        running.send_signal(signal.SIGINT)
-    running.wait(600)
-    keys = [line["key"] for line in lines_of(output)]
-    assert len(keys) == len(set(keys)), "a row was made twice"
-    return {"before": before, "after": len(keys)}
 
 
 def whole(arguments: Sequence[str], output: Path, rows: int) -> dict:
@@ -126,7 +164,7 @@ def whole(arguments: Sequence[str], output: Path, rows: int) -> dict:
     while running.poll() is None:
         made = count_of(output) - before
         first = first or (time.perf_counter() if made else 0.0)
-        if made >= (rows - before) / 4:
+        if (rows - before) / 4 <= made < rows - before:
             memory.append(resident(running.pid))
         time.sleep(0.25)
     errors = running.stderr.read() if running.stderr else ""
@@ -146,164 +184,67 @@ def flatness(memory: Sequence[int]) -> dict:
 
 
 def compared(output: Path, other: Path) -> dict:
-    """The largest difference of a pixel, how many images differ at all, and whether the manifests say the same."""
-    ours, theirs = lines_of(output), lines_of(other)
-    same = [{k: v for k, v in line.items() if k not in TIMES} for line in ours] == [
-        {k: v for k, v in line.items() if k not in TIMES} for line in theirs
-    ]
-    largest, different = 0, 0
-    for line in ours:
-        for file in line["files"]:
+    """The largest difference of a pixel, how many images and files differ at all, and what differs in the manifests.
+
+    Where only ``TIMES`` differ, they are the same byte by byte without these.
+    """
+    fields: set[str] = set()
+    largest, images, files = 0, 0, 0
+    pairs = list(zip(lines_of(output), lines_of(other), strict=True))
+    for ours, theirs in pairs:
+        fields |= {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+        files += ours["files"] != theirs["files"]
+        assert [file["name"] for file in ours["files"]] == [file["name"] for file in theirs["files"]]
+        for file in ours["files"]:
             pair = [np.asarray(Image.open(folder / file["name"])).astype(int) for folder in (output, other)]
             found = int(np.abs(pair[0] - pair[1]).max())
-            largest, different = max(largest, found), different + bool(found)
-    return {"largest_difference": largest, "images_that_differ": different, "same_manifest": same}
+            largest, images = max(largest, found), images + bool(found)
+    counts = {"rows_compared": len(pairs), "images_that_differ": images, "files_that_differ": files}
+    return {**counts, "largest_difference": largest, "fields_that_differ": sorted(fields - set(TIMES))}
 
 
 def run(given: argparse.Namespace) -> dict:
+    if not given.servers:
+        return run_on(given, given.options, None)
+    from batch_fleet import Fleet
+
+    with tempfile.TemporaryDirectory() as name, Fleet(given.servers, Path(name)) as fleet:
+        return run_on(given, ["--engine", "comfyui", "--address", fleet.address, *given.options], fleet)
+
+
+def run_on(given: argparse.Namespace, options: Sequence[str], fleet: Fleet | None) -> dict:
     shutil.rmtree(given.output, ignore_errors=True)
     table = table_of(given.rows, given.output.with_suffix(".csv"))
-    arguments, moment = command(table, given.output, given.options), random.Random(given.kills)
-    found: dict = {"options": given.options, "kills": []}
-    for _ in range(given.kills):
-        found["kills"].append(killed(arguments, given.output, given.victim, moment, given.rows))
+    arguments = command(table, given.output, options)
+    found: dict = {"options": given.options, "kills": 0}
+    killed = Killed(arguments, given, fleet if given.victim == "server" else None)
+    for found["kills"] in range(1, given.kills + 1):
+        print(json.dumps(killed.once()), flush=True)
+    killed.end()
     if count_of(given.output) < given.rows:
         found |= whole(arguments, given.output, given.rows)
     lines = lines_of(given.output)
     assert [line["key"] for line in lines] == [key for key, _, _ in prompts(given.rows)], "rows are missing"
     assert all(line["error"] is None for line in lines)
     assert {path.name for path in given.output.glob("*.png")} == {line["files"][0]["name"] for line in lines}
+    found |= {"rows_in_all": len(lines), "attempts": max(line["attempts"] for line in lines)}
     if given.against:
         found |= compared(given.output, given.against)
     return found
 
 
-def shell_loop(count: int, folder: Path) -> float:
-    """Seconds a row of ``sana-nodes run`` in a loop."""
-    begin = time.perf_counter()
-    for _, text, seed in prompts(count):
-        settings = [*SETTINGS, f"2.text={text}", f"4.seed={seed}"]
-        sets = [part for setting in settings for part in ("--set", setting)]
-        start = [sys.executable, "-m", "sana_nodes", "run", str(WORKFLOW), "--host", "embedded"]
-        subprocess.run([*start, *sets, "--output", str(folder)], check=True, capture_output=True)
-    return (time.perf_counter() - begin) / count
-
-
-def loaded_loop(count: int, folder: Path) -> float:
-    """Seconds a row of a loop that loads the models once, and encodes, samples, decodes and saves one after another."""
-    from sana_nodes import NODE_CLASS_MAPPINGS, host
-    from sana_nodes.host.embedded.core_nodes import CORE_NODES
-
-    here = host.use("embedded")
-    here.folders.output = folder  # type: ignore[attr-defined]
-    graph = json.loads(WORKFLOW.read_text())
-    graph["1"]["inputs"]["pipeline"] = "sana-sprint-demo"
-    graph["3"]["inputs"] |= {"width": 32, "height": 32}
-
-    def call(key: str, values: dict, **more: object) -> tuple:
-        node = graph[key]
-        cls = {**CORE_NODES, **NODE_CLASS_MAPPINGS}[node["class_type"]]
-        inputs = {k: values[v[0]][v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
-        result = getattr(cls(), cls.FUNCTION)(**{**inputs, **more})
-        return result["result"] if isinstance(result, dict) else result
-
-    values = {"1": call("1", {}), "3": call("3", {})}
-    begin = 0.0
-    for number, (_, text, seed) in enumerate(prompts(count + 1)):
-        begin = begin or (time.perf_counter() if number else 0.0)
-        values["2"] = call("2", values, text=text)
-        values["4"] = call("4", values, seed=seed)
-        values["5"] = call("5", values)
-        call("6", values, folders=here.folders, prompt=None)  # type: ignore[attr-defined]
-    return (time.perf_counter() - begin) / count
-
-
-def batched(count: int, folder: Path, batch: int) -> tuple[float, float]:
-    """Seconds a row of the batch, from its first row on, and with its start."""
-    from sana_nodes.batch import run as start
-
-    begin = time.perf_counter()
-    rows = [{"key": key, "2.text": text, "4.seed": seed} for key, text, seed in prompts(count + batch)]
-    running = iter(start(WORKFLOW, rows, output=folder, settings=SETTINGS, batch=batch))
-    for _ in range(batch):
-        next(running)
-    first = time.perf_counter()
-    made = sum(1 for _ in running)
-    return (time.perf_counter() - first) / made, (time.perf_counter() - begin) / (count + batch)
-
-
-def rates(given: argparse.Namespace) -> dict:
-    found: dict[str, list[float]] = {}
-    for turn in range(given.turns):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            ways = {"shell_s": lambda: shell_loop(given.shell, folder / "shell")}  # noqa: B023
-            ways |= {"loaded_s": lambda: loaded_loop(given.rows, folder / "loaded")}  # noqa: B023
-            for batch in (1, 8, 32):
-                ways[f"batch_{batch}_s"] = lambda n=batch: batched(given.rows, folder / f"b{n}", n)[0]  # noqa: B023
-            for way in sorted(ways, reverse=bool(turn % 2)):
-                found.setdefault(way, []).append(ways[way]())
-        print(json.dumps({way: round(values[-1], 4) for way, values in found.items()}), flush=True)
-    medians = {way: round(statistics.median(values), 4) for way, values in found.items()}
-    ratios = {way: {f"of {base}": round(medians[base] / medians[way], 2) for base in ("shell_s", "loaded_s")}
-              for way in medians if way.startswith("batch")}  # fmt: skip
-    return {**medians, "times_faster": ratios}
-
-
-def table(given: argparse.Namespace) -> dict:
-    """A table of two inputs of core nodes, checked whole; peak memory by the system."""
-    import resource
-
-    from sana_nodes.batch.checking import EmbeddedChecks, Rows, read_all
-    from sana_nodes.batch.columns import Columns
-    from sana_nodes.batch.tables import open_table
-    from sana_nodes.batch.worker import Job
-
-    links = {"destination": ["1", 0], "source": ["1", 0]}
-    graph = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
-        "2": {"class_type": "ImageCompositeMasked", "inputs": {**links, "x": 0, "y": 0, "resize_source": False}},
-        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "Sana"}},
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder, found = Path(name), []
-        Image.new("RGB", (8, 8)).save(folder / "a.png")
-        for count in (given.rows // 10, given.rows):
-            with (folder / "t.csv").open("w") as file:
-                file.write("key,2.x,2.y\n")
-                file.writelines(f"p{i},{i % 97},{i % 89}\n" for i in range(count))
-            checks = EmbeddedChecks(Job(graph, frozenset(), folder, folder, None, folder))
-            rows = Rows(open_table(folder / "t.csv"), Columns(graph, checks.declared, texts=True), (folder,))
-            begin = time.perf_counter()
-            assert len(read_all(rows, checks)) == count
-            rate = round(count / (time.perf_counter() - begin))
-            peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-            found.append({"rows": count, "rows_per_s": rate, "peak_mb": peak})
-        return {"tables": found}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Long runs of a batch with the demo weights.")
-    ways = parser.add_subparsers(required=True)
-    one = ways.add_parser("run")
-    one.add_argument("output", type=Path)
-    one.add_argument("--rows", type=int, default=2000)
-    one.add_argument("--kills", type=int, default=0)
-    one.add_argument("--victim", choices=("process", *VICTIMS), default="process")
-    one.add_argument("--against", type=Path)
-    one.set_defaults(call=run)
-    two = ways.add_parser("rates")
-    two.add_argument("--rows", type=int, default=100)
-    two.add_argument("--shell", type=int, default=5)
-    two.add_argument("--turns", type=int, default=3)
-    two.set_defaults(call=rates)
-    three = ways.add_parser("table")
-    three.add_argument("--rows", type=int, default=1_000_000)
-    three.set_defaults(call=table)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--victim", choices=("process", *VICTIMS, "server"), default="process")
+    parser.add_argument("--servers", type=int, default=0)
+    parser.add_argument("--against", type=Path)
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given = parser.parse_args(sys.argv[1:end])
     given.options = sys.argv[end + 1 :]
-    print(json.dumps(given.call(given)))
+    print(json.dumps(run(given)))
 
 
 if __name__ == "__main__":

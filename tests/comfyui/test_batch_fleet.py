@@ -14,6 +14,8 @@ from sana_nodes import host as hosts
 from sana_nodes.batch import servers
 from server import Server
 
+pytest.importorskip("websocket", reason="websocket-client is not installed: pip install sana-nodes[comfyui]")
+
 
 @pytest.fixture(scope="module")
 def homes(home, reference, tmp_path_factory):

@@ -28,10 +28,10 @@ def free_port() -> int:
 
 
 class Server:
-    """``main.py --cpu`` over a base directory; use as a context manager."""
+    """``main.py --cpu`` over a base directory; use as a context manager. ``port``: None for a free one."""
 
-    def __init__(self, home: Path, *flags: str):
-        self.port, self.home, self.client = free_port(), home, uuid.uuid4().hex
+    def __init__(self, home: Path, *flags: str, port: int | None = None):
+        self.port, self.home, self.client = port or free_port(), home, uuid.uuid4().hex
         self.log = home / f"server-{self.port}.log"
         self.command = [sys.executable, "main.py", "--cpu", "--port", str(self.port), "--listen", "127.0.0.1"]
         self.command += ["--base-directory", str(home), "--disable-api-nodes", *flags]

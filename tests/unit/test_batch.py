@@ -354,6 +354,20 @@ def test_each_row_is_what_run_gives_alone(home, reference, tmp_path, capsys, mon
     assert not drawing.same_pixels(alone[0], alone[2])
 
 
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
+    """That of docs/batch.md as it stands, on the demo weights, with fewer and smaller rows."""
+    text = (tiny.REPOSITORY / "docs" / "batch.md").read_text(encoding="utf-8")
+    code = text[text.index("## In Python") :].split("```")[1].removeprefix("python\n")
+    assert "range(100)" in code and code.count("=512") == 2
+    (tmp_path / "workflow.json").write_text(WORKFLOW.read_text())
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("range(100)", "range(3)").replace("=512", "=32"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [[f"seed-{i}", f"seed-{i}.png"] for i in range(3)]
+    assert all(float(seconds) > 0 and Image.open(tmp_path / "images" / name).size == (32, 32)
+               for _, name, seconds in lines)  # fmt: skip
+
+
 def test_prompts_are_kept_within_their_memory():
     import torch
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
+from base64 import b64encode
 from contextlib import suppress
+from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from urllib.parse import parse_qs, urlparse
@@ -15,9 +18,11 @@ import pytest
 import small_batch
 from PIL import Image
 from sana_nodes import batch, host
-from sana_nodes.batch import servers
+from sana_nodes.batch import listening, servers
 from sana_nodes.batch.worker import Stopped
 from sana_nodes.cli.calls import BadCall
+
+pytest.importorskip("websocket", reason="websocket-client is not installed: pip install sana-nodes[comfyui]")
 
 LIST = [["back.png", "mark.png"], {"image_upload": True}]
 NUMBER = ["INT", {"default": 0, "min": 0, "max": 16384}]
@@ -36,15 +41,18 @@ class Fake(ThreadingHTTPServer):
     """A server that makes the rows of small_batch. ``dies_after`` rows it forgets all and answers no more.
 
     ``queue``: rows of other people, which its websocket tells; without it has none. ``waits``: seconds of a row.
+    ``says``: what its websocket sends first.
     """
 
     daemon_threads = True
     started: list = []
 
-    def __init__(self, dies_after=None, forgets=0, fails="", queue=None, waits=0.0, port=0):
+    def __init__(self, dies_after=None, forgets=0, fails="", queue=None, waits=0.0, port=0, says=None):
         super().__init__(("127.0.0.1", port), Handler)
-        self.history, self.rows, self.uploads, self.sockets, self.questions = {}, [], [], [], 0
+        self.history, self.rows, self.uploads, self.sockets = {}, [], [], []
+        self.questions = self.opened = 0
         self.dies_after, self.forgets, self.fails, self.queue, self.waits = dies_after, forgets, fails, queue, waits
+        self.says = says
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
         Fake.started.append(self)
@@ -88,10 +96,19 @@ class Fake(ThreadingHTTPServer):
         self.tell("execution_success", {"prompt_id": number})
 
     def tell(self, kind: str, data: dict) -> None:
-        message = json.dumps({"type": kind, "data": data}).encode()
+        self.send(json.dumps({"type": kind, "data": data}))
+
+    def send(self, message: str | bytes) -> None:
+        """A frame of text or bytes to each who listens."""
+        data, first = (message.encode(), b"\x81") if isinstance(message, str) else (message, b"\x82")
         for stream in list(self.sockets):
             with suppress(OSError, ValueError):
-                stream.write(b"\x81\x7e" + len(message).to_bytes(2, "big") + message)
+                stream.sendall(first + b"\x7e" + len(data).to_bytes(2, "big") + data)
+
+    def drop_sockets(self) -> None:
+        for stream in self.sockets:
+            stream.shutdown(socket.SHUT_RDWR)
+        self.sockets.clear()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -124,8 +141,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(answers.get(path.path, found))
 
     def open_socket(self):
-        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n")
-        self.server.sockets.append(self.wfile)
+        word = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
+        accepted = b64encode(sha1(word.encode()).digest()).decode()
+        lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+        self.wfile.write("\r\n".join([*lines, f"Sec-WebSocket-Accept: {accepted}", "", ""]).encode())
+        self.server.opened += 1
+        self.server.sockets.append(self.connection)
+        if self.server.says is not None:
+            self.server.send(self.server.says)
         self.server.tell("status", {"status": {"exec_info": {"queue_remaining": self.server.queue}}})
         with suppress(OSError):
             self.rfile.read(1)
@@ -155,9 +178,13 @@ def _quick(monkeypatch):
         Fake.started.pop().end()
 
 
-def made(place, table, *fakes, **options):
+def run_on(place, table, *fakes, **options):
     address = ",".join(fake.address for fake in fakes)
-    return list(batch.run(place.workflow, table, engine="comfyui", address=address, **place.folders, **options))
+    return batch.run(place.workflow, table, engine="comfyui", address=address, **place.folders, **options)
+
+
+def made(place, table, *fakes, **options):
+    return list(run_on(place, table, *fakes, **options))
 
 
 def test_two_servers_share_the_rows(place):
@@ -302,49 +329,37 @@ def test_steps_are_told(place):
     assert texts[0].endswith(f"1/2 on {fake.address}")
 
 
-@pytest.mark.parametrize("data", [b"", b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 101 OK\r\n\r\n\x81\x7fxx"])
-def test_a_websocket_that_is_none(data):
-    """The connection ends, and nothing else does."""
-    from sana_nodes.batch.listening import Socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer():
-            connection, _ = server.accept()
-            connection.recv(1000)
-            connection.sendall(data)
-            connection.close()
-
-        threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(OSError):
-            list(Socket("127.0.0.1", server.getsockname()[1], "/ws").messages())
+def test_a_websocket_that_ends_is_opened_again(place, monkeypatch):
+    """A row that ended meanwhile is asked for at once, and later ones are told again."""
+    monkeypatch.setattr(servers, "UNTOLD", 5000)
+    monkeypatch.setattr(listening, "AGAIN", 0.02)
+    fake = Fake(queue=0, waits=0.05)
+    begin, running = time.monotonic(), run_on(place, place.points(8), fake)
+    for number, _ in enumerate(running):
+        if number in (1, 4):
+            fake.drop_sockets()
+    place.assert_complete(8)
+    assert fake.opened >= 3 and time.monotonic() - begin < servers.PAUSE * servers.UNTOLD
 
 
-def test_frames_of_every_kind():
-    from sana_nodes.batch.listening import Socket
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("data", ["[1]", "{", "null", '{"type": "status", "data": {"status": 3}}', b"\0\0\0\1", b""])
+def test_messages_that_say_nothing(place, data, monkeypatch):
+    """Previews, and what no ComfyUI sends: rows are asked for where nothing is told."""
+    monkeypatch.setattr(listening, "AGAIN", 0.02)
+    fake = Fake(queue=0, waits=0.02, says=data)
+    list(run_on(place, place.points(3), fake))
+    place.assert_complete(3)
 
-    long = json.dumps({"a": "x" * 70_000}).encode()
-    frames = b"\x89\x02hi"  # a ping
-    frames += b"\x82\x03\0\0\1"  # a preview
-    frames += b'\x01\x06{"b": ' + b"\x80\x03 1}"  # a message of two frames
-    frames += b"\x81\x7f" + len(long).to_bytes(8, "big") + long
-    frames += b"\x81\x7e" + (200).to_bytes(2, "big") + b'{"c":"' + b"y" * 192 + b'"}' + b"\x88\x00"
-    heard = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def answer():
-            connection, _ = server.accept()
-            connection.recv(1000)
-            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n" + frames)
-            heard.append(connection.recv(100))
+def test_a_server_without_a_websocket_is_asked(place):
+    fake = Fake(waits=0.02)
+    made(place, place.points(4), fake)
+    place.assert_complete(4)
+    assert fake.opened == 0
 
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        found = []
-        with pytest.raises(OSError, match="closed the connection"):
-            for message in Socket("127.0.0.1", server.getsockname()[1], "/ws").messages():
-                found.append(message)
-        thread.join(5)
-    assert found == [{"b": 1}, json.loads(long), {"c": "y" * 192}]
-    pong = heard[0]
-    assert pong[:2] == b"\x8a\x82" and bytes(b ^ pong[2 + i % 4] for i, b in enumerate(pong[6:])) == b"hi"
+
+def test_the_package_of_the_websocket_is_named(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "websocket", None)
+    with pytest.raises(BadCall, match=r"pip install sana-nodes\[comfyui\]"):
+        made(place, place.points(1), Fake())

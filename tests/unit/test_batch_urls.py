@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from errno import ENOSYS
+from functools import partial
 
 import fsspec
 import pytest
@@ -11,7 +15,7 @@ import small_batch
 import tiny
 from PIL import Image
 from sana_nodes import batch, cli
-from sana_nodes.batch import outputs
+from sana_nodes.batch import lock, outputs
 from sana_nodes.batch.urls import Url, local_or_url
 from sana_nodes.batch.worker import Stopped
 from sana_nodes.cli.calls import BadCall
@@ -91,7 +95,8 @@ def test_lines_are_durable_one_by_one_and_gathered(place, store, monkeypatch):
     assert sum(name.startswith("rows/") for name in hidden) == 2
     running.close()  # as a process that ends: nothing is gathered
     again = batch.run(place.workflow, place.points(11), output=output, input=place.root / "input")
-    assert again.done == 6 and len(lines_at(output)) == 6 and not Url(f"{output}/.sana-batch").files(deep=True)
+    assert again.done == 6 and len(lines_at(output)) == 6
+    assert Url(f"{output}/.sana-batch").files(deep=True).keys() == {"lock.json"}
     assert len(list(again)) == 5
     assert_complete(output, 11)
 
@@ -128,6 +133,81 @@ def test_models_at_a_url(home, reference, store, tmp_path, monkeypatch):
     options["settings"][0] = "1.pipeline=absent"
     with pytest.raises(BadCall, match="absent"):
         batch.run(WORKFLOW, rows, output=tmp_path / "out3", **options)
+
+
+# ---- two batches at once
+
+
+@pytest.fixture
+def quick_lock(monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "SILENCE", 1.0)
+
+
+def begun(place, output):
+    """A batch that has made a row."""
+    running = iter(batch.run(place.workflow, place.points(3), output=output, input=place.root / "input"))
+    next(running)
+    return running
+
+
+def test_a_second_batch_into_a_url_is_refused(place, store, quick_lock):
+    output = f"{store}/out"
+    first = begun(place, output)
+    with pytest.raises(BadCall, match=f"another batch is writing into {output} .process {os.getpid()} on "):
+        batch.run(place.workflow, place.points(3), output=output, input=place.root / "input")
+    list(first)
+    assert_complete(output, 3)
+    assert made(place, place.points(3), output) == []
+
+
+def test_a_batch_that_was_killed_leaves_a_lock_that_is_taken(place, store, quick_lock, monkeypatch, caplog):
+    output = f"{store}/out"
+    with monkeypatch.context() as killed:
+        killed.setattr(lock.StoreLock, "_beat", lambda self: None)
+        killed.setattr(lock.StoreLock, "release", lambda self: None)
+        begun(place, output).close()
+    begin = time.monotonic()
+    assert [record["key"] for record in made(place, place.points(3), output)] == ["p1", "p2"]
+    assert time.monotonic() - begin >= lock.SILENCE
+    assert f"process {os.getpid()} on " in caplog.text and "waiting 1 s for a sign of it" in caplog.text
+    assert_complete(output, 3)
+
+
+def test_a_batch_that_was_silent_for_too_long_ends(place, store, quick_lock):
+    """Its machine slept, and another batch began meanwhile."""
+    output = f"{store}/out"
+    first = batch.run(place.workflow, place.points(3), output=output, input=place.root / "input")
+    rows, deadline = iter(first), time.monotonic() + 20
+    next(rows)
+    while not first.output._lock.lost and time.monotonic() < deadline:  # each gives signs, and one sees the other's
+        Url(f"{output}/.sana-batch/lock.json").write(b'{"id": "of another"}')
+        time.sleep(lock.BEAT)
+    with pytest.raises(Stopped, match=f"another batch has begun to write into {output}"):
+        next(rows)
+    assert len(Url(f"{output}/.sana-batch/rows").files()) == 1
+    assert Url(f"{output}/.sana-batch/lock.json").read() == b'{"id": "of another"}', "it is not ours to remove"
+
+
+@pytest.mark.parametrize("error", [OSError(ENOSYS, "no conditional writes"), TypeError("mode"), NotImplementedError()])
+def test_a_store_without_exclusive_writes(store, monkeypatch, error):
+    url = Url(f"{store}/lock.json")
+    usual = type(url._fs).pipe_file
+
+    def pipe_file(self, path, data, **options):
+        if options:
+            raise error
+        return usual(self, path, data)
+
+    monkeypatch.setattr(url._fs, "pipe_file", partial(pipe_file, url._fs))
+    assert url.create(b"1") and not url.create(b"2") and url.read() == b"1"
+
+
+def test_of_two_that_create_a_file_one_does(store):
+    url = Url(f"{store}/lock.json")
+    with ThreadPoolExecutor(8) as pool:
+        made_it = list(pool.map(lambda n: url.create(str(n).encode()), range(8)))
+    assert sum(made_it) == 1 and url.read() == str(made_it.index(True)).encode()
 
 
 def test_a_store_that_fails_ends_the_batch_and_no_row_is_lost(place, store, monkeypatch):

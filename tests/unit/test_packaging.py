@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "bs4": "beautifulsoup4",
+    "websocket": "websocket-client",
 }
 """The distribution that brings a module, where their names differ."""
 
