@@ -47,7 +47,8 @@ Run = Callable[[int], torch.Tensor]
 
 
 WIDE, WIDTH = "wide", 1024
-"""A Gemma with layers that are not sent along with each call of a model (modules.SENT_ALONG)."""
+"""A Gemma with layers that are not sent along with each call of a model (modules.SENT_ALONG). Quantised transformers
+are wide for the same reason: what is sent along is dequantised and quantised once more, to other values."""
 
 
 def prepare(home) -> None:
@@ -58,7 +59,7 @@ def prepare(home) -> None:
     shutil.copytree(tiny.DEMO / "tokenizer", encoder, dirs_exist_ok=True)
     folder = home / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
-    network = tiny.transformer()
+    network = tiny.transformer(num_attention_heads=6, num_cross_attention_heads=6, cross_attention_dim=192)
     save_file(dict(network.state_dict()), folder / "floating.safetensors")
     for name in PACKINGS:
         write_quantised(open_checkpoint(folder / "floating.safetensors"), folder / packed_file(name), name)
