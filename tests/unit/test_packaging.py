@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
 """The distribution that brings a module, where their names differ."""
 
 COMFYUI = {
+    "comfy_aimdo",
     "comfy_api",
     "aiohttp",
     "comfy",
