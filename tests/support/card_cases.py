@@ -41,7 +41,7 @@ def a_card(**kind):
 
 
 PROMPT = "a red ring on the left of a blue background"
-LORA = "card.safetensors"
+LORA, WIDE_LORA = "card.safetensors", "card-wide.safetensors"
 
 Run = Callable[[int], torch.Tensor]
 
@@ -54,6 +54,7 @@ are wide for the same reason: what is sent along is dequantised and quantised on
 def prepare(home) -> None:
     """What the cases load beside the fixtures' pipelines."""
     tiny.write_lora(home / "models" / "loras" / LORA)
+    tiny.write_lora(home / "models" / "loras" / WIDE_LORA, width=192)
     encoder = home / "models" / "text_encoders" / WIDE
     tiny.text_encoder(intermediate_size=WIDTH).save_pretrained(encoder)
     shutil.copytree(tiny.DEMO / "tokenizer", encoder, dirs_exist_ok=True)
@@ -109,8 +110,8 @@ def _inpainted(parts, host) -> Run:
     return _sprint(parts, host, {"samples": parts[2].encode(controlling.image()), "noise_mask": mask})
 
 
-def _with_lora(parts, host) -> Run:
-    return _sprint((drawing.call("SanaLoadLora", model=parts[0], lora_name=LORA)[0], *parts[1:]), host)
+def _with_lora(parts, host, lora: str = LORA) -> Run:
+    return _sprint((drawing.call("SanaLoadLora", model=parts[0], lora_name=lora)[0], *parts[1:]), host)
 
 
 OTHER_LAYERS = (
@@ -162,7 +163,8 @@ def _packed(name: str, lora: bool = False) -> Callable:
     def make(parts, host) -> Run:
         given = {"model_name": packed_file(name), "products": "full precision"}
         model = drawing.call("SanaLoadTransformer", **given)[0]
-        return (_with_lora if lora else _sprint)((model, *parts[1:]), host)
+        parts = model, *parts[1:]
+        return _with_lora(parts, host, WIDE_LORA) if lora else _sprint(parts, host)
 
     return make
 

@@ -245,16 +245,16 @@ def image_pipeline(folder: Path, dtype: torch.dtype = torch.float32, **changes):
     return _written(SanaPipeline, folder, autoencoder(), network, flow_scheduler("dpm_solver++", 3.0), dtype)
 
 
-def write_lora(path: Path, seed: int = 0, rank: int = 4) -> None:
-    """A random LoRA of kohya's naming for the random transformers, whose attention it changes."""
+def write_lora(path: Path, seed: int = 0, rank: int = 4, width: int = 64) -> None:
+    """A random LoRA of kohya's naming for the random transformers of a width, whose attention it changes."""
     from safetensors.torch import save_file
 
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for block in range(3):
         for layer in ("attn1_to_q", "attn1_to_v", "attn2_to_v", "attn2_to_out_0"):
             name = f"lora_unet_transformer_blocks_{block}_{layer}"
-            tensors[f"{name}.lora_down.weight"] = torch.randn(rank, 64, generator=generator) * 0.3
-            tensors[f"{name}.lora_up.weight"] = torch.randn(64, rank, generator=generator) * 0.3
+            tensors[f"{name}.lora_down.weight"] = torch.randn(rank, width, generator=generator) * 0.3
+            tensors[f"{name}.lora_up.weight"] = torch.randn(width, rank, generator=generator) * 0.3
             tensors[f"{name}.alpha"] = torch.tensor(rank / 2)
     save_file(tensors, path)
 
