@@ -26,6 +26,9 @@ from .tables import BadRow, BadTable, Table, open_table
 from .urls import Url, local_or_url
 from .worker import Job, Local, Made, Stopped, Task, with_inputs
 
+TOGETHER = 8
+"""Rows that are sampled together where memory allows it: more gained little, and an end drops so many rows."""
+
 ENGINES: dict[str, Callable[..., Any]] = {"local": Local, "ray": RayEngine, "comfyui": ServersEngine}
 CHANGED = ("stop", "again", "keep")
 WHAT_THEN = {"again": "are made again", "keep": "stay as they are"}
@@ -266,7 +269,7 @@ def run(
     retry: int = 0,
     changed: str = "stop",
     metadata: bool = True,
-    batch: int = 1,
+    batch: int | None = None,
 ) -> Batch:
     """Check a table, and return the Batch of its rows that are not done; iterate it to make them.
 
@@ -274,12 +277,14 @@ def run(
     ``table``, ``output`` and ``models`` may be URLs of an object store, such as s3://bucket/folder.
     ``settings``: NODE.INPUT=VALUE texts. ``columns``: what a column sets, NODE.INPUT, or "" for nothing. ``key``: the
     column that names a row's files (else key or id, else the row's number). ``limit``: rows of this call. ``retry``:
-    how often a failed row is tried again. ``batch``: rows that are sampled together, as far as memory allows.
+    how often a failed row is tried again. ``batch``: rows that are sampled together, as far as memory allows;
+    None is TOGETHER, and 1 for comfyui.
     ``engine``: local; ray with ``workers`` on a cluster at ``address`` (None: one on this machine); comfyui on the
     servers at ``address`` (HOST:PORT, …). ``changed``: stop, again or keep rows that were made of something else.
 
     Raises BadCall (a ValueError) before anything loads; iterating Stopped where the disk is full or no server answers.
     """
+    batch = rows_at_once(batch, engine)
     _check_options(engine, limit, retry, changed, workers, batch)
     graph = read_workflow(Path(workflow)) if isinstance(workflow, (str, Path)) else _copied(workflow)
     results, opened = output_at(local_or_url(output)), open_table(table)
@@ -316,6 +321,12 @@ def _read(job: Job, table: Table, settings, columns, key, address: str | None) -
     if unknown := [name for name in [*columns, *([key] if key else [])] if name not in rows.columns.targets]:
         raise BadTable(f"{table.name} has no column {unknown[0]!r}; its columns are {', '.join(rows.columns.targets)}")
     return rows, keys
+
+
+def rows_at_once(wanted: int | None, engine: str) -> int:
+    if wanted is not None:
+        return wanted
+    return 1 if engine == "comfyui" else TOGETHER
 
 
 def _check_options(engine: str, limit: int | None, retry: int, changed: str, workers: int | None, batch: int) -> None:

@@ -141,7 +141,8 @@ def engined(count: int, folder: Path, name: str, engine: str, **more: Any) -> fl
     from sana_nodes.batch import run as start
 
     rows = [{"key": f"p{i}", "2.x": i % 97} for i in range(count)]
-    running = iter(start(core_graph(0), rows, output=folder / name, input=folder, engine=engine, **more))
+    folders = {"output": folder / name, "input": folder}
+    running = iter(start(core_graph(0), rows, engine=engine, batch=1, **folders, **more))
     next(running)
     begin = time.perf_counter()
     times = [time.perf_counter() for _ in running]

@@ -91,7 +91,9 @@ def _add_batch(commands) -> None:
     batch.add_argument("--engine", choices=("local", "ray", "comfyui"), default="local", help="where rows are made")
     batch.add_argument("--workers", type=int, metavar="N", help="ray: processes that hold the models")
     batch.add_argument("--address", metavar="ADDRESS", help="ray: a cluster's; comfyui: HOST:PORT, …")
-    batch.add_argument("--batch", type=int, default=1, metavar="N", help="sample up to N rows together")
+    batch.add_argument(
+        "--batch", type=int, metavar="N", help="sample up to N rows together (default 8; with comfyui 1)"
+    )
     batch.add_argument("--limit", type=int, metavar="N", help="make at most N rows in this call")
     batch.add_argument("--retry", type=int, default=0, metavar="N", help="try a row that fails N times again")
     batch.add_argument(

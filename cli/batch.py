@@ -71,14 +71,14 @@ def _print(record: dict, batch, options: argparse.Namespace) -> None:
 
 @contextmanager
 def _interrupts(batch) -> Iterator[list]:
-    """The first Ctrl-C finishes the row at work, the second one drops it; yields a list that the first one fills."""
+    """The first Ctrl-C finishes the rows at work, the second one drops them; yields a list that the first one fills."""
     interrupted: list[bool] = []
 
     def stop(*_):
         if interrupted:
             raise KeyboardInterrupt
         interrupted.append(True)
-        tell("finishing the row at work; Ctrl-C again drops it")
+        tell("finishing the rows at work; Ctrl-C again drops them")
         batch.stop()
 
     try:

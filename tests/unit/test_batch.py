@@ -17,7 +17,7 @@ import small_batch
 import tiny
 from PIL import Image
 from sana_nodes import batch, cli
-from sana_nodes.batch import manifest, worker
+from sana_nodes.batch import driver, manifest, worker
 from sana_nodes.cli.calls import BadCall
 from sana_nodes.host.embedded import kept
 
@@ -125,7 +125,7 @@ def test_a_failed_row_is_told_and_the_next_call_makes_it(place, breaking, capsys
 
 def test_a_row_is_tried_again_as_often_as_asked(place, breaking):
     breaking += [*map(ValueError, "12"), None, *map(ValueError, "345")]
-    records = made(place, place.points(3), retry=2)
+    records = made(place, place.points(3), retry=2, batch=1)
     assert [(record["key"], record["attempts"], record["error"] is None) for record in records] == [
         ("p0", 3, True),
         ("p1", 3, False),
@@ -293,6 +293,13 @@ def test_an_interrupt_drops_the_row_at_work(place, breaking):
     place.assert_complete(5)
 
 
+def test_rows_are_taken_together_unless_they_are_sent_to_servers(place):
+    for engine, number in (("local", driver.TOGETHER), ("comfyui", 1)):
+        assert driver.rows_at_once(None, engine) == number > 0
+    running = batch.run(place.workflow, place.points(2), **place.folders)
+    assert running.job.batch == driver.TOGETHER and len(list(running)) == 2
+
+
 def test_the_first_interrupt_finishes_the_row(place, monkeypatch, capsys):
     usual, handler = worker.Worker._run, signal.getsignal(signal.SIGINT)
 
@@ -302,8 +309,8 @@ def test_the_first_interrupt_finishes_the_row(place, monkeypatch, capsys):
         return usual(self, task)
 
     monkeypatch.setattr(worker.Worker, "_run", run)
-    assert cli.main(["batch", *place.arguments(place.points(5))]) == 130
-    assert "finishing the row at work" in capsys.readouterr().err
+    assert cli.main(["batch", *place.arguments(place.points(5)), "--batch", "1"]) == 130
+    assert "finishing the rows at work" in capsys.readouterr().err
     assert [line["key"] for line in place.manifest()] == ["p0", "p1", "p2"]
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -339,7 +346,7 @@ def test_each_row_is_what_run_gives_alone(home, reference, tmp_path, capsys, mon
     rows = [{"key": f"r{i}", "2.text": text, "4.seed": i % 3} for i, text in enumerate(texts)]
     rows[1]["3.height"] = 96
     options = {"settings": SETTINGS, "models": home / "models", "output": tmp_path / "out"}
-    records = list(batch.run(WORKFLOW, rows, **options))
+    records = sorted(batch.run(WORKFLOW, rows, **options), key=lambda record: record["row"])
     assert counts == {"model": 1, "prompt": 2}
     assert [record["seed"] for record in records] == [0, 1, 2, 0]
     alone = []
