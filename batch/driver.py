@@ -277,15 +277,13 @@ def run(
     ``table``, ``output`` and ``models`` may be URLs of an object store, such as s3://bucket/folder.
     ``settings``: NODE.INPUT=VALUE texts. ``columns``: what a column sets, NODE.INPUT, or "" for nothing. ``key``: the
     column that names a row's files (else key or id, else the row's number). ``limit``: rows of this call. ``retry``:
-    how often a failed row is tried again. ``batch``: rows that are sampled together, as far as memory allows;
-    None is TOGETHER, and 1 for comfyui.
+    how often a failed row is tried again. ``batch``: rows at once, as far as memory allows (None: TOGETHER; comfyui 1).
     ``engine``: local; ray with ``workers`` on a cluster at ``address`` (None: one on this machine); comfyui on the
     servers at ``address`` (HOST:PORT, …). ``changed``: stop, again or keep rows that were made of something else.
 
     Raises BadCall (a ValueError) before anything loads; iterating Stopped where the disk is full or no server answers.
     """
-    batch = rows_at_once(batch, engine)
-    _check_options(engine, limit, retry, changed, workers, batch)
+    _check_options(engine, limit, retry, changed, workers, batch := rows_at_once(batch, engine))
     graph = read_workflow(Path(workflow)) if isinstance(workflow, (str, Path)) else _copied(workflow)
     results, opened = output_at(local_or_url(output)), open_table(table)
     folders = (results.staging, results.path, _models(models), _path(input))

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import torch
 
-from .compiled_encoder import compiled_layer
+from . import compiled_encoder, compiled_video
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,16 @@ def parse_mode(mode: str) -> str:
 
 
 def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """What is compiled of a network: the blocks of a transformer, the layers of Gemma-2 and of DC-AE's decoder.
+    """What is compiled of a network: the blocks of a transformer, the layers of Gemma-2 and of a decoder.
 
-    The video autoencoders' layers take another shape at each piece of a video.
+    Of LTX-2's decoder nothing: streaming runs its convolutions one by one, over another number of frames at each piece.
     """
     if hasattr(module, "transformer_blocks"):
         return list(module.transformer_blocks)
     if type(module).__name__ == "Gemma2Model":
         return list(module.layers)
+    if type(module).__name__ == "AutoencoderKLWan":
+        return compiled_video.layers_of(module.decoder)
     if type(module).__name__ == "AutoencoderDC":
         return [layer for stage in module.decoder.up_blocks for layer in stage]
     return []
@@ -99,7 +101,9 @@ class CompiledBlocks:
 
 def _compiled(part: torch.nn.Module, backend: Any) -> Callable:
     if hasattr(part, "self_attn"):
-        return compiled_layer(part, backend)
+        return compiled_encoder.compiled_layer(part, backend)
+    if type(part).__name__ in compiled_video.KEPT:
+        return compiled_video.compiled_layer(part, backend)
     return _any_length(torch.compile(part._call_impl, backend=backend))
 
 
@@ -242,7 +246,7 @@ def accelerated(module: torch.nn.Module, mode: str, device: torch.device, part: 
             return None
         return CudaGraphs(module) if hasattr(module, "transformer_blocks") else None
     if not blocks_of(module):
-        logger.info("Sana Compile leaves %s as it is: its layers take another shape at each piece of a video", part)
+        logger.info("Sana Compile leaves %s as it is: its layers take other shapes at each piece of a video", part)
         return None
     return CompiledBlocks(module)
 

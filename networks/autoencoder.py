@@ -125,7 +125,7 @@ class Autoencoder:
         live, done = LiveDecoding(self.module, self.spec, run, sizes, make_tiles, needed, self.weights), 0
         for block in blocks:
             done += block.shape[2]
-            for frames in live.frames(to_autoencoder(self.spec, block), done >= total):
+            for frames in self._compiled(live.frames(to_autoencoder(self.spec, block), done >= total)):
                 yield self._shown(frames, run)
             run.report(done, total)
 
@@ -170,6 +170,15 @@ class Autoencoder:
 
     def _blocks(self, half: str) -> AbstractContextManager:
         return self.blocks.active() if self.blocks is not None and half == "decode" else nullcontext()
+
+    def _compiled(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Pieces of a video; the decoder is compiled while one is computed, and not while it is used."""
+        while True:
+            with self._blocks("decode"):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def _image_bytes(self, half: str, given: torch.Tensor, run: Run) -> Callable[[int | None], int]:
         """What a pass takes, by the size of its tiles."""
@@ -236,7 +245,7 @@ class Autoencoder:
     def _decoded_pieces(self, raw: torch.Tensor, run: Run, tiles: Tiles | None) -> Iterator[torch.Tensor]:
         shown, total = 0, raw.shape[2]
         pieces = streaming.decode_pieces(self.module, self.spec, raw, run.device, run.dtype, tiles, run.has_room)
-        for piece in pieces:
+        for piece in self._compiled(pieces):
             pixels = self._shown(piece, run)
             shown = min(shown + streaming.PIECE, total)
             run.report(shown, total)

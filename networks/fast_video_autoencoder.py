@@ -38,6 +38,11 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def _is_left_alone() -> bool:
+    """Whether diffusers' own forward is wanted: for training, and where torch.compile finds its own passes."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 def empty_map(like: torch.Tensor, frames: int, rows: int = 0, columns: int = 0) -> torch.Tensor:
     """A map of so many frames, with so many more rows and columns than ``like`` [B, C, F, H, W], in its layout."""
     size = *like.shape[:2], frames, like.shape[3] + rows, like.shape[4] + columns
@@ -101,7 +106,7 @@ class FastCausalConv:
     kernel_size: tuple[int, ...]
 
     def forward(self, x, cache_x=None):
-        if torch.is_grad_enabled():
+        if _is_left_alone():
             return super().forward(x, cache_x)
         if cache_x is None or not self._padding[4]:
             return self.over(x, 0)
@@ -116,7 +121,7 @@ class FastCausalConv:
 
     def _conv_forward(self, input, weight, bias, *rest, **named):
         """What every kind of layer calls with the weight it has got ready; on a card the layer's own way."""
-        if torch.is_grad_enabled():
+        if _is_left_alone():
             return super()._conv_forward(input, weight, bias, *rest, **named)
         weight = weight[:, :, -min(weight.shape[2], input.shape[2]) :]
         padding = 0, self._padding[2], self._padding[0]
@@ -136,7 +141,7 @@ class FastResidualBlock:
     """WanResidualBlock, its dropout left out: it is for training."""
 
     def forward(self, x, feat_cache=None, feat_idx=(0,)):
-        if torch.is_grad_enabled():
+        if _is_left_alone():
             return super().forward(x, feat_cache, feat_idx)
         x = channels_last(x)
         h = self.conv1.over(*behind_cached(self.norm1, self.nonlinearity, x, feat_cache, feat_idx))
@@ -171,7 +176,7 @@ class FastUpsample:
     time_conv: Any
 
     def forward(self, x, feat_cache=None, feat_idx=(0,)):
-        if torch.is_grad_enabled():
+        if _is_left_alone():
             return super().forward(x, feat_cache, feat_idx)
         x = channels_last(x)
         if self.mode == "upsample3d" and feat_cache is not None:

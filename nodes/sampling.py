@@ -347,7 +347,10 @@ class SanaCompile:
                 "mode": (list(MODES), mode),
             },
             "optional": {
-                "vae": ("VAE", {"tooltip": "SANA's VAE: of DC-AE the decoder is compiled too, in the mode blocks."})
+                "vae": (
+                    "VAE",
+                    {"tooltip": "SANA's VAE: the mode blocks compiles the decoder of DC-AE or Wan too."},
+                )
             },
         }
 

@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 from network_calls import image_inputs, video_inputs
-from sana_nodes.networks import accelerated, card_layers
+from sana_nodes.networks import accelerated, card_layers, streaming
 from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_transformer import use_fast_transformer
+from sana_nodes.networks.latent_spaces import WAN, VaeSpec
 from sana_nodes.networks.prompt_cache import PromptCache
 from sana_nodes.networks.prompts import PromptTokens
 from sana_nodes.networks.text_encoder import use_fast_text_encoder
@@ -83,6 +84,22 @@ def test_the_decoder_of_dc_ae(monkeypatch, card):
     with torch.no_grad(), blocks.active():
         assert (mine.decode(latent)[0] - theirs.decode(latent)[0]).abs().max() < 1e-5
     assert counter.frame_count >= 6 and not _dynamo.utils.counters["graph_break"]
+
+
+@torch.no_grad()
+def test_the_decoder_of_wan():
+    """A video of another length, and after two sizes one of a third, take no other graph."""
+    theirs = tiny.wan_vae().requires_grad_(False)
+    mine, counter, counts = use_fast_autoencoder(copy.deepcopy(theirs)), CompileCounter(), []
+    blocks, spec = accelerated.CompiledBlocks(mine, counter), VaeSpec(WAN, 16, 8, 4)
+    for frames, rows, columns in ((5, 4, 6), (3, 4, 6), (4, 6, 8), (4, 6, 10)):
+        latents = torch.randn(1, 16, frames, rows, columns)
+        expected = theirs.decode(latents)[0]
+        with blocks.active():
+            decoded = list(streaming.decode_pieces(mine, spec, latents, torch.device("cpu"), torch.float32))
+        assert (torch.cat(decoded, dim=2) - expected).abs().max() < 1e-5
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] and counts[2] == counts[3] < 40 and not _dynamo.utils.counters["graph_break"]
 
 
 def test_prompts_of_any_length_share_a_graph_of_gemmas_layers():
