@@ -88,18 +88,17 @@ def test_the_decoder_of_dc_ae(monkeypatch, card):
 
 @torch.no_grad()
 def test_the_decoder_of_wan():
-    """A video of another length, and after two sizes one of a third, take no other graph."""
-    theirs = tiny.wan_vae().requires_grad_(False)
+    """A video of another length takes no other graph; of other sizes: tests/slow/test_long_compile.py."""
+    theirs = tiny.wan_vae(dim_mult=[1, 1, 1, 1], num_res_blocks=1).requires_grad_(False)
     mine, counter, counts = use_fast_autoencoder(copy.deepcopy(theirs)), CompileCounter(), []
     blocks, spec = accelerated.CompiledBlocks(mine, counter), VaeSpec(WAN, 16, 8, 4)
-    for frames, rows, columns in ((5, 4, 6), (3, 4, 6), (4, 6, 8), (4, 6, 10)):
-        latents = torch.randn(1, 16, frames, rows, columns)
-        expected = theirs.decode(latents)[0]
+    for frames in (3, 4):
+        latents = torch.randn(1, 16, frames, 2, 3)
         with blocks.active():
             decoded = list(streaming.decode_pieces(mine, spec, latents, torch.device("cpu"), torch.float32))
-        assert (torch.cat(decoded, dim=2) - expected).abs().max() < 1e-5
+        assert (torch.cat(decoded, dim=2) - theirs.decode(latents)[0]).abs().max() < 1e-5
         counts.append(counter.frame_count)
-    assert counts[0] == counts[1] and counts[2] == counts[3] < 40 and not _dynamo.utils.counters["graph_break"]
+    assert 0 < counts[0] == counts[1] and not _dynamo.utils.counters["graph_break"]
 
 
 def test_prompts_of_any_length_share_a_graph_of_gemmas_layers():
@@ -229,9 +228,9 @@ def test_modes(caplog):
     assert isinstance(accelerated.accelerated(network, "blocks", cpu, "it"), accelerated.CompiledBlocks)
     with caplog.at_level(logging.INFO):
         assert accelerated.accelerated(network, "graphs", cpu, "it") is None
-        assert accelerated.accelerated(tiny.wan_vae(), "blocks", cpu, "Wan") is None
+        assert accelerated.accelerated(tiny.ltx2_vae(), "blocks", cpu, "LTX-2") is None
     assert "there is no CUDA on this device (cpu); the model runs without" in caplog.text
-    assert "leaves Wan as it is" in caplog.text
+    assert "leaves LTX-2 as it is" in caplog.text
     with pytest.raises(ValueError, match="choose one of blocks, off, graphs"):
         accelerated.accelerated(network, "block", cpu, "it")
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 
+import drawing
 import pytest
 import tiny
 import torch
+from sana_nodes.networks import accelerated, streaming
+from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_transformer import use_fast_transformer
+from sana_nodes.networks.latent_spaces import WAN, VaeSpec
 from sana_nodes.samplers.block_causal import BlockCall, BlockState
 from torch import _dynamo
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 
 def run_of_blocks(network, counter, cached: int, run: int) -> tuple[list, list[int]]:
@@ -46,3 +50,47 @@ def test_blocks_of_a_long_video_share_graphs(part, cached):
             graphs.append(counts[-1])
     assert graphs[1] == graphs[2] <= _dynamo.config.recompile_limit * (1 if part == "whole" else 2)
     assert part == "whole" or graphs[0] == graphs[1], "of the whole what makes the state is compiled too"
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """The backend of compiled blocks."""
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(accelerated.torch, "compile", lambda call, backend: compile_(call, backend=counter))
+    _dynamo.reset()
+    yield counter
+    _dynamo.reset()
+
+
+@torch.no_grad()
+def test_the_decoder_of_a_video(host, counter, video_references):
+    """Frames of a whole video, and of one whose latents come in blocks; the VAE that is given stays as it is."""
+    model, _, vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")
+    _, fast = drawing.call("SanaCompile", model=model, mode="blocks", vae=vae)
+    latents = torch.randn(1, 16, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for decoder in (vae, fast):
+        frames = torch.cat(list(host.decode_frames(decoder, latents)))
+        blocks = torch.cat(list(host.decode_stream(decoder, iter(latents.split(2, dim=2)), 4)))
+        assert frames.shape == (13, 48, 64, 3) and drawing.difference(frames, blocks) < drawing.ROUNDING
+        counts.append((counter.frame_count, frames))
+    (before, expected), (after, made) = counts
+    assert before == 0 < after and drawing.difference(made, expected) < drawing.ROUNDING
+
+
+@torch.no_grad()
+def test_the_decoder_of_wan_in_several_sizes():
+    """A video of another length, and after two sizes one of a third, take no other graph."""
+    theirs = tiny.wan_vae().requires_grad_(False)
+    mine, counter, counts = use_fast_autoencoder(copy.deepcopy(theirs)), CompileCounter(), []
+    _dynamo.reset()
+    _dynamo.utils.counters.clear()
+    blocks, spec = accelerated.CompiledBlocks(mine, counter), VaeSpec(WAN, 16, 8, 4)
+    for frames, rows, columns in ((5, 4, 6), (3, 4, 6), (4, 6, 8), (4, 6, 10)):
+        latents = torch.randn(1, 16, frames, rows, columns)
+        expected = theirs.decode(latents)[0]
+        with blocks.active():
+            decoded = list(streaming.decode_pieces(mine, spec, latents, torch.device("cpu"), torch.float32))
+        assert (torch.cat(decoded, dim=2) - expected).abs().max() < 1e-5
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] and counts[2] == counts[3] < 40 and not _dynamo.utils.counters["graph_break"]

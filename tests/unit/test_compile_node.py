@@ -52,22 +52,6 @@ def test_blocks_of_a_long_video(host, counter, long_folder):
     assert 0 < counts[0] == counts[1] <= 8, "no block after the second is compiled, nor another video's"
 
 
-@torch.no_grad()
-def test_the_decoder_of_a_video(host, counter, video_references):
-    """Frames of a whole video, and of one whose latents come in blocks; the VAE that is given stays as it is."""
-    model, _, vae = drawing.call("SanaLoadPipeline", pipeline="tiny-video")
-    _, fast = drawing.call("SanaCompile", model=model, mode="blocks", vae=vae)
-    latents = torch.randn(1, 16, 4, 6, 8, generator=torch.Generator().manual_seed(0))
-    counts = []
-    for decoder in (vae, fast):
-        frames = torch.cat(list(host.decode_frames(decoder, latents)))
-        blocks = torch.cat(list(host.decode_stream(decoder, iter(latents.split(2, dim=2)), 4)))
-        assert frames.shape == (13, 48, 64, 3) and drawing.difference(frames, blocks) < drawing.ROUNDING
-        counts.append((counter.frame_count, frames))
-    (before, expected), (after, made) = counts
-    assert before == 0 < after and drawing.difference(made, expected) < drawing.ROUNDING
-
-
 def test_graphs_fall_back_without_cuda(host, caplog):
     model, clip, vae = drawing.call("SanaLoadPipeline", pipeline="tiny")
     made, nothing = drawing.call("SanaCompile", model=model, mode="graphs")
