@@ -104,7 +104,7 @@ def _compiled(part: torch.nn.Module, backend: Any) -> Callable:
         return compiled_encoder.compiled_layer(part, backend)
     if type(part).__name__ in compiled_video.KEPT:
         return compiled_video.compiled_layer(part, backend)
-    return _any_length(torch.compile(part._call_impl, backend=backend))
+    return _of_any_length(torch.compile(part._call_impl, backend=backend))
 
 
 def _reason(error: Exception) -> str:
@@ -116,13 +116,13 @@ LENGTH = {2: 1, 3: -1}
 """Of a block's arguments by index: the dimension along which a prompt's length lies, of its states and of its mask."""
 
 
-def _any_length(call: Callable) -> Callable:
+def _of_any_length(call: Callable) -> Callable:
     def run(*arguments, **named):
         for index, dim in LENGTH.items():
             value = arguments[index] if index < len(arguments) else None
             for tensor in value if isinstance(value, tuple) else (value,):
-                if tensor is not None and not hasattr(tensor, "_dynamo_weak_dynamic_indices"):
-                    torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 2 if tensor.ndim == 4 else dim % tensor.ndim)
+                if tensor is not None:
+                    compiled_encoder.any_length(tensor, tensor.ndim - 2 if tensor.ndim == 4 else dim % tensor.ndim)
         return call(*arguments, **named)
 
     return run

@@ -173,12 +173,7 @@ class Autoencoder:
 
     def _compiled(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Pieces of a video; the decoder is compiled while one is computed, and not while it is used."""
-        while True:
-            with self._blocks("decode"):
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
+        return streaming.each_within(lambda: self._blocks("decode"), pieces)
 
     def _image_bytes(self, half: str, given: torch.Tensor, run: Run) -> Callable[[int | None], int]:
         """What a pass takes, by the size of its tiles."""

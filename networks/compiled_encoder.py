@@ -42,12 +42,12 @@ def compiled_layer(layer: Any, backend: Any) -> Callable:
             return layer._call_impl(states, *more, **named)
         kept = named.pop(cache)
         before = _before(kept, number)
-        _any_length(states, 1)
-        _any_length(named.get("attention_mask"), 2, 3)
+        any_length(states, 1)
+        any_length(named.get("attention_mask"), 2, 3)
         for table in named.get("position_embeddings") or ():
-            _any_length(table, 1)
+            any_length(table, 1)
         for tensor in before:
-            _any_length(tensor, 2)
+            any_length(tensor, 2)
         out, keys, values = run(layer, states, named, cache, *before)
         _keep(kept, number, keys, values)
         return out
@@ -71,6 +71,7 @@ def _keep(cache, number: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         layer.keys, layer.values = keys, values
 
 
-def _any_length(tensor: torch.Tensor | None, *dims: int) -> None:
+def any_length(tensor: torch.Tensor | None, *dims: int) -> None:
+    """Tell torch.compile that a tensor's size along ``dims`` changes from call to call."""
     if tensor is not None and not hasattr(tensor, "_dynamo_weak_dynamic_indices"):
         torch._dynamo.maybe_mark_dynamic(tensor, dims)

@@ -8,6 +8,7 @@ piece with ``last`` set it has returned everything. Wan's convolutions cache the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -20,6 +21,18 @@ from .ltx2_streaming import Ltx2Decoder, Ltx2Encoder
 
 PIECE = 2
 """Latent frames per piece; a decoder may split it further."""
+
+
+def each_within(
+    make_context: Callable[[], AbstractContextManager], pieces: Iterator[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """The pieces, each computed within a context that has ended where the piece is used."""
+    while True:
+        with make_context():
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 class Coder(Protocol):

@@ -13,7 +13,7 @@ import torch
 
 from ...model_loaders.quantised.formats import set_values
 from ...model_loaders.vae import LoadedVae, load_vae
-from ...networks import precision
+from ...networks import precision, streaming
 from ...networks.accelerated import set_mode
 from ...networks.autoencoder import (
     IMAGE_TILE,
@@ -211,12 +211,7 @@ class SanaVAE(comfy.sd.VAE):
         yield from self._each_on_device(self.sana_autoencoder.stream(blocks, total, _Run(self)))
 
     def _each_on_device(self, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        while True:
-            with _on_device(self.device):
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
+        return streaming.each_within(lambda: _on_device(self.device), pieces)
 
     def vae_encode_crop_pixels(self, pixels):
         """Sides are cropped to whole latent cells around the middle; ValueError where nothing is left."""

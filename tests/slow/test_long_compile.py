@@ -1,20 +1,18 @@
-"""torch.compile of a long video's calls: blocks of a film share their graphs, and so does the next film."""
+"""torch.compile of what takes many graphs: the blocks of a long video and of the next one, and Wan's decoder."""
 
 from __future__ import annotations
 
 import copy
 
+import compiling
 import drawing
 import pytest
 import tiny
 import torch
-from sana_nodes.networks import accelerated, streaming
-from sana_nodes.networks.autoencoder import use_fast_autoencoder
 from sana_nodes.networks.fast_transformer import use_fast_transformer
-from sana_nodes.networks.latent_spaces import WAN, VaeSpec
 from sana_nodes.samplers.block_causal import BlockCall, BlockState
 from torch import _dynamo
-from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounterWithBackend
 
 
 def run_of_blocks(network, counter, cached: int, run: int) -> tuple[list, list[int]]:
@@ -53,13 +51,9 @@ def test_blocks_of_a_long_video_share_graphs(part, cached):
 
 
 @pytest.fixture
-def counter(monkeypatch):
-    """The backend of compiled blocks."""
-    counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setattr(accelerated.torch, "compile", lambda call, backend: compile_(call, backend=counter))
-    _dynamo.reset()
-    yield counter
-    _dynamo.reset()
+def counter():
+    with compiling.counted() as counter:
+        yield counter
 
 
 @torch.no_grad()
@@ -78,19 +72,8 @@ def test_the_decoder_of_a_video(host, counter, video_references):
     assert before == 0 < after and drawing.difference(made, expected) < drawing.ROUNDING
 
 
-@torch.no_grad()
 def test_the_decoder_of_wan_in_several_sizes():
     """A video of another length, and after two sizes one of a third, take no other graph."""
-    theirs = tiny.wan_vae().requires_grad_(False)
-    mine, counter, counts = use_fast_autoencoder(copy.deepcopy(theirs)), CompileCounter(), []
-    _dynamo.reset()
-    _dynamo.utils.counters.clear()
-    blocks, spec = accelerated.CompiledBlocks(mine, counter), VaeSpec(WAN, 16, 8, 4)
-    for frames, rows, columns in ((5, 4, 6), (3, 4, 6), (4, 6, 8), (4, 6, 10)):
-        latents = torch.randn(1, 16, frames, rows, columns)
-        expected = theirs.decode(latents)[0]
-        with blocks.active():
-            decoded = list(streaming.decode_pieces(mine, spec, latents, torch.device("cpu"), torch.float32))
-        assert (torch.cat(decoded, dim=2) - expected).abs().max() < 1e-5
-        counts.append(counter.frame_count)
-    assert counts[0] == counts[1] and counts[2] == counts[3] < 40 and not _dynamo.utils.counters["graph_break"]
+    sizes = [(5, 4, 6), (3, 4, 6), (4, 6, 8), (4, 6, 10)]
+    counts = compiling.graphs_of_wan(tiny.wan_vae().requires_grad_(False), sizes)
+    assert counts[0] == counts[1] and counts[2] == counts[3] < 40

@@ -37,6 +37,17 @@ SETTINGS = {
     "Comfy.Graph.CanvasInfo": False,
 }
 RENDERINGS = ("classic", "nodes2")
+ADD = """([kind, values, at]) => {
+    const node = LiteGraph.createNode(kind), count = app.graph._nodes.length;
+    node.pos = at ?? [(count % 5) * 440, Math.floor(count / 5) * 520];
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find(each => each.name === name);
+        widget.value = value;
+        widget.callback?.(value);
+    }
+    return node.id;
+}"""
 
 
 def chromium() -> str | None:
@@ -53,6 +64,11 @@ def why_not() -> str | None:
     if importlib.util.find_spec("playwright") is None:
         return "Playwright is not installed: pip install playwright"
     return None
+
+
+def add(page, kind: str, at: tuple[int, int] | None = None, **values) -> int:
+    """The id of a node that is put on the page's canvas, beside the others or ``at`` a place, with these values."""
+    return page.evaluate(ADD, [kind, values, at])
 
 
 class Editor:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import compiling
 import drawing
 import long_films as films
 import pytest
-import torch
-from sana_nodes.networks import accelerated
 from torch import _dynamo
-from torch._dynamo.testing import CompileCounter
 
 
 @pytest.fixture
-def counter(monkeypatch):
-    """The backend of compiled blocks."""
-    counter, compile_ = CompileCounter(), torch.compile
-    monkeypatch.setattr(accelerated.torch, "compile", lambda call, backend: compile_(call, backend=counter))
-    _dynamo.reset()
-    yield counter
-    _dynamo.reset()
+def counter():
+    with compiling.counted() as counter:
+        yield counter
 
 
 def test_blocks(host, counter):

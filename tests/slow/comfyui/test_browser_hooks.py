@@ -10,17 +10,6 @@ import pytest
 
 pytestmark = pytest.mark.skipif(browser.why_not() is not None, reason=str(browser.why_not()))
 
-ADD = """([kind, values, at]) => {
-    const node = LiteGraph.createNode(kind);
-    node.pos = at;
-    app.graph.add(node);
-    for (const [name, value] of Object.entries(values)) {
-        const widget = node.widgets.find(each => each.name === name);
-        widget.value = value;
-        widget.callback?.(value);
-    }
-    return node.id;
-}"""
 LISTENERS = """() => {
     window.listening = window.listening ?? new Map();
     if (app.api.counted) return;
@@ -46,7 +35,7 @@ def page(editor):
 
 
 def add(page, kind: str, at=(300, 150), **values) -> int:
-    return page.evaluate(ADD, [kind, values, list(at)])
+    return browser.add(page, kind, at, **values)
 
 
 def sketch_of(page, node: int) -> dict:

@@ -24,17 +24,6 @@ pytestmark = [
     pytest.mark.comfyui,
     pytest.mark.skipif(browser.why_not() is not None, reason=browser.why_not() or ""),
 ]
-ADD = """([type, values]) => {
-    const node = LiteGraph.createNode(type), count = app.graph._nodes.length;
-    node.pos = [(count % 5) * 440, Math.floor(count / 5) * 520];
-    app.graph.add(node);
-    for (const [name, value] of Object.entries(values)) {
-        const widget = node.widgets.find(each => each.name === name);
-        widget.value = value;
-        widget.callback?.(value);
-    }
-    return node.id;
-}"""
 SET = """([id, name, value]) => {
     const widget = app.graph.getNodeById(id).widgets.find(each => each.name === name);
     widget.value = value;
@@ -68,7 +57,7 @@ def editor(opened):
 
 
 def add(editor, kind: str, **values) -> int:
-    return editor.page.evaluate(ADD, [kind, values])
+    return browser.add(editor.page, kind, **values)
 
 
 def change(editor, node: int, name: str, value) -> None:
